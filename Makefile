@@ -1,0 +1,90 @@
+# The commands of daily work; `make help` lists them. `demo`, `test`, `check` and `bench` set up .venv when it is not
+# there or pyproject.toml has changed. Works with GNU make 3.81 and any POSIX shell.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# The Python to build .venv with, by name or path; empty: the first of 3.11 and 3.12 that works.
+PYTHON ?=
+# Set to 1 to go on where plyvel has no ready-built wheel, and build it from source.
+BUILD_PLYVEL ?=
+
+.PHONY: help demo test check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    run three nodes of the example key-value store here, and show what they survive"
+	@echo "make test    run all tests"
+	@echo "make check   formatting, lint, types and import rules; changes nothing"
+	@echo "make bench   measure what this machine allows; see benchmarks/README.md"
+	@echo "make clean   remove .venv and all caches"
+	@echo "Options: PYTHON=/path/to/python3.12 (what .venv is built with), BUILD_PLYVEL=1 (any platform, from source)"
+
+demo: $(STAMP)
+	@$(BIN)/python -m examples.kv demo
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	@for in_flight in 1 64 1000; do $(BIN)/python -m benchmarks.ceiling --groups 64 --concurrency $$in_flight || exit 1; done
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One shell script, handed over in the environment so that it can be read as one. `$$` is make's way to write `$`.
+define SETUP
+set -eu
+fail() { printf 'error: %s\n' "$$1" >&2; shift; for line; do printf '       %s\n' "$$line" >&2; done; exit 1; }
+
+# Whether "$$1" is a Python of a version that we support, and one that can make a virtual environment. It is run, not
+# just looked for: a name on PATH may be a version manager's stand-in for a Python that is not there.
+works() {
+    "$$1" -c 'import sys, venv, ensurepip; sys.exit(not ((3, 11) <= sys.version_info[:2] <= tuple(map(int, sys.argv[1:]))))' \
+        $$newest >/dev/null 2>&1
+}
+
+platform=$$(uname -s)-$$(uname -m)
+newest='3 12'
+if [ -n "$(BUILD_PLYVEL)" ]; then
+    newest='3 99'
+elif [ "$$platform" != Linux-x86_64 ]; then
+    fail "multiraft keeps its data in LevelDB through plyvel, which is published ready-built for Linux on x86-64 only;" \
+        "this is $$platform. Ways out:" \
+        "- run this in a Linux x86-64 machine, virtual machine or container (image python:3.12, platform linux/amd64)" \
+        "- or install LevelDB with its headers and a C++ compiler, then add BUILD_PLYVEL=1 to the make command"
+fi
+
+candidates='$(or $(PYTHON),python3.11 python3.12 python3)'
+if [ -n "$(PYTHON)" ] || ! works $(BIN)/python; then
+    found=
+    for name in $$candidates; do
+        if works "$$name"; then found=$$name; break; fi
+    done
+    [ -n "$$found" ] || fail "no working Python 3.11 or 3.12 with venv found (tried: $$candidates). Ways out:" \
+        "- install one; on Debian and Ubuntu: apt-get install python3.11 python3.11-venv (or 3.12)" \
+        "- or name one: add PYTHON=/path/to/python3.12 to the make command" \
+        "- or run this in a Linux x86-64 container of the image python:3.12" \
+        "For later versions plyvel is not published ready-built: with LevelDB's headers and a C++ compiler there," \
+        "add BUILD_PLYVEL=1 to the make command."
+    echo "setting up $(VENV) with $$("$$found" -V) ..."
+    "$$found" -m venv --clear $(VENV)
+fi
+echo "installing multiraft and its tools into $(VENV) ..."
+$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' ||
+    fail "installing into $(VENV) failed; pip says why above. Ways out:" \
+        "- without a network, point pip at a folder of wheels: PIP_NO_INDEX=1 PIP_FIND_LINKS=/folder make ..." \
+        "- if plyvel does not build: use Linux x86-64 with glibc and Python 3.11 or 3.12, or install LevelDB's headers"
+touch $(STAMP)
+endef
+export SETUP
+
+$(STAMP): pyproject.toml
+	@sh -c "$$SETUP"

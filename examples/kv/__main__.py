@@ -1,0 +1,5 @@
+"""`python -m examples.kv`."""
+
+from examples.kv.cli import main
+
+main()

@@ -1,0 +1,277 @@
+"""An asynchronous client of the key-value store's HTTP API, which retries what is safe to retry.
+
+It is given the URLs of one or more nodes and uses them in turn: any node answers. What happened to a call is one
+of three things, and the client acts on it:
+
+    certainly not done   tried again, at another node, until the time is up
+    unknown              tried again if doing it twice is the same as doing it once (get, put, delete, batch);
+                         a compare-and-set or an increment raises OutcomeUnknown instead
+    done, or refused     returned, or raised
+
+Rules of this file: every attempt is counted, also when it ends in an error; nothing is retried past the deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+import aiohttp
+from yarl import URL
+
+from examples.kv.machine import Swap
+from multiraft.errors import CommandFailed, DeadlineExceeded, InvalidRequest, OutcomeUnknown
+
+_AVOID_S: Final = 0.5
+"""How long a node that could not be reached is passed over."""
+_BACKOFF_S: Final = (0.02, 0.5)
+_NOT_DONE: Final = "not_committed"
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the client went through since it was made.
+
+    attempts  requests sent or tried to be sent
+    retries   attempts that followed an unsuccessful one of the same call
+    unknown   attempts after which nobody could tell whether the write had happened
+    """
+
+    attempts: int = 0
+    retries: int = 0
+    unknown: int = 0
+
+
+class _Absent(InvalidRequest):
+    """The store, not just any server, says 404."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    outcome: str
+    message: str
+
+
+class Client:
+    """Use as `async with Client(urls) as client`.
+
+    urls               "http://host:port" of one or more nodes
+    timeout_s          a call gives up after this long, all attempts together
+    attempt_timeout_s  one attempt is given up after this long
+    connections        kept open at most, over all nodes
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        timeout_s: float = 30.0,
+        attempt_timeout_s: float = 10.0,
+        connections: int = 64,
+    ) -> None:
+        if not urls:
+            raise ValueError("at least one URL is needed")
+        self.counts = Counts()
+        self._urls = [url.rstrip("/") for url in urls]
+        self._turn = random.randrange(len(urls))
+        self._avoid: dict[str, float] = {}
+        self._timeout_s = timeout_s
+        self._attempt_timeout = aiohttp.ClientTimeout(total=attempt_timeout_s)
+        self._connections = connections
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Client:
+        connector = aiohttp.TCPConnector(limit=self._connections)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=self._attempt_timeout)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def get(self, key: str) -> bytes | None:
+        """Return the value of `key`, as of some moment between the call and its answer; None when absent."""
+        try:
+            _, body = await self._call("GET", key_path(key))
+        except _Absent:
+            return None
+        return body
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Store `value` under `key`; retried when its outcome is unknown."""
+        await self._call("PUT", key_path(key), value)
+
+    async def delete(self, key: str) -> bool:
+        """Remove `key`; say whether the last attempt found it there."""
+        _, body = await self._call("DELETE", key_path(key))
+        return bool(json.loads(body)["deleted"])
+
+    async def compare_and_set(self, key: str, expected: bytes | None, value: bytes) -> Swap:
+        """Store `value` if `key` holds `expected` (None: is absent). Raises OutcomeUnknown when nobody can tell."""
+        question = {"expected": None if expected is None else to_base64(expected), "value": to_base64(value)}
+        _, body = await self._call("POST", key_path(key, "/cas/"), json.dumps(question).encode(), idempotent=False)
+        answer = json.loads(body)
+        current = answer["current"]
+        return Swap(bool(answer["swapped"]), None if current is None else base64.b64decode(current))
+
+    async def increment(self, key: str, amount: int = 1) -> int:
+        """Add `amount` to the number under `key`. Raises OutcomeUnknown, CommandFailed when it is no number."""
+        path = f"{key_path(key, '/increment/')}?by={amount}"
+        _, body = await self._call("POST", path, b"", idempotent=False)
+        return int(json.loads(body)["value"])
+
+    async def scan(self, prefix: str = "", page: int = 1_000) -> AsyncIterator[tuple[str, bytes]]:
+        """Yield all keys that begin with `prefix`, ascending, with their values; `page` entries per request."""
+        after: str | None = None
+        while True:
+            asked = {"prefix": prefix, "limit": str(page)}
+            if after is not None:
+                asked["start_after"] = after
+            _, body = await self._call("GET", f"/scan?{urlencode(asked)}")
+            answer = json.loads(body)
+            for key, value in answer["entries"]:
+                yield key, base64.b64decode(value)
+            after = answer["next"]
+            if after is None:
+                return
+
+    async def batch(self, writes: Mapping[str, bytes | None]) -> None:
+        """Store all of `writes`; None removes a key. Atomic for the keys of one shard, not beyond.
+
+        What was not done, or may not have been, is sent again. Raises CommandFailed, OutcomeUnknown or
+        DeadlineExceeded when something of it is left undone; the rest is done.
+        """
+        left = dict(writes)
+        deadline = time.monotonic() + self._timeout_s
+        attempt = 0
+        while left:
+            status, body = await self._call("POST", "/batch", encode_batch(left), deadline=deadline)
+            if status != 207:
+                return
+            left, failure = self._undone(left, json.loads(body)["shards"])
+            if left:
+                await self._pause(deadline, attempt, failure)
+                self.counts.retries += 1
+                attempt += 1
+
+    def _undone(
+        self, sent: Mapping[str, bytes | None], shards: list[dict[str, Any]]
+    ) -> tuple[dict[str, bytes | None], _Failure]:
+        left: dict[str, bytes | None] = {}
+        failure = _Failure(_NOT_DONE, "")
+        for shard in shards:
+            outcome = shard["outcome"]
+            if outcome == "committed":
+                continue
+            if outcome == "failed":
+                raise CommandFailed("batch", f"shard {shard['shard_id']}: {shard['error']}")
+            failure = _Failure(outcome, shard["error"])
+            self.counts.unknown += outcome == "unknown"
+            left.update((key, sent[key]) for key in shard["keys"])
+        return left, failure
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        idempotent: bool = True,
+        deadline: float | None = None,
+    ) -> tuple[int, bytes]:
+        """Return (status, body) of an answer below 400. Raises _Absent where the store says that a key is not there."""
+        if deadline is None:
+            deadline = time.monotonic() + self._timeout_s
+        attempt = 0
+        while True:
+            url = self._next_url()
+            result = await self._attempt(method, url, path, body)
+            if not isinstance(result, _Failure):
+                return result
+            if method != "GET" and result.outcome == "unknown":
+                self.counts.unknown += 1
+                if not idempotent:
+                    raise OutcomeUnknown(f"{result.message}; it may or may not have happened: read before trying again")
+            await self._pause(deadline, attempt, result)
+            self.counts.retries += 1
+            attempt += 1
+
+    async def _attempt(self, method: str, url: str, path: str, body: bytes | None) -> tuple[int, bytes] | _Failure:
+        if self._session is None:
+            raise RuntimeError("use `async with Client(...)`")
+        self.counts.attempts += 1
+        try:
+            async with self._session.request(method, URL(url + path, encoded=True), data=body) as response:
+                content = await response.read()
+        except aiohttp.ClientConnectorError as problem:
+            self._avoid[url] = time.monotonic() + _AVOID_S
+            return _Failure(_NOT_DONE, f"{url} cannot be reached: {problem.strerror or problem}")
+        except TimeoutError:
+            return _Failure("unknown", f"{url} did not answer in time")
+        except aiohttp.ClientError as problem:
+            self._avoid[url] = time.monotonic() + _AVOID_S
+            return _Failure("unknown", f"{url}: the connection broke: {problem}")
+        return (response.status, content) if response.status < 400 else _refusal(url, response.status, content)
+
+    def _next_url(self) -> str:
+        now = time.monotonic()
+        for _ in self._urls:
+            self._turn = (self._turn + 1) % len(self._urls)
+            if self._avoid.get(self._urls[self._turn], 0.0) <= now:
+                break
+        return self._urls[self._turn]
+
+    async def _pause(self, deadline: float, attempt: int, failure: _Failure) -> None:
+        """Wait before the next attempt. Raises what the last one came to if there is no time for another."""
+        first_s, longest_s = _BACKOFF_S
+        wait_s = min(longest_s, first_s * 2 ** min(attempt, 10)) * random.uniform(0.5, 1.0)
+        if time.monotonic() + wait_s >= deadline:
+            if failure.outcome == "unknown":
+                raise OutcomeUnknown(failure.message)
+            raise DeadlineExceeded(f"gave up after {attempt + 1} attempts; the last one: {failure.message}")
+        await asyncio.sleep(wait_s)
+
+
+def _refusal(url: str, status: int, content: bytes) -> _Failure:
+    """What an error answer means. Raises when trying again cannot help."""
+    try:
+        answer = json.loads(content)
+        message = f"{url}: {answer['error']}"
+        outcome = answer["outcome"]
+    except (ValueError, KeyError, TypeError):
+        message, outcome = f"{url}: HTTP {status}", "unknown"
+    if outcome == "failed":
+        raise CommandFailed(f"HTTP {status}", message)
+    if status < 500:
+        raise _Absent(message) if status == 404 and outcome == _NOT_DONE else InvalidRequest(message)
+    return _Failure(outcome, message)
+
+
+def key_path(key: str, route: str = "/kv/") -> str:
+    """Return the path of `key`. Everything but letters and digits is percent-encoded, so that any key survives."""
+    try:
+        encoded = quote(key, safe="")
+    except UnicodeEncodeError:
+        raise InvalidRequest("the key is not valid Unicode text") from None
+    return route + encoded.replace(".", "%2E")
+
+
+def to_base64(value: bytes) -> str:
+    return base64.b64encode(value).decode("ascii")
+
+
+def encode_batch(writes: Mapping[str, bytes | None]) -> bytes:
+    """Return the body of POST /batch."""
+    put = {key: to_base64(value) for key, value in writes.items() if value is not None}
+    gone = [key for key, value in writes.items() if value is None]
+    return json.dumps({"put": put, "delete": gone}).encode()

@@ -1,0 +1,188 @@
+"""One node of the key-value store as a process: from its options to its last word.
+
+It prints one line once it listens and one once every shard has a leader. SIGTERM or SIGINT stops it in order.
+What goes wrong is one line on stderr, `error: ...`, and an exit code:
+
+    0   stopped as asked
+    2   the options or the configuration are wrong
+    3   it cannot start from what it found: an address in use, a store that is damaged, locked or of another node
+    4   it ended by itself: the store could not be written any more
+
+Rules of this file: the HTTP address is taken before the store is touched, so that a node that cannot serve changes
+nothing; every way out stops the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Final
+
+from aiohttp import web
+
+from examples.kv.http import SERVICE, kv_app
+from examples.kv.machine import KV
+from multiraft.config import NodeConfig, parse_address
+from multiraft.errors import ConfigError, MultiRaftError, NotReady, StartError
+from multiraft.node import Node
+
+INITIAL_SHARDS: Final = 16
+REPLICAS: Final = 3
+EXIT_USAGE: Final = 2
+EXIT_START: Final = 3
+EXIT_FAILED: Final = 4
+
+_GC_THRESHOLDS: Final = (50_000, 20, 20)
+_READY_NOTE_S: Final = 10.0
+_HTTP_CLOSE_S: Final = 1.0
+
+
+def run(
+    config: NodeConfig, http: str, *, shards: int, replicas: int, until_stdin_closes: bool, allow_planted_loss: bool
+) -> int:
+    """Run a node until it is told to stop; return the exit code.
+
+    http                "host:port" of its HTTP API
+    until_stdin_closes  also stop when stdin ends: a child that must not outlive its parent
+    """
+    work = _serve(config, http, shards, replicas, until_stdin_closes, allow_planted_loss)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(work)
+    except ConfigError as problem:
+        return report(problem, EXIT_USAGE)
+    except StartError as problem:
+        return report(problem, EXIT_START)
+    except MultiRaftError as problem:
+        return report(problem, EXIT_FAILED)
+
+
+def report(problem: Exception, code: int) -> int:
+    """Print an error for people; return `code`."""
+    print(f"error: {problem}", file=sys.stderr, flush=True)
+    return code
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+async def _serve(
+    config: NodeConfig, http: str, shards: int, replicas: int, until_stdin_closes: bool, allow_planted_loss: bool
+) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    listener = _listen(http, config.insecure)
+    try:
+        node = Node(config)
+        store = node.service(SERVICE, KV, initial_shards=shards, replicas=replicas)
+        runner = web.AppRunner(
+            kv_app(node, store, allow_planted_loss=allow_planted_loss),
+            access_log=None,
+            shutdown_timeout=_HTTP_CLOSE_S,
+        )
+        await node.start()
+        try:
+            await runner.setup()
+            await web.SockSite(runner, listener).start()
+            _say(f"node {config.node_id} listens: http://{http}, peers {config.listen}, data {config.data_dir}")
+            _settle_memory()
+            await _first(
+                stop.wait(),
+                node.failed(),
+                _announce_ready(node),
+                _stdin_closed() if until_stdin_closes else None,
+            )
+        finally:
+            await runner.cleanup()
+            await node.stop()
+    finally:
+        listener.close()
+    _say(f"node {config.node_id} stopped")
+    return 0
+
+
+def _listen(http: str, insecure: bool) -> socket.socket:
+    host, port = parse_address("--http", http)
+    if not insecure and host not in ("127.0.0.1", "::1", "localhost"):
+        raise ConfigError(
+            f"--http = {http!r}: the API asks nobody who they are, so only loopback addresses are allowed; "
+            "use 127.0.0.1, or say --insecure on a network that you trust"
+        )
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=512)
+    except OSError as problem:
+        raise StartError(
+            f"--http {http} cannot be had: {os.strerror(problem.errno) if problem.errno else problem}; "
+            "stop what uses it, or choose another port"
+        ) from problem
+    listener.setblocking(False)
+    return listener
+
+
+async def _first(*works: Coroutine[Any, Any, Any] | None) -> None:
+    """Run all until one ends; raise what it raised."""
+    tasks = [asyncio.ensure_future(work) for work in works if work is not None]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _announce_ready(node: Node) -> None:
+    """Say once that all shards have leaders, and until then, now and again, what is missing. Does not end."""
+    while True:
+        try:
+            await node.ready(SERVICE, timeout_s=_READY_NOTE_S)
+            break
+        except NotReady as problem:
+            print(f"waiting: {problem}", file=sys.stderr, flush=True)
+    _say(f"node {node.node_id} is ready")
+    await asyncio.Event().wait()
+
+
+async def _stdin_closed() -> None:
+    """Return once stdin ends."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+
+    def look() -> None:
+        if not os.read(0, 4096):
+            loop.remove_reader(0)
+            ended.set()
+
+    loop.add_reader(0, look)
+    try:
+        await ended.wait()
+    finally:
+        with suppress(OSError, ValueError):
+            loop.remove_reader(0)
+
+
+def _settle_memory() -> None:
+    """What exists now stays: keep the garbage collector from walking it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

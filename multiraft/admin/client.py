@@ -1,0 +1,135 @@
+"""A small synchronous client of the admin API, for the command line and for scripts.
+
+Rules of this file: standard library only, so that the command line starts fast; no proxies (an operator asks a node,
+not the network between); every way to fail is one of the errors below, with a hint.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from http.client import HTTPException, HTTPResponse
+from typing import Any, Final
+from urllib.parse import quote, urlencode, urlsplit
+
+DEFAULT_URL: Final = "http://127.0.0.1:7101"
+DEFAULT_TIMEOUT_S: Final = 10.0
+_MARK: Final = "Multiraft-Admin"
+_MOUNTED: Final = "/admin"
+
+
+class AdminClientError(Exception):
+    """The question got no result. `hint` says what to do; may be empty."""
+
+    def __init__(self, error: str, hint: str = "") -> None:
+        super().__init__(error)
+        self.error = error
+        self.hint = hint
+
+
+class BadUrl(AdminClientError):
+    """The URL is not one of a node."""
+
+
+class CannotReach(AdminClientError):
+    """Nobody answered at the URL, not in time, or someone else than a multiraft node."""
+
+
+class NotFound(AdminClientError):
+    """The node answered: there is no such group, node, service or shard."""
+
+
+class BadRequest(AdminClientError):
+    """The node answered: the question itself is wrong."""
+
+
+class NodeFailed(AdminClientError):
+    """The node answered that it cannot answer now."""
+
+
+class AdminClient:
+    """Asks one node.
+
+    url        of its admin API: "http://host:port", with or without the path that the API is mounted under
+               ("/admin" is found by itself)
+    timeout_s  how long one step of an answer (connecting, each read) may take
+
+    Raises BadUrl.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self.url = _checked(url)
+        self._timeout_s = timeout_s
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+
+    def get(self, *path: str, params: Mapping[str, object] | None = None) -> dict[str, Any]:
+        """Return the JSON object at `path` (one argument per step); parameters that are None are left out.
+
+        Raises CannotReach, NotFound (404), BadRequest (other 4xx) or NodeFailed (5xx).
+        """
+        given = {name: str(value) for name, value in (params or {}).items() if value is not None}
+        question = "/" + "/".join(quote(step, safe="") for step in path) + ("?" + urlencode(given) if given else "")
+        status, signed, body = self._fetch(self.url + question)
+        if not signed and not self.url.endswith(_MOUNTED):
+            status, signed, body = self._fetch(self.url + _MOUNTED + question)
+            if signed:
+                self.url += _MOUNTED
+        if not signed:
+            hint = "check the URL; node.status() names what a node listens on, the admin API has a port of its own"
+            raise CannotReach(f"{self.url} answers, but is not the admin API of a multiraft node", hint)
+        answer = self._decoded(body)
+        if status == 200:
+            return answer
+        kind = NotFound if status == 404 else BadRequest if status < 500 else NodeFailed
+        raise kind(str(answer.get("error", f"HTTP status {status}")), str(answer.get("hint", "")))
+
+    def _fetch(self, url: str) -> tuple[int, bool, bytes]:
+        """Return status, whether the admin API signed the answer, and the body."""
+        try:
+            try:
+                response: HTTPResponse | urllib.error.HTTPError = self._opener.open(url, timeout=self._timeout_s)
+            except urllib.error.HTTPError as problem:
+                response = problem
+            with response:
+                return response.status or 0, response.headers.get(_MARK) is not None, response.read()
+        except (OSError, HTTPException) as problem:
+            cause = getattr(problem, "reason", None) or problem
+            if isinstance(cause, TimeoutError):
+                hint = "the node may be overloaded; try again with a longer --timeout"
+                raise CannotReach(f"no answer from {self.url} within {self._timeout_s:g} s", hint) from problem
+            text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+            hint = "is the node running? Name another with --url or MULTIRAFT_URL"
+            raise CannotReach(f"cannot reach {self.url}: {text}", hint) from problem
+
+    def _decoded(self, body: bytes) -> dict[str, Any]:
+        try:
+            answer = json.loads(body)
+        except ValueError as problem:
+            raise NodeFailed(
+                f"{self.url} sent an answer that is not JSON", "are node and tool the same version?"
+            ) from problem
+        if not isinstance(answer, dict):
+            raise NodeFailed(f"{self.url} sent an answer of an unknown form", "are node and tool the same version?")
+        return answer
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        """The admin API never redirects: who does is someone else."""
+
+
+def _checked(url: str) -> str:
+    full = url if "://" in url else f"http://{url}"
+    hint = f"like {DEFAULT_URL}"
+    try:
+        parts = urlsplit(full)
+        port = parts.port
+    except ValueError as problem:
+        raise BadUrl(f"{url!r} is not a URL: {problem}", hint) from problem
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
+        raise BadUrl(f"{url!r} is not the URL of a node", hint)
+    if any(character.isspace() or not character.isprintable() for character in full):
+        raise BadUrl(f"{url!r} is not the URL of a node", hint)
+    return full.rstrip("/")

@@ -1,0 +1,92 @@
+"""The data directory of a stopped node as plain data, for the command line.
+
+Rules of this file: nothing is written; what cannot be inspected at all raises one of the client's kind of errors, so
+that the command line treats a directory and a node alike.
+"""
+
+from __future__ import annotations
+
+import os
+
+from multiraft.admin.client import AdminClientError, NodeFailed, NotFound
+from multiraft.admin.view import Facts
+from multiraft.errors import StorageError
+from multiraft.storage import GroupReport, inspect_directory
+from multiraft.types import Identity, Membership
+
+
+def inspect_store(directory: str) -> Facts:
+    """Read and check the data directory, and return what it holds; `healthy` says whether everything holds.
+
+    Raises NotFound when there is no such directory, NodeFailed when it is no data directory, is in use, or
+    cannot be opened.
+    """
+    if not os.path.isdir(directory):
+        raise NotFound(f"there is no directory {directory}", "name the data_dir of a node that is stopped")
+    try:
+        report = inspect_directory(directory)
+    except StorageError as problem:
+        raise _refused(str(problem)) from problem
+    groups = [_group(group) for group in report.groups]
+    problems = [*report.problems, *(problem for group in report.groups for problem in group.problems)]
+    return {
+        "path": report.path,
+        "healthy": report.sound,
+        "problems": problems,
+        "identity": _identity(report.identity),
+        "incarnation": report.incarnation,
+        "closed_orderly": report.closed_orderly,
+        "groups": groups,
+    }
+
+
+def _refused(problem: str) -> AdminClientError:
+    """Errors of the store end in their way out, after a semicolon or a full stop."""
+    for mark in ("; ", ". "):
+        error, found, hint = problem.rpartition(mark)
+        if found:
+            return NodeFailed(error, hint)
+    return NodeFailed(problem)
+
+
+def _identity(identity: Identity | None) -> Facts | None:
+    if identity is None:
+        return None
+    return {
+        "node_id": identity.node_id,
+        "store_id": identity.store_id.hex(),
+        "cluster_id": identity.cluster_id.hex(),
+        "stores": {node_id: store_id.hex() for node_id, store_id in identity.stores.items()},
+    }
+
+
+def _group(group: GroupReport) -> Facts:
+    descriptor, state, start = group.descriptor, group.hard_state, group.log_start
+    return {
+        "group_id": group.group_id,
+        "service": descriptor.service if descriptor else None,
+        "replica_id": descriptor.replica_id if descriptor else None,
+        "term": state.term if state else None,
+        "vote": state.vote if state else None,
+        "commit": state.commit if state else None,
+        "log_start": {"index": start.index, "term": start.term} if start else None,
+        "first": group.first_index,
+        "last": group.last_index,
+        "last_term": group.last_term,
+        "records": group.records,
+        "size_bytes": group.size_bytes,
+        "membership": _membership(group.membership),
+        "problems": list(group.problems),
+    }
+
+
+def _membership(membership: Membership | None) -> Facts | None:
+    if membership is None:
+        return None
+    return {
+        "index": membership.index,
+        "voters": list(membership.voters),
+        "outgoing": list(membership.outgoing),
+        "learners": list(membership.learners),
+        "nodes": dict(membership.nodes),
+    }

@@ -1,0 +1,591 @@
+"""The engine: the I/O shell around all consensus cores of one node.
+
+One turn takes everything that has come (messages of peers, proposals, reads, due timers), lets each touched core say
+what must be done, sends what may go at once as one batch per peer, adds everything to persist to one write batch,
+and applies what is committed. What may only be said after the write is said by the write's completion.
+
+    frames, proposals, reads, timers ──> cores ──┬──> messages that may go at once ──> one batch per peer
+                                                 ├──> records, hard states ──> one synced write ──> promises
+                                                 └──> committed entries ──> state machines ──> callers
+
+Rules of this file: nothing awaits; nothing but this class touches a core; the clock is read after the input was
+taken and before it is handled; a core that breaks an invariant takes its own replica down and no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from asyncio import Future
+from collections import deque
+from collections.abc import Callable, Sequence
+from math import inf
+from random import Random
+from time import perf_counter
+from typing import Final, cast
+
+from multiraft.config import Limits
+from multiraft.engine.liveness import Liveness, LivenessSettings
+from multiraft.engine.machine import Machine
+from multiraft.engine.outgoing import Outgoing
+from multiraft.engine.pacing import Pacing
+from multiraft.engine.reading import Reading
+from multiraft.engine.replica import Replica
+from multiraft.engine.view import EngineView
+from multiraft.engine.waiting import Budget, Proposals
+from multiraft.engine.wheel import Wheel
+from multiraft.engine.writer import LogWriter, Persisted, Promise
+from multiraft.errors import (
+    InvalidRequest,
+    InvariantViolation,
+    NotCommitted,
+    NotLeader,
+    NotRunning,
+    OutcomeUnknown,
+    Overloaded,
+)
+from multiraft.messages import (
+    Append,
+    Beat,
+    BeatAnswer,
+    LeadAll,
+    LeadAsk,
+    LeadDelta,
+    LivenessMessage,
+    RaftMessage,
+    Refuse,
+    RequestVote,
+)
+from multiraft.ports import Clock, Store, Transport
+from multiraft.raft import CoreSettings, Raft, Role
+from multiraft.records import COMMANDS
+from multiraft.types import (
+    DIRECTORY_GROUP,
+    FOUNDING_INDEX,
+    FOUNDING_TERM,
+    GroupId,
+    HardState,
+    LogStart,
+    Membership,
+    NodeId,
+    ReplicaDescriptor,
+    StoredReplica,
+)
+
+_CACHE_MIN_BYTES: Final = 16 * 1024
+_LIVENESS: Final = frozenset((Beat, BeatAnswer, LeadAll, LeadAsk, LeadDelta, Refuse))
+log: Final = logging.getLogger("multiraft.engine")
+
+
+class Engine:
+    """Runs the replicas of one node. Started by `begin`, ended by `stop` or by a failed write.
+
+    on_role    called after a replica's role or known leader changed
+    on_failed  called once when a write failed: the engine has ended, and the store must not be used again
+    """
+
+    def __init__(
+        self,
+        node_id: NodeId,
+        peers: Sequence[NodeId],
+        store: Store,
+        transport: Transport,
+        limits: Limits,
+        rng: Random,
+        clock: Clock,
+        wall_clock: Clock,
+        loop: asyncio.AbstractEventLoop,
+        on_role: Callable[[Replica], None],
+        on_failed: Callable[[Exception], None],
+    ) -> None:
+        self.node_id = node_id
+        self.limits = limits
+        self.replicas: dict[GroupId, Replica] = {}
+        self.budget = Budget(limits.pending_bytes)
+        self.counters = {"unknown_group": 0, "forged_sender": 0, "wrong_replica": 0, "audit_repairs": 0}
+        self._store = store
+        self._rng = rng
+        self._wall_clock = wall_clock
+        self._loop = loop
+        self._on_role = on_role
+        self._on_failed = on_failed
+        self._running = False
+        self._turn_scheduled = False
+        self._inbox: list[tuple[NodeId, int, Sequence[RaftMessage | LivenessMessage]]] = []
+        self._dirty: list[Replica] = []
+        self._apply_queue: deque[Replica] = deque()
+        self._deadlines: deque[Proposals] = deque()
+        self._untold: set[Replica] = set()
+        self._untold_handle: asyncio.TimerHandle | None = None
+        self._audit_queue: list[GroupId] = []
+        self._cache_share_bytes = limits.log_cache_bytes
+        self._request_timeout_s = limits.request_timeout_ms / 1e3
+        self._election_timeout_s = limits.election_timeout_ms / 1e3
+        self._beat_s = limits.beat_ms / 1e3
+        self._slice_s = limits.apply_slice_ms / 1e3
+        self._core_settings = CoreSettings(
+            self._election_timeout_s, limits.inflight_messages, limits.inflight_bytes, limits.batch_bytes
+        )
+        self.pacing = Pacing(clock, loop, self._schedule)
+        self.wheel = Wheel()
+        self.writer = LogWriter(store, limits.batch_bytes, limits.writes_in_flight, self._persisted, self._write_failed)
+        self.outgoing = Outgoing(transport)
+        self.view = EngineView(self)
+        now = self.pacing.now()
+        self._started_s = now
+        self._next_beat_s = now
+        self.liveness = Liveness(
+            node_id,
+            store.incarnation,
+            peers,
+            LivenessSettings(self._beat_s, self._election_timeout_s),
+            rng,
+            self.view,
+            self.outgoing.urgent,
+            clock,
+            now,
+        )
+        self.reading = Reading(self.liveness, self._request_timeout_s, self.mark)
+
+    # ------------------------------------------------------------------------------------------------- lifecycle
+
+    def begin(self) -> None:
+        """Start the ticker; from now on the engine acts by itself."""
+        self._running = True
+        self._schedule()
+
+    def stop(self, reason: str) -> None:
+        """End: every waiting caller gets its outcome; nothing is sent or applied any more. Idempotent."""
+        self._running = False
+        self.pacing.cancel()
+        if self._untold_handle is not None:
+            self._untold_handle.cancel()
+            self._untold_handle = None
+        for replica in self.replicas.values():
+            replica.fail_everything(reason)
+        self._deadlines.clear()
+
+    def open_replica(self, stored: StoredReplica, machine: Machine) -> Replica:
+        """Take up a replica that is on disk. It campaigns when nobody claims its group for long enough."""
+        now = self.pacing.now()
+        core = Raft(stored, self._store, self.view, self._rng, self._core_settings, now, stored.log_start.index)
+        replica = Replica(stored.descriptor, core, machine, self.budget, self.limits.slow_command_ms / 1e3)
+        self.replicas[replica.group_id] = replica
+        self._cache_share_bytes = max(_CACHE_MIN_BYTES, self.limits.log_cache_bytes // len(self.replicas))
+        quiet_s = max(0.0, self._started_s + self._election_timeout_s - now)
+        core.release(now, quiet_s + self._turn_to_campaign_s(replica))
+        self.liveness.replica_created(replica.group_id, now)
+        self.mark(replica)
+        self.note(replica, now)
+        return replica
+
+    def create_replica(
+        self, descriptor: ReplicaDescriptor, membership: Membership, machine: Machine, then: Callable[[Replica], None]
+    ) -> None:
+        """Make one of a new group's first replicas; it takes part, and `then` is called, once it is on disk."""
+        hard_state = HardState(FOUNDING_TERM, 0, FOUNDING_INDEX)
+        log_start = LogStart(FOUNDING_INDEX, FOUNDING_TERM)
+        stored = StoredReplica(descriptor, membership, hard_state, log_start, FOUNDING_INDEX, FOUNDING_TERM)
+        self.writer.write(
+            lambda batch: batch.create_replica(descriptor, membership, hard_state, log_start),
+            lambda: then(self.open_replica(stored, machine)),
+        )
+        self._schedule()
+
+    def _turn_to_campaign_s(self, replica: Replica) -> float:
+        """Where nobody leads yet, the first voter campaigns first, the next one half a timeout later, and so on.
+
+        A group names its voters in an order of its own, so that first leaders are spread over the nodes.
+        """
+        voters = replica.core.membership.voters
+        rank = voters.index(replica.core.replica_id) if replica.core.replica_id in voters else len(voters)
+        return self._beat_s + (rank * 0.5 + self._rng.random() * 0.2) * self._election_timeout_s
+
+    # --------------------------------------------------------------------------------------- proposing and reading
+
+    def propose(self, group_id: GroupId, command: bytes) -> Future[bytes]:
+        """Have `command` committed and applied; the future gets the state machine's result.
+
+        The future gets OutcomeUnknown when it is not applied within the request timeout, NotCommitted when a later
+        leader replaced it, CommandFailed when the state machine raised. Raises, having proposed nothing: NotLeader,
+        Halted, Overloaded, InvalidRequest (over entry_bytes), NotRunning.
+        """
+        replica = self.replicas.get(group_id)
+        if not self._running or replica is None:
+            raise self._absent(group_id)
+        if replica.core.role != Role.LEADER or replica.halted is not None or replica.broken is not None:
+            raise replica.refusal()
+        size_bytes = len(command)
+        budget = self.budget
+        if size_bytes > self.limits.entry_bytes:
+            raise InvalidRequest(f"a command of {size_bytes} bytes; entry_bytes allows {self.limits.entry_bytes}")
+        if budget.used_bytes + size_bytes > budget.limit_bytes:
+            raise Overloaded(f"{budget.used_bytes} bytes of commands are waiting; retry when some are answered")
+        budget.used_bytes += size_bytes
+        budget.count += 1
+        future: Future[bytes] = self._loop.create_future()
+        if not replica.queued and not replica.dirty:
+            self.mark(replica)
+        replica.queued.append(command)
+        replica.queued_futures.append(future)
+        replica.queued_bytes += size_bytes
+        return future
+
+    def read(self, group_id: GroupId, query: bytes) -> Future[bytes]:
+        """Answer `query` from the state machine, linearizably (ReadIndex, thesis section 6.4).
+
+        The future gets ReadFailed or NotLeader when leadership is not confirmed in time, CommandFailed when the
+        state machine raised. Raises as `propose` does.
+        """
+        replica = self.replicas.get(group_id)
+        if not self._running or replica is None:
+            raise self._absent(group_id)
+        if replica.core.role != Role.LEADER or replica.halted is not None or replica.broken is not None:
+            raise replica.refusal()
+        future: Future[bytes] = self._loop.create_future()
+        self.reading.add(replica, query, future, self.pacing.now())
+        self._schedule()
+        return future
+
+    def transfer_leadership(self, group_id: GroupId, to: NodeId) -> None:
+        """Ask the replica on node `to` to take the group over (thesis, section 3.10). Raises NotLeader, NotReady."""
+        replica = self.replicas.get(group_id)
+        if replica is None or not replica.leads:
+            raise self._absent(group_id) if replica is None else replica.refusal()
+        replica.core.transfer_leadership(replica.core.membership.replica_on(to))
+        self.liveness.forget_lease(group_id)
+        self.note(replica, self.pacing.now())
+
+    def _absent(self, group_id: GroupId) -> NotRunning | NotLeader:
+        if not self._running:
+            return NotRunning("the node is not running")
+        return NotLeader(group_id)
+
+    # ----------------------------------------------------------------------------------------- from the transport
+
+    def peer_connected(self, node_id: NodeId, incarnation: int) -> None:
+        """This node's own connection to a peer is up: tell it what this node leads, and resume replication."""
+        now = self.pacing.now()
+        self.outgoing.reach(node_id, True)
+        self.liveness.connected(node_id, incarnation, now)
+        self.outgoing.send_all()
+        self._resume_replication(node_id)
+
+    def peer_disconnected(self, node_id: NodeId) -> None:
+        self.outgoing.reach(node_id, False)
+        self.liveness.disconnected(node_id, self.pacing.now())
+
+    def peer_heard(self, node_id: NodeId, incarnation: int) -> None:
+        """A peer's connection to this node is new: answers may have been lost on the old one."""
+        self.liveness.heard(node_id, incarnation, self.pacing.now())
+        self._resume_replication(node_id)
+
+    def messages_received(
+        self, node_id: NodeId, incarnation: int, messages: Sequence[RaftMessage | LivenessMessage]
+    ) -> None:
+        """Take a peer's messages; the next turn handles them."""
+        self._inbox.append((node_id, incarnation, messages))
+        self._schedule()
+
+    def _resume_replication(self, node_id: NodeId) -> None:
+        for replica in self.replicas.values():
+            if replica.leads:
+                peer = replica.core.membership.replica_on(node_id)
+                if peer:
+                    replica.core.poke(peer)
+                    self.mark(replica)
+
+    # -------------------------------------------------------------------------------------------------- the turn
+
+    def mark(self, replica: Replica) -> None:
+        """Have the coming turn ask `replica` what must be done."""
+        if not replica.dirty:
+            replica.dirty = True
+            self._dirty.append(replica)
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _schedule(self) -> None:
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_scheduled = False
+        if not self._running:
+            return
+        began_s = perf_counter()
+        now = self.pacing.now()
+        inbox, self._inbox = self._inbox, []
+        for node_id, incarnation, messages in inbox:
+            for message in messages:
+                if type(message) in _LIVENESS:
+                    self.liveness.received(node_id, cast(LivenessMessage, message), incarnation, now)
+                else:
+                    self._step(node_id, cast(RaftMessage, message), now)
+        self._judge_deadlines(now)
+        self.reading.register(now)
+        dirty, self._dirty = self._dirty, []
+        for replica in dirty:
+            replica.dirty = False
+            if replica.broken is None:
+                self._drive(replica, now)
+        self.liveness.flush()
+        self.outgoing.send_all()
+        self.writer.flush()
+        if self._apply_queue:
+            self._apply(now)
+        self.pacing.wake_at(min(self._next_beat_s, self.wheel.next_deadline()))
+        self.pacing.turn_took(began_s)
+
+    def _step(self, node_id: NodeId, message: RaftMessage, now: float) -> None:
+        replica = self.replicas.get(message.group_id)
+        if replica is None or replica.broken is not None:
+            self.counters["unknown_group"] += 1
+            return
+        core = replica.core
+        if message.to != core.replica_id:
+            self.counters["wrong_replica"] += 1
+            return
+        sender_node = core.membership.nodes.get(message.sender)
+        if sender_node != node_id and not (sender_node is None and type(message) is RequestVote):
+            self.counters["forged_sender"] += 1
+            return
+        try:
+            core.step(message, now)
+        except InvariantViolation as problem:
+            self.broke(replica, problem)
+            return
+        self.note(replica, now)
+
+    def _drive(self, replica: Replica, now: float) -> None:
+        core = replica.core
+        try:
+            if replica.queued:
+                self._propose_queued(replica, now)
+            ready = core.ready()
+            self._observe(replica, now)
+        except InvariantViolation as problem:
+            self.broke(replica, problem)
+            return
+        if ready is None:
+            return
+        nodes = core.membership.nodes
+        for message in ready.messages:
+            self.outgoing.consensus(nodes.get(message.to), message)
+        for message in self.writer.add(replica, ready):
+            self.outgoing.consensus(nodes.get(message.to), message)
+        if ready.committed > replica.committed:
+            replica.committed = ready.committed
+            self._queue_apply(replica)
+        for round_id, index in ready.read_states:
+            replica.confirm_round(round_id, index)
+        if core.commit_untold:
+            self._tell_commit_later(replica)
+        if replica.reads is not None:
+            self.reading.resume(replica)
+
+    def _propose_queued(self, replica: Replica, now: float) -> None:
+        core = replica.core
+        if core.role != Role.LEADER:
+            replica.lost_queue()
+            return
+        commands, futures, size_bytes = replica.take_queued()
+        stamp_ms = int(self._wall_clock() * 1e3)
+        limit = self.limits.batch_bytes
+        deadline_s = now + self._request_timeout_s
+        start, count = 0, len(commands)
+        while start < count:
+            end, taken_bytes = count, size_bytes
+            if size_bytes > limit:
+                end, taken_bytes = start + 1, len(commands[start])
+                while end < count and taken_bytes + len(commands[end]) <= limit:
+                    taken_bytes += len(commands[end])
+                    end += 1
+            part = commands if end - start == count else commands[start:end]
+            callers = futures if end - start == count else futures[start:end]
+            try:
+                first = core.propose(part, COMMANDS, stamp_ms)
+            except NotCommitted as problem:
+                kind, said = type(problem), str(problem)
+                Proposals(0, 0, futures[start:], size_bytes, 0.0).fail(self.budget, lambda: kind(said))
+                return
+            batch = Proposals(first, core.term, callers, taken_bytes, deadline_s)
+            replica.waiting.append(batch)
+            self._deadlines.append(batch)
+            size_bytes -= taken_bytes
+            start = end
+
+    def _persisted(self, persisted: list[Persisted], promises: list[Promise]) -> None:
+        now = self.pacing.now()
+        for told in persisted:
+            replica = told.replica
+            if replica.broken is not None:
+                continue
+            try:
+                replica.core.persisted(told.index, told.term, told.saved_term)
+            except InvariantViolation as problem:
+                self.broke(replica, problem)
+                continue
+            self.note(replica, now)
+        for replica, messages in promises:
+            nodes = replica.core.membership.nodes
+            for message in messages:
+                self.outgoing.consensus(nodes.get(message.to), message)
+        self._schedule()
+
+    # ------------------------------------------------------------------------------------------ roles and deadlines
+
+    def note(self, replica: Replica, now: float) -> None:
+        """Tell the rest of the engine what a core's last input changed. Follows every touch of a core."""
+        if not replica.dirty:
+            self.mark(replica)
+        self._observe(replica, now)
+
+    def _observe(self, replica: Replica, now: float) -> None:
+        core = replica.core
+        if core.term != replica.seen_term:
+            replica.seen_term = core.term
+            self.liveness.term_rose(replica.group_id, now)
+        if core.role != replica.seen_role or core.leader != replica.seen_leader:
+            self._role_changed(replica, now)
+        deadline_s = core.deadline
+        if deadline_s != replica.seen_deadline_s:
+            replica.seen_deadline_s = deadline_s
+            if deadline_s == inf:
+                self.wheel.disarm(replica.group_id)
+            else:
+                self.wheel.arm(replica.group_id, deadline_s)
+
+    def _role_changed(self, replica: Replica, now: float) -> None:
+        core, was = replica.core, replica.seen_role
+        replica.seen_role, replica.seen_leader = core.role, core.leader
+        if was == Role.LEADER and core.role != Role.LEADER:
+            self.liveness.unlead(replica.group_id, now)
+            replica.lost_queue()
+            replica.fail_reads(replica.refusal)
+        elif core.role == Role.LEADER and was != Role.LEADER:
+            members = core.membership
+            targets = [(members.nodes[peer], peer) for peer in members.replicas if peer != core.replica_id]
+            self.liveness.lead(replica.group_id, core.term, targets, now)
+        self._on_role(replica)
+
+    def _judge_deadlines(self, now: float) -> None:
+        for group_id in self.wheel.expired(now):
+            replica = self.replicas.get(group_id)
+            if replica is None or replica.broken is not None:
+                continue
+            replica.seen_deadline_s = inf
+            replica.core.tick(now)
+            self.note(replica, now)
+        if now >= self._next_beat_s:
+            self._next_beat_s = max(self._next_beat_s + self._beat_s, now + self._beat_s / 2)
+            self.liveness.tick(now)
+            self._expire_callers(now)
+            self._repair_drops()
+            self._audit(now)
+
+    def _expire_callers(self, now: float) -> None:
+        deadlines = self._deadlines
+        while deadlines and (deadlines[0].finished or deadlines[0].deadline_s <= now):
+            deadlines.popleft().fail(
+                self.budget, lambda: OutcomeUnknown("not applied within the request timeout; it may be later")
+            )
+        self.reading.expire(now)
+
+    def _repair_drops(self) -> None:
+        """Appends that a full outbox dropped start a new probe; other dropped messages are sent again."""
+        for node_id, message in self.outgoing.take_dropped():
+            replica = self.replicas.get(message.group_id)
+            if replica is None or replica.broken is not None:
+                continue
+            if type(message) is Append:
+                if replica.leads:
+                    replica.core.poke(message.to)
+                    self.mark(replica)
+            elif message.term == replica.core.term:
+                self.outgoing.consensus(node_id, message)
+
+    def _audit(self, now: float) -> None:
+        """Look at a share of all replicas: each leads, is loyal, or holds a deadline (and each leader has a quorum)."""
+        if not self._audit_queue:
+            self._audit_queue = list(self.replicas)
+        share = 1 + len(self.replicas) * self.limits.beat_ms // self.limits.sweep_ms
+        for group_id in self._audit_queue[-share:]:
+            replica = self.replicas[group_id]
+            core = replica.core
+            if replica.broken is not None or core.role != Role.FOLLOWER or core.deadline != inf:
+                if replica.leads:
+                    core.check_quorum(now)
+                    self.note(replica, now)
+                continue
+            if not self.liveness.loyal(group_id, core.term, now):
+                self.counters["audit_repairs"] += 1
+                log.warning("group %d: nobody was responsible for it; it campaigns soon", group_id)
+                self.view.electable([group_id], now)
+        del self._audit_queue[-share:]
+
+    # -------------------------------------------------------------------------------------------------- applying
+
+    def _queue_apply(self, replica: Replica) -> None:
+        if not replica.apply_queued:
+            replica.apply_queued = True
+            if replica.group_id == DIRECTORY_GROUP:
+                self._apply_queue.appendleft(replica)
+            else:
+                self._apply_queue.append(replica)
+
+    def _apply(self, now: float) -> None:
+        queue = self._apply_queue
+        until_s = perf_counter() + self._slice_s
+        while queue and perf_counter() < until_s:
+            replica = queue.popleft()
+            replica.apply_queued = False
+            if replica.broken is not None or replica.halted is not None:
+                continue
+            try:
+                more = replica.apply_slice(until_s)
+            except Exception as problem:
+                self.broke(replica, problem)
+                continue
+            if more:
+                self._queue_apply(replica)
+            if replica.halted is not None and replica.leads:
+                replica.core.step_down(now)
+                self.note(replica, now)
+            replica.core.log.trim(self._cache_share_bytes)
+        if queue:
+            self._schedule()
+
+    def _tell_commit_later(self, replica: Replica) -> None:
+        self._untold.add(replica)
+        if self._untold_handle is None:
+            self._untold_handle = self._loop.call_later(self.limits.commit_delay_ms / 1e3, self._tell_commits)
+
+    def _tell_commits(self) -> None:
+        self._untold_handle = None
+        untold, self._untold = self._untold, set()
+        for replica in sorted(untold, key=lambda replica: replica.group_id):
+            if replica.leads:
+                nodes = replica.core.membership.nodes
+                for message in replica.core.commit_messages():
+                    self.outgoing.consensus(nodes.get(message.to), message)
+        self.outgoing.send_all()
+
+    # ---------------------------------------------------------------------------------------------------- failure
+
+    def broke(self, replica: Replica, problem: Exception) -> None:
+        """A bug: this replica stops taking part; all others go on."""
+        replica.broken = f"{type(problem).__name__}: {problem}"
+        log.critical("group %d: replica stopped: %s", replica.group_id, replica.broken, exc_info=problem)
+        self.wheel.disarm(replica.group_id)
+        self.liveness.unlead(replica.group_id, self.pacing.now())
+        self.liveness.replica_removed(replica.group_id)
+        replica.fail_everything(f"group {replica.group_id}: {replica.broken}")
+        self._on_role(replica)
+
+    def _write_failed(self, error: Exception) -> None:
+        log.critical("a write failed; this node ends and acknowledges nothing more: %s", error)
+        self.stop(f"a write to the store failed: {error}")
+        self._on_failed(error)

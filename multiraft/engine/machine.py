@@ -1,0 +1,77 @@
+"""What the engine asks of a state machine: bytes in, bytes out, and which exceptions are whose fault.
+
+A command must have the same effect on every replica. An ordinary exception that a command raises is therefore part
+of its effect: every replica raises it at the same entry, and its caller gets CommandFailed. A failure of the
+environment (memory, stack, disk, cancellation) strikes one replica alone; that replica must stop at the entry, or it
+would go on with another state than its peers. `environmental` is the one place that draws this line.
+
+Rules of this file: no I/O, no time; nothing here knows of services, keys or types.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from multiraft.errors import CommandFailed
+from multiraft.types import GroupId, Index, Term
+
+_DETAIL_CHARACTERS: Final = 1_000
+
+
+class Context:
+    """The entry that is being applied; the same on every replica. Valid during the one `apply` that it is given to.
+
+    index     the entry's index in its group's log
+    term      the term of the leader that appended it
+    group_id  the group
+    time_ms   the leader's clock when it appended the entry, milliseconds since 1970, never going back within a group
+    """
+
+    __slots__ = ("group_id", "index", "term", "time_ms")
+
+    def __init__(self, index: Index, term: Term, group_id: GroupId, time_ms: int) -> None:
+        self.index = index
+        self.term = term
+        self.group_id = group_id
+        self.time_ms = time_ms
+
+    def __repr__(self) -> str:
+        return f"Context(index={self.index}, term={self.term}, group_id={self.group_id}, time_ms={self.time_ms})"
+
+
+class Machine(Protocol):
+    """One replica's state, as the engine sees it. Called on the loop's thread only, one call at a time."""
+
+    def apply(self, command: bytes, context: Context) -> bytes:
+        """Apply one committed command and return its encoded result.
+
+        Called once per entry, in order of index. What it raises is judged by `environmental`.
+        """
+
+    def query(self, query: bytes) -> bytes:
+        """Answer a question from the state as it is; must not change it."""
+
+
+def environmental(failure: BaseException) -> bool:
+    """Return whether `failure`, raised by `Machine.apply`, is this replica's alone, so that the replica must halt.
+
+    OSError, MemoryError, RecursionError and whatever is not an Exception (cancellation, interrupts) are; so is an
+    exception group that holds one of them. Every other Exception is a deterministic result of the command.
+    """
+    if isinstance(failure, BaseExceptionGroup):
+        return any(environmental(part) for part in failure.exceptions)
+    return not isinstance(failure, Exception) or isinstance(failure, OSError | MemoryError | RecursionError)
+
+
+def command_failed(failure: Exception) -> CommandFailed:
+    """Return what the caller of a command gets when the command raised `failure` (one that is not `environmental`).
+
+    Never raises: text that cannot be had is left out, and long text is cut.
+    """
+    if isinstance(failure, CommandFailed):
+        return failure
+    try:
+        detail = str(failure)
+    except Exception as problem:
+        detail = f"(its text cannot be had: {type(problem).__name__})"
+    return CommandFailed(type(failure).__name__, detail[:_DETAIL_CHARACTERS])

@@ -1,0 +1,82 @@
+"""What a turn wants to send, gathered per peer: one batch per peer and lane, whatever the number of groups.
+
+Rules of this file: votes and liveness go on the first lane, in the order given; replication goes on the second; what
+the second lane had no room for is remembered, boundedly, for repair.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from multiraft.messages import (
+    Append,
+    AppendAnswer,
+    CommitTo,
+    LivenessMessage,
+    PreVote,
+    PreVoteAnswer,
+    RaftMessage,
+    RequestVote,
+    TimeoutNow,
+    VoteAnswer,
+)
+from multiraft.ports import Transport
+from multiraft.types import GroupId, NodeId
+
+_URGENT: Final = frozenset((PreVote, PreVoteAnswer, RequestVote, VoteAnswer, TimeoutNow))
+
+
+class Outgoing:
+    """The messages of the current turn."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._urgent: dict[NodeId, list[RaftMessage | LivenessMessage]] = {}
+        self._bulk: dict[NodeId, list[RaftMessage | LivenessMessage]] = {}
+        self._reached: set[NodeId] = set()
+        self._dropped: dict[tuple[NodeId, GroupId, type], Append | AppendAnswer | CommitTo] = {}
+
+    def reach(self, node_id: NodeId, connected: bool) -> None:
+        """Note whether a peer is connected. To one that is not, nothing is queued: it is resumed when it comes."""
+        if connected:
+            self._reached.add(node_id)
+        else:
+            self._reached.discard(node_id)
+
+    def reaches(self, node_id: NodeId) -> bool:
+        return node_id in self._reached
+
+    def urgent(self, node_id: NodeId, message: LivenessMessage) -> None:
+        """Queue a liveness message for the first lane."""
+        if node_id in self._reached:
+            self._urgent.setdefault(node_id, []).append(message)
+
+    def consensus(self, node_id: NodeId | None, message: RaftMessage) -> None:
+        """Queue a core's message; None, a replica whose node is not known (any more), drops it."""
+        if node_id is None or node_id not in self._reached:
+            return
+        lanes = self._urgent if type(message) in _URGENT else self._bulk
+        lane = lanes.get(node_id)
+        if lane is None:
+            lanes[node_id] = [message]
+        else:
+            lane.append(message)
+
+    def send_all(self) -> None:
+        """Hand everything to the transport."""
+        if self._urgent:
+            urgent, self._urgent = self._urgent, {}
+            for node_id in sorted(urgent):
+                self._transport.send(node_id, urgent[node_id], True)
+        if self._bulk:
+            bulk, self._bulk = self._bulk, {}
+            for node_id in sorted(bulk):
+                if not self._transport.send(node_id, bulk[node_id], False):
+                    for message in bulk[node_id]:
+                        if isinstance(message, Append | AppendAnswer | CommitTo):
+                            self._dropped[node_id, message.group_id, type(message)] = message
+
+    def take_dropped(self) -> list[tuple[NodeId, Append | AppendAnswer | CommitTo]]:
+        """Hand out the newest dropped message of each kind, group and peer."""
+        dropped, self._dropped = self._dropped, {}
+        return [(node_id, message) for (node_id, _, _), message in dropped.items()]

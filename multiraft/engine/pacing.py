@@ -1,0 +1,79 @@
+"""The engine's sense of time: a clock that forgives the loop its own lateness, and the one timer of the node.
+
+Election deadlines must measure the silence of peers, not the sleep of this process. The patience clock is the real
+clock minus all time that the loop was late; every election deadline is judged by it, so a process that was stopped
+for ten seconds does not wake up and depose its leaders. It only ever runs slower than the real clock: promises get
+longer, never shorter. Leases, which must not get longer, are judged by the real clock.
+
+Rules of this file: one timer handle for the whole node; no group has a timer of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import perf_counter
+from typing import Final
+
+from multiraft.ports import Clock
+
+_FORGIVEN_FROM_S: Final = 0.02
+_WINDOW_S: Final = 1.0
+
+
+class Pacing:
+    """The patience clock, the timer, and how busy and how late the loop was during the last second."""
+
+    def __init__(self, clock: Clock, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
+        self._clock = clock
+        self._loop = loop
+        self._wake = wake
+        self._stalled_s = 0.0
+        self._handle: asyncio.TimerHandle | None = None
+        self._due_s = 0.0
+        self.turns = 0
+        self._busy_s = 0.0
+        self._lag_s = 0.0
+        self._window_began_s = clock()
+        self._window: tuple[float, float] = (0.0, 0.0)
+
+    def now(self) -> float:
+        """Seconds on the patience clock."""
+        return self._clock() - self._stalled_s
+
+    def wake_at(self, due_s: float) -> None:
+        """Have `wake` called when the patience clock reaches `due_s`, in place of what was set before."""
+        if self._handle is not None:
+            if self._due_s == due_s:
+                return
+            self._handle.cancel()
+        self._due_s = due_s
+        self._handle = self._loop.call_later(max(0.0, due_s - self.now()), self._fired)
+
+    def cancel(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _fired(self) -> None:
+        self._handle = None
+        late_s = self.now() - self._due_s
+        if late_s > 0.0:
+            self._lag_s = max(self._lag_s, late_s)
+        if late_s > _FORGIVEN_FROM_S:
+            self._stalled_s += late_s
+        self._wake()
+
+    def turn_took(self, began_s: float) -> None:
+        """Note a turn that began at perf_counter `began_s` and ends now."""
+        self.turns += 1
+        self._busy_s += perf_counter() - began_s
+
+    def load(self) -> tuple[float, float]:
+        """Return (share of time spent in turns, longest lateness in seconds) of the last full second or so."""
+        span_s = self._clock() - self._window_began_s
+        if span_s >= _WINDOW_S:
+            self._window = (min(1.0, self._busy_s / span_s), self._lag_s)
+            self._window_began_s += span_s
+            self._busy_s = self._lag_s = 0.0
+        return self._window

@@ -1,0 +1,269 @@
+"""One group's member on this node: its consensus core, its state machine, and the callers waiting for it.
+
+The core decides; the engine drives it and does the I/O; this class joins what was committed to the state machine and
+to the callers. Rules of this file: no I/O and no awaiting; entries are applied in order, each once per life of the
+machine; what a machine raises is either a deterministic result (CommandFailed, to the caller) or, when it is a
+failure of the environment, halts this replica alone; a halted replica still takes part in consensus.
+"""
+
+from __future__ import annotations
+
+import logging
+from asyncio import Future
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from time import perf_counter
+from typing import Final
+
+from multiraft.engine.machine import Context, Machine, command_failed, environmental
+from multiraft.engine.waiting import Budget, Proposals, Reads
+from multiraft.errors import CommandFailed, Halted, MultiRaftError, NotCommitted, NotLeader, OutcomeUnknown, invariant
+from multiraft.raft import Raft, Role
+from multiraft.records import COMMANDS, MEMBERSHIP, Record
+from multiraft.types import GroupId, Index, NodeId, ReplicaDescriptor, Term
+
+_READ_BYTES: Final = 1024 * 1024
+log: Final = logging.getLogger("multiraft.engine")
+
+
+class Replica:
+    """A replica as the engine holds it.
+
+    queued, queued_futures  commands that the next turn proposes, and their callers; same length
+    waiting                 proposed batches, ascending by first index, until their entries are applied or replaced
+    reads                   queries that wait for a turn; then in `rounds` by round id; then in `confirmed`
+    committed               apply up to here: committed, and on this disk
+    halted                  why applying has stopped; None while it has not
+    broken                  a broken invariant: the core is not touched any more
+    seen_term, seen_leader, seen_role, seen_deadline_s  what the rest of the engine was last told of the core
+    told_leading            what the user's hooks were last told
+    """
+
+    __slots__ = (
+        "applied",
+        "apply_queued",
+        "broken",
+        "budget",
+        "committed",
+        "confirmed",
+        "context",
+        "core",
+        "descriptor",
+        "dirty",
+        "group_id",
+        "halted",
+        "machine",
+        "queued",
+        "queued_bytes",
+        "queued_futures",
+        "reads",
+        "rounds",
+        "seen_deadline_s",
+        "seen_leader",
+        "seen_role",
+        "seen_term",
+        "slow_command_s",
+        "told_leading",
+        "waiting",
+    )
+
+    def __init__(
+        self, descriptor: ReplicaDescriptor, core: Raft, machine: Machine, budget: Budget, slow_command_s: float
+    ) -> None:
+        self.descriptor = descriptor
+        self.group_id: GroupId = descriptor.group_id
+        self.core = core
+        self.machine = machine
+        self.budget = budget
+        self.slow_command_s = slow_command_s
+        self.context = Context(core.applied, 0, self.group_id, 0)
+        self.applied: Index = core.applied
+        self.committed: Index = core.applied
+        self.queued: list[bytes] = []
+        self.queued_futures: list[Future[bytes]] = []
+        self.queued_bytes = 0
+        self.waiting: deque[Proposals] = deque()
+        self.reads: Reads | None = None
+        self.rounds: dict[int, Reads] = {}
+        self.confirmed: deque[tuple[Index, Reads]] = deque()
+        self.dirty = False
+        self.apply_queued = False
+        self.halted: str | None = None
+        self.broken: str | None = None
+        self.seen_term: Term = core.term
+        self.seen_role = core.role
+        self.seen_leader = core.leader
+        self.seen_deadline_s = inf
+        self.told_leading = False
+
+    @property
+    def leader_node(self) -> NodeId | None:
+        """The node of the leader that this replica knows of; None while there is none."""
+        return self.core.membership.nodes.get(self.core.leader)
+
+    @property
+    def leads(self) -> bool:
+        return self.core.role == Role.LEADER and self.broken is None
+
+    def refusal(self) -> MultiRaftError:
+        """Why this replica takes no command or query now."""
+        if self.broken is not None:
+            return Halted(f"group {self.group_id}: the replica here has stopped: {self.broken}")
+        if self.core.role != Role.LEADER:
+            return NotLeader(self.group_id, self.leader_node)
+        return Halted(f"group {self.group_id}: the replica here has halted: {self.halted}")
+
+    # ------------------------------------------------------------------------------------------------- proposing
+
+    def take_queued(self) -> tuple[list[bytes], list[Future[bytes]], int]:
+        """Hand out what waits to be proposed, with its callers and its size in bytes."""
+        taken = self.queued, self.queued_futures, self.queued_bytes
+        self.queued, self.queued_futures, self.queued_bytes = [], [], 0
+        return taken
+
+    def lost_queue(self) -> None:
+        """Leadership went before the turn came: nothing of the queue was proposed."""
+        _, futures, size_bytes = self.take_queued()
+        Proposals(0, 0, futures, size_bytes, 0.0).fail(self.budget, self.refusal)
+
+    # -------------------------------------------------------------------------------------------------- applying
+
+    def apply_slice(self, until_s: float) -> bool:
+        """Apply what is committed, until the perf_counter passes `until_s`; return whether more is left."""
+        core = self.core
+        more = False
+        while self.applied < self.committed and self.halted is None and not more:
+            for record in core.log.records(self.applied + 1, self.committed, _READ_BYTES):
+                if not self._apply_record(record, until_s):
+                    more = self.halted is None and self.applied < self.committed
+                    break
+        core.applied_to(self.applied)
+        if self.confirmed:
+            self._answer_confirmed()
+        return more
+
+    def _apply_record(self, record: Record, until_s: float) -> bool:
+        """Apply the rest of `record`, as far as it is committed; False when time ran out or the replica halted."""
+        last = min(record.last, self.committed)
+        futures = self._callers_of(record)
+        if record.kind == COMMANDS:
+            context = self.context
+            context.term = record.term
+            context.time_ms = max(context.time_ms, record.stamp_ms)
+            if not self._apply_commands(record, last, futures, until_s):
+                return False
+        invariant(record.kind != MEMBERSHIP, "a membership change in the log, which this version never writes")
+        self.applied = last
+        if futures is not None and last == record.last:
+            self.waiting.popleft().finish(self.budget)
+        return True
+
+    def _apply_commands(self, record: Record, last: Index, futures: list[Future[bytes]] | None, until_s: float) -> bool:
+        entries = record.entries()
+        base = record.first
+        apply, context = self.machine.apply, self.context
+        began_s = perf_counter()
+        for index in range(self.applied + 1, last + 1):
+            context.index = index
+            result: bytes | CommandFailed
+            try:
+                result = apply(entries[index - base], context)
+            except BaseException as problem:
+                if environmental(problem) or not isinstance(problem, Exception):
+                    self._halt(index, problem)
+                    if isinstance(problem, KeyboardInterrupt | SystemExit):
+                        raise
+                    return False
+                result = command_failed(problem)
+                log.warning("group %d: command at index %d failed: %s", self.group_id, index, result)
+            self.applied = index
+            if futures is not None:
+                future = futures[index - base]
+                if not future.done():
+                    if type(result) is bytes:
+                        future.set_result(result)
+                    else:
+                        future.set_exception(_not_bytes(result))
+            now_s = perf_counter()
+            if now_s - began_s > self.slow_command_s:
+                log.warning("group %d: command at index %d took %.0f ms", self.group_id, index, (now_s - began_s) * 1e3)
+            if now_s > until_s and index < last:
+                return False
+            began_s = now_s
+        return True
+
+    def _callers_of(self, record: Record) -> list[Future[bytes]] | None:
+        """Return the local callers of `record`; tell callers whose entries it replaced that theirs did not happen."""
+        waiting = self.waiting
+        while waiting and waiting[0].first <= record.last:
+            batch = waiting[0]
+            if batch.term == record.term and batch.first == record.first:
+                if not batch.finished:
+                    return batch.futures
+                waiting.popleft()
+                return None
+            waiting.popleft().fail(
+                self.budget,
+                lambda: NotCommitted(f"group {self.group_id}: a new leader replaced the command; it is safe to retry"),
+            )
+        return None
+
+    def _halt(self, index: Index, problem: BaseException) -> None:
+        self.halted = f"applying index {index}: {type(problem).__name__}: {problem}"
+        log.error("group %d: replica halted: %s", self.group_id, self.halted, exc_info=problem)
+        while self.waiting:
+            self.waiting.popleft().fail(
+                self.budget, lambda: OutcomeUnknown(f"group {self.group_id}: replica halted: {self.halted}")
+            )
+        self.fail_reads(self.refusal)
+
+    # --------------------------------------------------------------------------------------------------- reading
+
+    def confirm_round(self, round_id: int, index: Index) -> None:
+        """Leadership at `round_id` is confirmed: its queries may run once `index` is applied."""
+        reads = self.rounds.pop(round_id, None)
+        if reads is not None:
+            self.confirmed.append((index, reads))
+            if self.applied >= index:
+                self._answer_confirmed()
+
+    def _answer_confirmed(self) -> None:
+        confirmed = self.confirmed
+        query = self.machine.query
+        while confirmed and confirmed[0][0] <= self.applied:
+            _, reads = confirmed.popleft()
+            for body, future in zip(reads.queries, reads.futures, strict=True):
+                if future.done():
+                    continue
+                try:
+                    future.set_result(query(body))
+                except Exception as problem:
+                    error = problem if isinstance(problem, MultiRaftError) else None
+                    future.set_exception(error or command_failed(problem))
+            reads.queries, reads.futures = [], []
+
+    def fail_reads(self, error: Callable[[], MultiRaftError]) -> None:
+        """Fail every query that waits, at whatever stage."""
+        for reads in (*self.rounds.values(), *(reads for _, reads in self.confirmed)):
+            reads.fail(error)
+        self.rounds.clear()
+        self.confirmed.clear()
+        if self.reads is not None:
+            self.reads.fail(error)
+            self.reads = None
+
+    def fail_everything(self, reason: str) -> None:
+        """The engine ends: what was proposed has an unknown outcome, what was not certainly did not happen."""
+        while self.waiting:
+            self.waiting.popleft().fail(self.budget, lambda: OutcomeUnknown(reason))
+        _, futures, size_bytes = self.take_queued()
+        Proposals(0, 0, futures, size_bytes, 0.0).fail(self.budget, lambda: NotCommitted(reason))
+        self.fail_reads(lambda: NotCommitted(reason))
+
+
+def _not_bytes(result: object) -> Exception:
+    """A machine's result that is no bytes is the machine's fault, and told to its caller as such."""
+    if isinstance(result, CommandFailed):
+        return result
+    return CommandFailed("TypeError", f"apply returned {type(result).__name__}, not bytes")

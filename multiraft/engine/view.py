@@ -1,0 +1,100 @@
+"""What liveness and the cores see of the engine, and of each other.
+
+Cores ask liveness who is loyal and whom a leader last heard (`Contacts`); liveness tells cores who leads them and
+whom they lost (`GroupView`). Rules of this file: it only passes on, and every touch of a core is followed by `note`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from multiraft.raft import Role
+from multiraft.types import GroupId, NodeId, ReplicaId, Term
+
+if TYPE_CHECKING:
+    from multiraft.engine.engine import Engine
+    from multiraft.engine.replica import Replica
+
+_CAMPAIGNS_PER_S: Final = 2_000
+_SECOND_CHOICE: Final = 0.25
+"""A survivor that is not next in line for a group waits this share of an election timeout longer."""
+
+
+class EngineView:
+    """Implements the protocols `Contacts` of the core and `GroupView` of liveness over one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    # -------------------------------------------------------------------------------------- what cores ask of liveness
+
+    def loyal(self, group_id: GroupId, term: Term, now: float) -> bool:
+        return self._engine.liveness.loyal(group_id, term, now)
+
+    def contact_s(self, group_id: GroupId, term: Term, replica_id: ReplicaId, node_id: NodeId) -> float:
+        return self._engine.liveness.contact_s(group_id, term, node_id)
+
+    # ------------------------------------------------------------------------------------- what liveness tells cores
+
+    def _replica(self, group_id: GroupId) -> Replica | None:
+        replica = self._engine.replicas.get(group_id)
+        return replica if replica is not None and replica.broken is None else None
+
+    def term_of(self, group_id: GroupId) -> Term | None:
+        replica = self._replica(group_id)
+        return replica.core.term if replica is not None else None
+
+    def claimed(self, group_id: GroupId, term: Term, leader_node: NodeId, now: float) -> None:
+        replica = self._replica(group_id)
+        if replica is not None:
+            leader = replica.core.membership.replica_on(leader_node)
+            if leader:
+                replica.core.follow(leader, term, now)
+                self._engine.note(replica, now)
+
+    def electable(self, group_ids: list[GroupId], now: float) -> None:
+        engine = self._engine
+        second_s = _SECOND_CHOICE * engine.limits.election_timeout_ms / 1e3
+        for place, group_id in enumerate(group_ids):
+            replica = self._replica(group_id)
+            if replica is None or replica.leads:
+                continue
+            delay_s = place / _CAMPAIGNS_PER_S
+            if not self._next_in_line(replica):
+                delay_s += second_s
+            if replica.halted is not None:
+                delay_s += 3 * engine.limits.election_timeout_ms / 1e3
+            replica.core.release(now, delay_s)
+            engine.note(replica, now)
+
+    def _next_in_line(self, replica: Replica) -> bool:
+        """Whether this replica follows the lost leader in the group's order of voters, passing over lost nodes."""
+        core = replica.core
+        voters = core.membership.voters
+        if core.replica_id not in voters:
+            return False
+        lost = core.leader if core.leader in voters else voters[-1]
+        start = voters.index(lost)
+        for step in range(1, len(voters) + 1):
+            candidate = voters[(start + step) % len(voters)]
+            if candidate == core.replica_id:
+                return True
+            if candidate != lost and self._engine.outgoing.reaches(core.membership.nodes[candidate]):
+                return False
+        return False
+
+    def refused(self, group_id: GroupId, term: Term, higher: Term) -> None:
+        replica = self._replica(group_id)
+        if replica is not None:
+            replica.core.refused(term, higher)
+            self._engine.note(replica, self._engine.pacing.now())
+
+    def rejudge(self, group_ids: list[GroupId], now: float) -> None:
+        for group_id in group_ids:
+            replica = self._replica(group_id)
+            if replica is not None and replica.core.role == Role.LEADER:
+                replica.core.check_quorum(now)
+                self._engine.note(replica, now)
+
+    def acknowledged(self, node_id: NodeId, round_id: int) -> None:
+        self._engine.reading.acknowledged(node_id, round_id)

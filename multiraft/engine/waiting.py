@@ -1,0 +1,76 @@
+"""Callers that wait: one object per batch of them, never one per caller.
+
+A `Proposals` holds the callers of one log record, a `Reads` those of one ReadIndex round of one group. Both have one
+deadline for all. Rules of this file: a future that its caller has cancelled is left alone; a batch is finished
+exactly once.
+"""
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import Callable
+
+from multiraft.errors import MultiRaftError
+from multiraft.types import Index, Term
+
+
+class Budget:
+    """How many bytes of proposals are accepted and not yet answered, in the whole node; and their number."""
+
+    __slots__ = ("count", "limit_bytes", "used_bytes")
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+        self.count = 0
+
+
+class Proposals:
+    """The callers of the record that starts at `first` in `term`, in order; empty `futures` once finished."""
+
+    __slots__ = ("deadline_s", "finished", "first", "futures", "size_bytes", "term")
+
+    def __init__(
+        self, first: Index, term: Term, futures: list[Future[bytes]], size_bytes: int, deadline_s: float
+    ) -> None:
+        self.first = first
+        self.term = term
+        self.futures = futures
+        self.size_bytes = size_bytes
+        self.deadline_s = deadline_s
+        self.finished = False
+
+    def finish(self, budget: Budget) -> None:
+        """Give back what the batch took from the budget and let go of its callers."""
+        if not self.finished:
+            self.finished = True
+            budget.used_bytes -= self.size_bytes
+            budget.count -= len(self.futures)
+            self.futures = []
+
+    def fail(self, budget: Budget, error: Callable[[], MultiRaftError]) -> None:
+        """Give every caller that still waits its own `error()`, and finish."""
+        fail_all(self.futures, error)
+        self.finish(budget)
+
+
+class Reads:
+    """The queries of one group that wait for one confirmation of leadership."""
+
+    __slots__ = ("deadline_s", "futures", "queries")
+
+    def __init__(self, deadline_s: float) -> None:
+        self.queries: list[bytes] = []
+        self.futures: list[Future[bytes]] = []
+        self.deadline_s = deadline_s
+
+    def fail(self, error: Callable[[], MultiRaftError]) -> None:
+        fail_all(self.futures, error)
+        self.queries, self.futures = [], []
+
+
+def fail_all(futures: list[Future[bytes]], error: Callable[[], MultiRaftError]) -> None:
+    """Set `error()` on every future that is not done; each gets an exception object of its own."""
+    for future in futures:
+        if not future.done():
+            future.set_exception(error())

@@ -1,0 +1,170 @@
+"""Group commit over all groups: what turns must persist gathers in one open batch while others are being synced.
+
+The engine adds what each core asks for; `flush` submits the open batch unless enough are under way, in which case
+it goes on gathering and leaves with the next completion. So one sync serves every group that wrote meanwhile.
+
+Rules of this file: batches complete in the order submitted; a promise (an `after_persist` message) is handed out only
+by the completion of the batch that carries what it promises, or of the last one before it; after one failed write
+nothing is ever handed out again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from time import perf_counter
+from typing import TypeAlias
+
+from multiraft.engine.replica import Replica
+from multiraft.messages import RaftMessage
+from multiraft.ports import Store, WriteBatch
+from multiraft.raft import Ready
+from multiraft.types import Index, Term
+
+
+class Persisted:
+    """What one replica is to be told when the batch is on disk: the arguments of its core's `persisted`."""
+
+    __slots__ = ("index", "replica", "saved_term", "term")
+
+    def __init__(self, replica: Replica, index: Index, term: Term, saved_term: Term) -> None:
+        self.replica = replica
+        self.index = index
+        self.term = term
+        self.saved_term = saved_term
+
+
+Promise: TypeAlias = tuple[Replica, list[RaftMessage]]
+
+
+class _Pending:
+    """One batch, and what may happen once it is on disk."""
+
+    __slots__ = ("batch", "callbacks", "persisted", "promises", "writes")
+
+    def __init__(self, batch: WriteBatch) -> None:
+        self.batch = batch
+        self.writes = 0
+        self.persisted: list[Persisted] = []
+        self.promises: list[Promise] = []
+        self.callbacks: list[Callable[[], None]] = []
+
+
+class LogWriter:
+    """Gathers, submits and reports writes.
+
+    on_persisted  called on the loop after each batch, with what it carried and the promises that may now leave
+    on_failed     called once, with the error of the first write that failed
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        batch_bytes: int,
+        writes_in_flight: int,
+        on_persisted: Callable[[list[Persisted], list[Promise]], None],
+        on_failed: Callable[[Exception], None],
+    ) -> None:
+        self._store = store
+        self._batch_bytes = batch_bytes
+        self._limit = writes_in_flight
+        self._on_persisted = on_persisted
+        self._on_failed = on_failed
+        self._open: _Pending | None = None
+        self._in_flight: deque[_Pending] = deque()
+        self._failed = False
+        self._busy_since_s = 0.0
+        self._busy_s = 0.0
+        self._window_began_s = perf_counter()
+        self._load = 0.0
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._in_flight)
+
+    @property
+    def failed(self) -> bool:
+        return self._failed
+
+    def load(self) -> float:
+        """Return the share of time, in the last second or so, in which a write was under way."""
+        now_s = perf_counter()
+        span_s = now_s - self._window_began_s
+        if span_s >= 1.0:
+            running_s = now_s - self._busy_since_s if self._in_flight else 0.0
+            self._load = min(1.0, (self._busy_s + running_s) / span_s)
+            self._window_began_s, self._busy_s = now_s, 0.0
+            self._busy_since_s = now_s
+        return self._load
+
+    def add(self, replica: Replica, ready: Ready) -> list[RaftMessage]:
+        """Take what `ready` must persist and promise; return the promises that need not wait for anything."""
+        if not ready.writes:
+            if not ready.after_persist:
+                return []
+            if self._open is None and not self._in_flight:
+                return ready.after_persist
+            pending = self._open if self._open is not None else self._in_flight[-1]
+            pending.promises.append((replica, ready.after_persist))
+            return []
+        pending = self._gathering()
+        batch, group_id = pending.batch, replica.group_id
+        if ready.deleted:
+            batch.delete_records(group_id, ready.deleted)
+        for record in ready.records:
+            batch.put_record(group_id, record)
+        hard_state = ready.hard_state
+        if hard_state is not None:
+            batch.put_hard_state(group_id, hard_state)
+        pending.writes += 1
+        index, term = ready.last
+        saved_term = hard_state.term if hard_state is not None else 0
+        pending.persisted.append(Persisted(replica, index, term, saved_term))
+        if ready.after_persist:
+            pending.promises.append((replica, ready.after_persist))
+        if batch.size_bytes >= self._batch_bytes:
+            self._submit()
+        return []
+
+    def write(self, fill: Callable[[WriteBatch], None], then: Callable[[], None]) -> None:
+        """Let `fill` put something else into the open batch, and call `then` once it is on disk."""
+        pending = self._gathering()
+        fill(pending.batch)
+        pending.writes += 1
+        pending.callbacks.append(then)
+
+    def flush(self) -> None:
+        """Submit the open batch, unless as many as allowed are under way."""
+        if self._open is not None and len(self._in_flight) < self._limit:
+            self._submit()
+
+    def _gathering(self) -> _Pending:
+        if self._open is None:
+            self._open = _Pending(self._store.batch())
+        return self._open
+
+    def _submit(self) -> None:
+        pending, self._open = self._open, None
+        if pending is None or self._failed:
+            return
+        if not self._in_flight:
+            self._busy_since_s = perf_counter()
+        self._in_flight.append(pending)
+        self._store.submit(pending.batch, self._done)
+
+    def _done(self, error: Exception | None) -> None:
+        if self._failed:
+            return
+        if error is not None:
+            self._failed = True
+            self._in_flight.clear()
+            self._open = None
+            self._on_failed(error)
+            return
+        pending = self._in_flight.popleft()
+        if not self._in_flight:
+            self._busy_s += perf_counter() - self._busy_since_s
+        self.flush()
+        self._on_persisted(pending.persisted, pending.promises)
+        for callback in pending.callbacks:
+            callback()

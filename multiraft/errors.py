@@ -1,0 +1,131 @@
+"""One tree of errors: whose move it is stands in the type.
+
+    MultiRaftError
+      NotCommitted            the command certainly did not happen: safe to retry
+        NotLeader             ask `leader` instead
+        Overloaded            a bound was reached; slow down
+        NotReady              no leader yet, or the service is not there yet
+        Unreachable           the request never left this node
+        Halted                the replica has stopped applying
+        DeadlineExceeded      time ran out before the command was proposed
+        InvalidRequest        the command itself is refused (size, arguments); a retry cannot help
+        WrongShard            routed by an outdated map
+        ReadFailed            a read was not answered; reads change nothing
+      OutcomeUnknown          it may or may not have happened
+      CommandFailed           it was committed, and the state machine raised: a deterministic result
+      ConfigError             the configuration is wrong
+      StartError              the node cannot start from what is there
+        StorageError          the store is damaged, locked, of another node, or cannot be written
+      NotRunning              called before start or after stop
+    InvariantViolation        a bug in multiraft itself; not a MultiRaftError, so that nobody handles it by accident
+
+Rules of this file: standard library only; every message says what to do next.
+"""
+
+from __future__ import annotations
+
+from multiraft.types import GroupId, NodeId
+
+
+class MultiRaftError(Exception):
+    """The root of everything that multiraft raises for its users to handle."""
+
+
+class NotCommitted(MultiRaftError):
+    """The command certainly did not happen. It is safe to retry."""
+
+
+class NotLeader(NotCommitted):
+    """This replica does not lead the group; nothing was proposed.
+
+    leader  the node to ask instead; None while an election is under way
+    """
+
+    def __init__(self, group_id: GroupId, leader: NodeId | None = None) -> None:
+        hint = f"ask node {leader!r}" if leader else "an election is under way; retry shortly"
+        super().__init__(f"group {group_id} is not led by this node: {hint}")
+        self.group_id = group_id
+        self.leader = leader
+
+
+class Overloaded(NotCommitted):
+    """A bound (queue, bytes, in-flight work) was reached; nothing was proposed. Slow down, then retry."""
+
+
+class NotReady(NotCommitted):
+    """The service or group cannot serve yet; the message says which part, and why."""
+
+
+class Unreachable(NotCommitted):
+    """The node to ask is not connected; nothing was sent."""
+
+
+class Halted(NotCommitted):
+    """The replica stopped applying after a failure of its environment; the message says which."""
+
+
+class DeadlineExceeded(NotCommitted):
+    """Time ran out before the command was proposed."""
+
+
+class InvalidRequest(NotCommitted):
+    """The command or query is refused as it stands: too large, unknown, or wrong arguments. Do not retry it."""
+
+
+class WrongShard(NotCommitted):
+    """The command reached a group that does not serve its key; the route was outdated."""
+
+
+class ReadFailed(NotCommitted):
+    """A read could not be answered (leadership moved, time ran out). A read changes nothing: safe to retry."""
+
+
+class OutcomeUnknown(MultiRaftError):
+    """The command may or may not have happened: its answer was lost (timeout, leader gone, node stopping)."""
+
+
+class CommandFailed(MultiRaftError):
+    """The command was committed and its state machine raised: the same on every replica, and not retried.
+
+    exception  the name of the exception's class
+    detail     its text
+    """
+
+    def __init__(self, exception: str, detail: str) -> None:
+        super().__init__(f"{exception}: {detail}" if detail else exception)
+        self.exception = exception
+        self.detail = detail
+
+
+class ConfigError(MultiRaftError):
+    """A setting is unknown, out of range, or contradicts another; the message names it and its limits."""
+
+
+class StartError(MultiRaftError):
+    """The node cannot start from what it found; the message says what was found and the ways out."""
+
+
+class StorageError(StartError):
+    """The store cannot be opened, read or written; the message says where and why."""
+
+
+class CorruptRecord(StorageError):
+    """Stored or received bytes are not what was written: a checksum, length or format does not hold."""
+
+
+class NotRunning(NotCommitted):
+    """The node has not been started, or has stopped."""
+
+
+class WireError(MultiRaftError):
+    """A frame or message from a peer is malformed, oversized or of an unknown format; it is dropped and counted."""
+
+
+class InvariantViolation(Exception):
+    """A rule that the code relies on does not hold: a bug. The replica concerned halts; the others go on."""
+
+
+def invariant(holds: bool, message: str) -> None:
+    """Raise InvariantViolation(message) unless `holds`. Unlike `assert`, it stays under `python -O`."""
+    if not holds:
+        raise InvariantViolation(message)

@@ -1,0 +1,129 @@
+"""How nodes with empty directories become one cluster, once.
+
+A node that belongs to no cluster only waits, unless it has the lowest id of its member list: that one, when ALL other
+listed members have answered and none of them knows a cluster, draws the cluster id, binds every member's store to it,
+syncs that in its own store FIRST, and then offers it. A member takes an offer that names its own store and exactly
+its own member list, and syncs it before it answers. If the proposer dies half-way, its own synced record makes it
+offer the same cluster again; whoever has joined already offers it, too.
+
+Rules of this file: no I/O but `Store.bind_cluster`, which syncs; a store that is bound to no name in the cluster's
+list is never let in: it was emptied or replaced, and may have forgotten a vote.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from random import Random
+from typing import Final
+
+from multiraft.errors import StartError
+from multiraft.messages import Form, Formed, FormingMessage
+from multiraft.ports import Store
+from multiraft.types import Identity, NodeId
+
+log: Final = logging.getLogger("multiraft.forming")
+
+
+class Forming:
+    """One node's part in the forming of its cluster.
+
+    formed  called once, when this node's store has become part of a cluster (or already was, at `begin`)
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        members: Iterable[NodeId],
+        rng: Random,
+        send: Callable[[NodeId, FormingMessage], bool],
+        formed: Callable[[Identity], None],
+    ) -> None:
+        self._store = store
+        self._members = tuple(sorted(members))
+        self._rng = rng
+        self._send = send
+        self._formed = formed
+        self._fresh: dict[NodeId, bytes] = {}
+        self._refused: set[NodeId] = set()
+
+    @property
+    def missing(self) -> tuple[NodeId, ...]:
+        """The members that have not answered yet, as far as this node can tell."""
+        me = self._store.identity.node_id
+        return tuple(name for name in self._members if name != me and name not in self._fresh)
+
+    def check(self) -> None:
+        """Check what is stored against the member list. Raises StartError when they differ."""
+        identity = self._store.identity
+        stored = tuple(sorted(identity.stores))
+        if identity.formed and stored != self._members:
+            raise StartError(
+                f"the configuration lists the members {', '.join(self._members)}, but this cluster was founded by "
+                f"{', '.join(stored)} (added: {_names(self._members, stored)}; "
+                f"missing: {_names(stored, self._members)}). "
+                "The list is for the first start only: give the founding one again."
+            )
+
+    def begin(self) -> None:
+        """Say whether this store is part of a cluster already; a lone member founds its own."""
+        identity = self._store.identity
+        if identity.formed:
+            self._formed(identity)
+        elif self._members == (identity.node_id,):
+            self._propose()
+
+    def unformed_peer(self, node_id: NodeId, store_id: bytes) -> None:
+        """A connected peer belongs to no cluster: offer it ours, or count it toward a new one."""
+        identity = self._store.identity
+        if identity.formed:
+            if identity.stores.get(node_id) == store_id:
+                self._send(node_id, Form(identity.cluster_id, tuple(sorted(identity.stores.items()))))
+            elif node_id not in self._refused:
+                self._refused.add(node_id)
+                log.error(
+                    "node %s comes with another store than the one it had when the cluster was founded: its directory "
+                    "was emptied or replaced. It is not let in: it may have forgotten a vote. Bring back its old "
+                    "directory, or found a new cluster",
+                    node_id,
+                )
+            return
+        self._fresh[node_id] = store_id
+        if identity.node_id == self._members[0] and not self.missing:
+            self._propose()
+
+    def received(self, node_id: NodeId, message: FormingMessage) -> None:
+        """Take an offer, or the answer to one."""
+        if isinstance(message, Formed):
+            return
+        identity = self._store.identity
+        stores = dict(message.stores)
+        if identity.formed:
+            return
+        if tuple(sorted(stores)) != self._members:
+            log.error(
+                "node %s offers a cluster founded by %s, but the configuration here lists %s; correct the list",
+                node_id,
+                ", ".join(sorted(stores)),
+                ", ".join(self._members),
+            )
+            return
+        if stores.get(identity.node_id) != identity.store_id or not message.cluster_id:
+            if node_id not in self._refused:
+                self._refused.add(node_id)
+                log.error("node %s offers a cluster that knows another store of this node; it is not joined", node_id)
+            return
+        self._store.bind_cluster(message.cluster_id, stores)
+        self._send(node_id, Formed(message.cluster_id))
+        self._formed(self._store.identity)
+
+    def _propose(self) -> None:
+        identity = self._store.identity
+        stores = {**self._fresh, identity.node_id: identity.store_id}
+        cluster_id = self._rng.getrandbits(128).to_bytes(16, "big")
+        self._store.bind_cluster(cluster_id, stores)
+        self._formed(self._store.identity)
+
+
+def _names(some: tuple[NodeId, ...], without: tuple[NodeId, ...]) -> str:
+    return ", ".join(name for name in some if name not in without) or "none"

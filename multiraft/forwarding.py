@@ -1,0 +1,154 @@
+"""Work that reaches a group through another node: how it is asked for, and how it is answered.
+
+A forwarded command is sent once and applied at most once: nothing here retries. The leader answers with the outcome
+itself, so the caller sees the very error that the leader raised.
+
+Rules of this file: a request that never left this node is NotCommitted, one that left without an answer is
+OutcomeUnknown; a request whose time has run out is not begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+from asyncio import Future
+from collections.abc import Callable
+from typing import Final, Literal
+
+from multiraft.engine.engine import Engine
+from multiraft.errors import InvalidRequest, MultiRaftError, OutcomeUnknown, ReadFailed
+from multiraft.outcome import decode_outcome, encode_outcome
+from multiraft.ports import Transport
+from multiraft.types import GroupId, NodeId
+
+_GROUP: Final = struct.Struct(">Q")
+CallKind = Literal["propose", "read"]
+log: Final = logging.getLogger("multiraft.forwarding")
+
+
+class Forwarding:
+    """Both ends of forwarded work on one node; what the router calls through."""
+
+    def __init__(self, node_id: NodeId, engine: Engine, transport: Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self.node_id = node_id
+        self._engine = engine
+        self._transport = transport
+        self._loop = loop
+        self._handlers: dict[str, Callable[[bytes], bytes]] = {}
+
+    # ---------------------------------------------------------------------------------------------- on this node
+
+    def propose_local(self, group_id: GroupId, command: bytes, timeout_s: float) -> Future[bytes]:
+        """Propose to this node's replica, as `Engine.propose`; OutcomeUnknown after `timeout_s` at the latest."""
+        future = self._engine.propose(group_id, command)
+        return self._within(future, timeout_s, lambda: OutcomeUnknown("no answer in time; it may happen later"))
+
+    def read_local(self, group_id: GroupId, query: bytes, timeout_s: float) -> Future[bytes]:
+        """Read from this node's replica, as `Engine.read`; ReadFailed after `timeout_s` at the latest."""
+        future = self._engine.read(group_id, query)
+        return self._within(future, timeout_s, lambda: ReadFailed("no answer in time; retry"))
+
+    def _within(self, future: Future[bytes], timeout_s: float, error: Callable[[], MultiRaftError]) -> Future[bytes]:
+        # The engine itself ends every call after its default timeout; a timer is only for those who want it sooner.
+        if timeout_s < self._engine.limits.request_timeout_ms / 1e3:
+            handle = self._loop.call_later(timeout_s, _expire, future, error)
+            future.add_done_callback(lambda _: handle.cancel())
+        return future
+
+    def leads(self, group_id: GroupId) -> bool:
+        replica = self._engine.replicas.get(group_id)
+        return replica is not None and replica.leads
+
+    def leader_hint(self, group_id: GroupId) -> NodeId | None:
+        replica = self._engine.replicas.get(group_id)
+        return replica.leader_node if replica is not None else None
+
+    # ---------------------------------------------------------------------------------------------- toward a peer
+
+    def forward(
+        self, node_id: NodeId, method: CallKind, group_id: GroupId, body: bytes, timeout_s: float
+    ) -> Future[bytes]:
+        """Have another node's replica do it. The future gets what the replica there answers, or what sending met."""
+        asked = self._transport.request(node_id, method, _GROUP.pack(group_id) + body, timeout_s)
+        answer: Future[bytes] = self._loop.create_future()
+
+        def answered(response: Future[bytes]) -> None:
+            if answer.done():
+                return
+            if response.cancelled():
+                answer.cancel()
+                return
+            error = response.exception()
+            if error is not None:
+                answer.set_exception(error)
+                return
+            try:
+                answer.set_result(decode_outcome(response.result(), read=method == "read"))
+            except MultiRaftError as problem:
+                answer.set_exception(problem)
+
+        asked.add_done_callback(answered)
+        return answer
+
+    async def peer_call(self, node_id: NodeId, method: str, body: bytes, timeout_s: float) -> bytes:
+        """Ask a peer (or this node itself) what a handler was registered for there.
+
+        Raises Unreachable, OutcomeUnknown, InvalidRequest (no such method, or the handler failed).
+        """
+        if node_id == self.node_id:
+            return decode_outcome(self._handled(method, body), read=True)
+        return decode_outcome(await self._transport.request(node_id, method, body, timeout_s), read=True)
+
+    # --------------------------------------------------------------------------------------------- from a peer
+
+    def on_call(self, method: str, handler: Callable[[bytes], bytes]) -> None:
+        """Answer peers' calls of `method` with what `handler(body)` returns."""
+        if method in ("propose", "read"):
+            raise ValueError(f"{method!r} is answered by the node itself")
+        self._handlers[method] = handler
+
+    def request_received(
+        self, node_id: NodeId, method: str, body: bytes, timeout_s: float, reply: Callable[[bytes], None]
+    ) -> None:
+        """Do what a peer asks, and reply with its outcome."""
+        if timeout_s <= 0.0:
+            return
+        if method not in ("propose", "read"):
+            reply(self._handled(method, body))
+            return
+        if len(body) < _GROUP.size:
+            reply(encode_outcome(InvalidRequest("a forwarded call names no group")))
+            return
+        (group_id,) = _GROUP.unpack_from(body)
+        act = self._engine.propose if method == "propose" else self._engine.read
+        try:
+            future = act(group_id, body[_GROUP.size :])
+        except MultiRaftError as problem:
+            reply(encode_outcome(problem))
+            return
+        future.add_done_callback(lambda done: reply(_outcome_of(done)))
+
+    def _handled(self, method: str, body: bytes) -> bytes:
+        handler = self._handlers.get(method)
+        if handler is None:
+            return encode_outcome(InvalidRequest(f"this node answers no call named {method!r}"))
+        try:
+            return encode_outcome(handler(body))
+        except MultiRaftError as problem:
+            return encode_outcome(problem)
+        except Exception as problem:
+            log.exception("the handler of %r raised", method)
+            return encode_outcome(InvalidRequest(f"{method}: {type(problem).__name__}: {problem}"))
+
+
+def _expire(future: Future[bytes], error: Callable[[], MultiRaftError]) -> None:
+    if not future.done():
+        future.set_exception(error())
+
+
+def _outcome_of(done: Future[bytes]) -> bytes:
+    if done.cancelled():
+        return encode_outcome(OutcomeUnknown("the node stopped waiting for the answer"))
+    error = done.exception()
+    return encode_outcome(done.result() if error is None else error)

@@ -1,0 +1,147 @@
+"""One Raft group, as its user holds it: propose bytes, read, and watch who leads and who takes part.
+
+The level below services: no keys, no types. It works from any node, whether or not it has a replica of the group,
+except where it says otherwise.
+
+Rules of this file: a handle keeps no state of the group; what a user's hook raises is logged and goes no further.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final, Literal, Protocol
+
+from multiraft.config import Limits
+from multiraft.errors import InvalidRequest
+from multiraft.types import GroupId, Membership, NodeId
+
+CallKind = Literal["propose", "read"]
+Unsubscribe = Callable[[], None]
+
+_log: Final = logging.getLogger(__name__)
+
+
+class GroupHost(Protocol):
+    """What a group handle needs of its node. All callbacks come on the loop's thread."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+    def call(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float | None) -> Awaitable[bytes]:
+        """Bring `body` to the group's leader, wherever it is; None means the node's default timeout."""
+
+    def leads(self, group_id: GroupId) -> bool:
+        """Return whether this node's replica leads the group."""
+
+    def leader(self, group_id: GroupId) -> NodeId | None:
+        """Return the node that leads the group, as far as this node knows; None if it knows of none."""
+
+    def membership(self, group_id: GroupId) -> Membership:
+        """Return the newest membership that this node's replica has. Raises NotReady if it has no replica."""
+
+    def subscribe_membership(self, group_id: GroupId, changed: Callable[[Membership], None]) -> Unsubscribe:
+        """Call `changed` at every new membership of this node's replica. Raises NotReady if it has no replica."""
+
+    def subscribe_role(self, group_id: GroupId, changed: Callable[[bool], None]) -> Unsubscribe:
+        """Call `changed(True)` when this node's replica begins to lead, `changed(False)` when it ceases to."""
+
+
+class Group:
+    """A handle of one group. Made by the node."""
+
+    __slots__ = ("_host", "group_id")
+
+    def __init__(self, group_id: GroupId, host: GroupHost) -> None:
+        self.group_id = group_id
+        self._host = host
+
+    def __repr__(self) -> str:
+        return f"<group {self.group_id}>"
+
+    async def propose(self, command: bytes, timeout_s: float | None = None) -> bytes:
+        """Have the group commit and apply `command`; return its state machine's result.
+
+        Raises InvalidRequest (no bytes, or more than entry_bytes), any other NotCommitted (it certainly did not
+        happen), OutcomeUnknown (it may have), CommandFailed (it was committed, and the state machine raised).
+        """
+        self._check("command", command, timeout_s)
+        return await self._host.call(self.group_id, "propose", command, timeout_s)
+
+    async def read(self, query: bytes, timeout_s: float | None = None) -> bytes:
+        """Ask the group's state machine; linearizable: it sees every command acknowledged before.
+
+        Raises InvalidRequest, any other NotCommitted, CommandFailed (the query itself raised).
+        """
+        self._check("query", query, timeout_s)
+        return await self._host.call(self.group_id, "read", query, timeout_s)
+
+    def _check(self, what: str, body: bytes, timeout_s: float | None) -> None:
+        if type(body) is not bytes:
+            raise InvalidRequest(f"group {self.group_id}: the {what} must be bytes, not {type(body).__name__}")
+        limit = self._host.limits.entry_bytes
+        if len(body) > limit:
+            raise InvalidRequest(
+                f"group {self.group_id}: a {what} of {len(body)} bytes is more than entry_bytes = {limit}"
+            )
+        if timeout_s is not None and not timeout_s > 0:
+            raise InvalidRequest(f"timeout_s = {timeout_s!r}: must be a number of seconds above 0")
+
+    @property
+    def leader(self) -> NodeId | None:
+        """The node that leads the group, as far as this node knows; None if it knows of none."""
+        return self._host.leader(self.group_id)
+
+    def membership(self) -> Membership:
+        """Return who takes part, as of the newest change that this node's replica has applied.
+
+        Raises NotReady if this node has no replica of the group.
+        """
+        return self._host.membership(self.group_id)
+
+    async def watch_membership(self) -> AsyncIterator[Membership]:
+        """Yield the membership as it is, then at each change. A slow consumer gets the newest, not every one between.
+
+        Raises NotReady if this node has no replica of the group.
+        """
+        newest: Membership | None = None
+        changed = asyncio.Event()
+
+        def remember(membership: Membership) -> None:
+            nonlocal newest
+            newest = membership
+            changed.set()
+
+        unsubscribe = self._host.subscribe_membership(self.group_id, remember)
+        try:
+            current = self._host.membership(self.group_id)
+            yield current
+            while True:
+                await changed.wait()
+                changed.clear()
+                if newest is not None and newest != current:
+                    current = newest
+                    yield current
+        finally:
+            unsubscribe()
+
+    def on_leader(self, hook: Callable[[], None]) -> Unsubscribe:
+        """Call `hook` whenever this node's replica begins to lead the group; at once if it leads now.
+
+        Return a function that ends this. `hook` must return quickly: it runs between two turns of the node.
+        """
+        unsubscribe = self._host.subscribe_role(self.group_id, lambda leads: self._run(hook) if leads else None)
+        if self._host.leads(self.group_id):
+            self._run(hook)
+        return unsubscribe
+
+    def on_follower(self, hook: Callable[[], None]) -> Unsubscribe:
+        """Call `hook` whenever this node's replica ceases to lead the group. Otherwise as `on_leader`."""
+        return self._host.subscribe_role(self.group_id, lambda leads: None if leads else self._run(hook))
+
+    def _run(self, hook: Callable[[], None]) -> None:
+        try:
+            hook()
+        except Exception:
+            _log.exception("group %d: a hook raised; the group goes on", self.group_id)

@@ -1,0 +1,113 @@
+"""Which replicas live on this node: opened from the store at start, created when the directory assigns new groups.
+
+The directory says which groups exist and on which nodes; a node makes the replicas that it is assigned, each from a
+synced creation record. Everything here is idempotent: after a crash the same assignment is met again.
+
+Rules of this file: no replica is opened before its service's class is known, because its log could not be applied.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from multiraft.engine.engine import Engine
+from multiraft.engine.machine import Machine
+from multiraft.engine.replica import Replica
+from multiraft.errors import StartError
+from multiraft.shard import Directory, ShardMap
+from multiraft.types import (
+    DIRECTORY_GROUP,
+    GroupId,
+    Identity,
+    NodeId,
+    ReplicaDescriptor,
+    StoredReplica,
+    founding_membership,
+)
+
+DIRECTORY_SERVICE: Final = "directory"
+log: Final = logging.getLogger("multiraft.hosting")
+
+
+class Hosting:
+    """The replicas of one node.
+
+    machines   how to make a machine for each service declared here
+    directory  the state machine of group 1 on this node
+    """
+
+    def __init__(
+        self,
+        node_id: NodeId,
+        engine: Engine,
+        directory: Directory,
+        machines: dict[str, Callable[[], tuple[Machine, object]]],
+        opened: Callable[[Replica], None],
+    ) -> None:
+        self._node_id = node_id
+        self._engine = engine
+        self._directory = directory
+        self._machines = machines
+        self._opened = opened
+        self._creating: set[GroupId] = set()
+        self._undeclared: set[str] = set()
+        self.objects: dict[GroupId, object] = {}
+
+    def check(self, stored: list[StoredReplica]) -> None:
+        """Raise StartError unless every stored replica's service is declared on this node."""
+        for replica in stored:
+            service = replica.descriptor.service
+            if service != DIRECTORY_SERVICE and service not in self._machines:
+                raise StartError(
+                    f"this node has replicas of service {service!r}, which the program does not declare: "
+                    f"call node.service({service!r}, ...) before the node starts"
+                )
+
+    def open_stored(self, stored: list[StoredReplica]) -> None:
+        """Take up every replica that the store has."""
+        for replica in stored:
+            self._opened(self._engine.open_replica(replica, self._machine(replica.descriptor)))
+
+    def found_directory(self, identity: Identity) -> None:
+        """Make this node's replica of group 1, unless it is there already."""
+        nodes = tuple(sorted(identity.stores))
+        self._create(DIRECTORY_GROUP, DIRECTORY_SERVICE, nodes)
+
+    def reconcile(self, shard_map: ShardMap) -> None:
+        """Make every replica that the directory assigns to this node and that is not there yet."""
+        for name, service in shard_map.services.items():
+            for shard in service.shards:
+                nodes = shard_map.groups[shard.group_id]
+                if self._node_id not in nodes:
+                    continue
+                if name in self._machines:
+                    self._create(shard.group_id, name, nodes)
+                elif name not in self._undeclared:
+                    self._undeclared.add(name)
+                    log.warning(
+                        "service %r assigns replicas to this node, which does not declare it; they are not made "
+                        "until the program calls node.service(%r, ...)",
+                        name,
+                        name,
+                    )
+
+    def _create(self, group_id: GroupId, service: str, nodes: tuple[NodeId, ...]) -> None:
+        if group_id in self._engine.replicas or group_id in self._creating:
+            return
+        self._creating.add(group_id)
+        membership = founding_membership(nodes)
+        descriptor = ReplicaDescriptor(group_id, membership.replica_on(self._node_id), service)
+
+        def created(replica: Replica) -> None:
+            self._creating.discard(group_id)
+            self._opened(replica)
+
+        self._engine.create_replica(descriptor, membership, self._machine(descriptor), created)
+
+    def _machine(self, descriptor: ReplicaDescriptor) -> Machine:
+        if descriptor.service == DIRECTORY_SERVICE:
+            return self._directory
+        machine, self.objects[descriptor.group_id] = self._machines[descriptor.service]()
+        return machine

@@ -1,0 +1,342 @@
+"""What nodes say to each other, as values. How they become bytes stands in multiraft.transport.wire.
+
+Four families:
+
+    consensus  between two replicas of one group; `sender` and `to` are replica ids
+    liveness   between two nodes: beats, and what the sender leads toward the receiver
+    forming    between two nodes, before they share a cluster
+    calls      request and response, for work forwarded to a leader
+
+Rules of this file: values only; a message knows nothing of connections. `__slots__` are sorted: their order is the
+order on the wire.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, TypeAlias
+
+from multiraft.records import Record
+from multiraft.types import GroupId, Index, NodeId, ReplicaId, Term
+
+# ---------------------------------------------------------------------------------------------------- consensus
+
+
+class PreVote:
+    """Would you vote for me at `term`? Changes nothing at the receiver (thesis, section 9.6)."""
+
+    CODE: ClassVar[int] = 1
+    __slots__ = ("group_id", "last_index", "last_term", "sender", "term", "to")
+
+    def __init__(
+        self, group_id: GroupId, last_index: Index, last_term: Term, sender: ReplicaId, term: Term, to: ReplicaId
+    ) -> None:
+        self.group_id = group_id
+        self.last_index = last_index
+        self.last_term = last_term
+        self.sender = sender
+        self.term = term
+        self.to = to
+
+
+class PreVoteAnswer:
+    """`asked_term` repeats the request's term; `term` is the answering replica's own."""
+
+    CODE: ClassVar[int] = 2
+    __slots__ = ("asked_term", "granted", "group_id", "sender", "term", "to")
+
+    def __init__(
+        self, asked_term: Term, granted: bool, group_id: GroupId, sender: ReplicaId, term: Term, to: ReplicaId
+    ) -> None:
+        self.asked_term = asked_term
+        self.granted = granted
+        self.group_id = group_id
+        self.sender = sender
+        self.term = term
+        self.to = to
+
+
+class RequestVote:
+    """Vote for me at `term`. `forced`: this campaign was asked for by the leader itself (thesis, section 4.2.3)."""
+
+    CODE: ClassVar[int] = 3
+    __slots__ = ("forced", "group_id", "last_index", "last_term", "sender", "term", "to")
+
+    def __init__(
+        self,
+        forced: bool,
+        group_id: GroupId,
+        last_index: Index,
+        last_term: Term,
+        sender: ReplicaId,
+        term: Term,
+        to: ReplicaId,
+    ) -> None:
+        self.forced = forced
+        self.group_id = group_id
+        self.last_index = last_index
+        self.last_term = last_term
+        self.sender = sender
+        self.term = term
+        self.to = to
+
+
+class VoteAnswer:
+    """`asked_term` repeats the request's term; `term` is the answering replica's own."""
+
+    CODE: ClassVar[int] = 4
+    __slots__ = ("asked_term", "granted", "group_id", "sender", "term", "to")
+
+    def __init__(
+        self, asked_term: Term, granted: bool, group_id: GroupId, sender: ReplicaId, term: Term, to: ReplicaId
+    ) -> None:
+        self.asked_term = asked_term
+        self.granted = granted
+        self.group_id = group_id
+        self.sender = sender
+        self.term = term
+        self.to = to
+
+
+class Append:
+    """Store these records after (`prev_index`, `prev_term`); with none, only check that entry (a probe).
+
+    commit   the leader's commit; the receiver takes min(commit, last entry of this append)
+    records  consecutive, the first one starting at prev_index + 1
+    """
+
+    CODE: ClassVar[int] = 5
+    __slots__ = ("commit", "group_id", "prev_index", "prev_term", "records", "sender", "term", "to")
+
+    def __init__(
+        self,
+        commit: Index,
+        group_id: GroupId,
+        prev_index: Index,
+        prev_term: Term,
+        records: tuple[Record, ...],
+        sender: ReplicaId,
+        term: Term,
+        to: ReplicaId,
+    ) -> None:
+        self.commit = commit
+        self.group_id = group_id
+        self.prev_index = prev_index
+        self.prev_term = prev_term
+        self.records = records
+        self.sender = sender
+        self.term = term
+        self.to = to
+
+
+class AppendAnswer:
+    """The answer to one Append; leaves only when what it says is on disk.
+
+    accepted    index: the last entry of that append, now stored
+    otherwise   index: the append's prev_index, which does not match; (hint_index, hint_term): the last place
+                where this log can agree with one whose entry at prev_index has the term that the append named
+    """
+
+    CODE: ClassVar[int] = 6
+    __slots__ = ("accepted", "group_id", "hint_index", "hint_term", "index", "sender", "term", "to")
+
+    def __init__(
+        self,
+        accepted: bool,
+        group_id: GroupId,
+        hint_index: Index,
+        hint_term: Term,
+        index: Index,
+        sender: ReplicaId,
+        term: Term,
+        to: ReplicaId,
+    ) -> None:
+        self.accepted = accepted
+        self.group_id = group_id
+        self.hint_index = hint_index
+        self.hint_term = hint_term
+        self.index = index
+        self.sender = sender
+        self.term = term
+        self.to = to
+
+
+class CommitTo:
+    """All entries up to `commit` are committed; never above what the receiver acknowledged in this term."""
+
+    CODE: ClassVar[int] = 7
+    __slots__ = ("commit", "group_id", "sender", "term", "to")
+
+    def __init__(self, commit: Index, group_id: GroupId, sender: ReplicaId, term: Term, to: ReplicaId) -> None:
+        self.commit = commit
+        self.group_id = group_id
+        self.sender = sender
+        self.term = term
+        self.to = to
+
+
+class TimeoutNow:
+    """The leader of `term` asks the receiver to campaign at once (thesis, section 3.10)."""
+
+    CODE: ClassVar[int] = 8
+    __slots__ = ("group_id", "sender", "term", "to")
+
+    def __init__(self, group_id: GroupId, sender: ReplicaId, term: Term, to: ReplicaId) -> None:
+        self.group_id = group_id
+        self.sender = sender
+        self.term = term
+        self.to = to
+
+
+RaftMessage: TypeAlias = (
+    PreVote | PreVoteAnswer | RequestVote | VoteAnswer | Append | AppendAnswer | CommitTo | TimeoutNow
+)
+
+# ----------------------------------------------------------------------------------------------------- liveness
+
+
+class Beat:
+    """The sender is alive; one per peer and interval, whatever the number of groups.
+
+    ack_sequence, ack_incarnation  the receiver's own last accepted beat, told back to it; 0 if none
+    answer_now                     reply with a BeatAnswer in this very turn
+    digest                         of the set that the sender leads toward the receiver
+    sequence                       never reused within the sender's incarnation
+    """
+
+    CODE: ClassVar[int] = 20
+    __slots__ = ("ack_incarnation", "ack_sequence", "answer_now", "digest", "incarnation", "sequence")
+
+    def __init__(
+        self,
+        ack_incarnation: int,
+        ack_sequence: int,
+        answer_now: bool,
+        digest: int,
+        incarnation: int,
+        sequence: int,
+    ) -> None:
+        self.ack_incarnation = ack_incarnation
+        self.ack_sequence = ack_sequence
+        self.answer_now = answer_now
+        self.digest = digest
+        self.incarnation = incarnation
+        self.sequence = sequence
+
+
+class BeatAnswer:
+    """Acknowledges, at once, the beat `sequence` that the receiver sent in `incarnation`."""
+
+    CODE: ClassVar[int] = 21
+    __slots__ = ("incarnation", "sequence")
+
+    def __init__(self, incarnation: int, sequence: int) -> None:
+        self.incarnation = incarnation
+        self.sequence = sequence
+
+
+class LeadAll:
+    """Everything that the sender leads toward the receiver: replaces what the receiver held.
+
+    led  (group_id, term, the receiver's replica_id) of each group
+    """
+
+    CODE: ClassVar[int] = 22
+    __slots__ = ("led",)
+
+    def __init__(self, led: tuple[tuple[GroupId, Term, ReplicaId], ...]) -> None:
+        self.led = led
+
+
+class LeadDelta:
+    """Changes of the lead set: `removed` groups first, then `added` as in LeadAll."""
+
+    CODE: ClassVar[int] = 23
+    __slots__ = ("added", "removed")
+
+    def __init__(
+        self, added: tuple[tuple[GroupId, Term, ReplicaId], ...], removed: tuple[tuple[GroupId, Term], ...]
+    ) -> None:
+        self.added = added
+        self.removed = removed
+
+
+class LeadAsk:
+    """The digest does not match what I hold of you: send LeadAll."""
+
+    CODE: ClassVar[int] = 24
+    __slots__ = ()
+
+
+class Refuse:
+    """You claim `group_id` at `term`; my replica is already at `my_term`, which is higher.
+
+    Two other answers share the message: `my_term` 0 says that there is no such replica here, so that nothing I
+    acknowledge counts for the group; `my_term` equal to `term` takes that back.
+    """
+
+    CODE: ClassVar[int] = 25
+    __slots__ = ("group_id", "my_term", "term")
+
+    def __init__(self, group_id: GroupId, my_term: Term, term: Term) -> None:
+        self.group_id = group_id
+        self.my_term = my_term
+        self.term = term
+
+
+LivenessMessage: TypeAlias = Beat | BeatAnswer | LeadAll | LeadDelta | LeadAsk | Refuse
+
+# ------------------------------------------------------------------------------------------------------ forming
+
+
+class Form:
+    """Belong to this cluster; `stores` names the store of every founding member, the receiver's among them."""
+
+    CODE: ClassVar[int] = 30
+    __slots__ = ("cluster_id", "stores")
+
+    def __init__(self, cluster_id: bytes, stores: tuple[tuple[NodeId, bytes], ...]) -> None:
+        self.cluster_id = cluster_id
+        self.stores = stores
+
+
+class Formed:
+    """The sender belongs to `cluster_id`, synced."""
+
+    CODE: ClassVar[int] = 31
+    __slots__ = ("cluster_id",)
+
+    def __init__(self, cluster_id: bytes) -> None:
+        self.cluster_id = cluster_id
+
+
+FormingMessage: TypeAlias = Form | Formed
+
+# -------------------------------------------------------------------------------------------------------- calls
+
+
+class Request:
+    """Do `method` with `body` before `timeout_ms` have passed at the receiver; answer under `request_id`."""
+
+    CODE: ClassVar[int] = 40
+    __slots__ = ("body", "method", "request_id", "timeout_ms")
+
+    def __init__(self, body: bytes, method: str, request_id: int, timeout_ms: int) -> None:
+        self.body = body
+        self.method = method
+        self.request_id = request_id
+        self.timeout_ms = timeout_ms
+
+
+class Response:
+    """The one answer to a request. What `body` means is the method's affair."""
+
+    CODE: ClassVar[int] = 41
+    __slots__ = ("body", "request_id")
+
+    def __init__(self, body: bytes, request_id: int) -> None:
+        self.body = body
+        self.request_id = request_id
+
+
+CallMessage: TypeAlias = Request | Response
+Message: TypeAlias = RaftMessage | LivenessMessage | FormingMessage | CallMessage

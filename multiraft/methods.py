@@ -1,0 +1,278 @@
+"""A command or query, compiled: from a call to bytes, from bytes to the machine's method, and the result back.
+
+The wire form is a msgpack array: the method's name, then its arguments in order of declaration, defaults filled in.
+Arguments missing at the end take their defaults when they are read, so that parameters with defaults can be added
+while old logs stay readable.
+
+Rules of this file: everything about a signature is decided once, in `compile_method`; what then runs per call is a
+loop over functions. Encoding raises InvalidRequest; decoding, which happens inside `apply`, raises ordinary
+exceptions that depend on the bytes alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal
+
+import msgpack
+
+from multiraft.codec import UnsupportedType, ValueMismatch, ValueType, value_type
+from multiraft.errors import CommandFailed, InvalidRequest
+
+Kind = Literal["command", "query"]
+
+RESERVED_NAMES: Final = frozenset({"apply", "context", "query", "restore", "snapshot"})
+"""Names that the framework gives a meaning, now or later; no command or query may have them."""
+
+# One packer for all: a call to `pack` runs under the interpreter's lock from beginning to end, and a new one for
+# every message costs more than the packing.
+_pack: Final[Callable[[Any], bytes]] = msgpack.Packer().pack
+_unpackb: Final = msgpack.unpackb
+_INT_OFFSET: Final = 1 << 63
+_NO_DEFAULT: Final = inspect.Parameter.empty
+
+
+def _key_of_str(key: str) -> bytes:
+    return key.encode()
+
+
+def _key_of_bytes(key: bytes) -> bytes:
+    return key
+
+
+def _key_of_int(key: int) -> bytes:
+    """Eight bytes whose order as bytes is the order of the numbers."""
+    return (key + _INT_OFFSET).to_bytes(8, "big")
+
+
+_KEY_OF: Final[Mapping[type, Callable[[Any], bytes]]] = {str: _key_of_str, bytes: _key_of_bytes, int: _key_of_int}
+
+
+class Parameter:
+    """One parameter: its name, compiled type, and, if `has_default`, its default, plain and encoded."""
+
+    __slots__ = ("default", "encoded_default", "has_default", "keyword_only", "name", "type")
+
+    def __init__(self, name: str, kind: ValueType, default: Any, keyword_only: bool) -> None:
+        self.name = name
+        self.type = kind
+        self.has_default = default is not _NO_DEFAULT
+        self.default = default
+        self.encoded_default = kind.encode(default) if self.has_default else None
+        self.keyword_only = keyword_only
+
+
+class Method:
+    """One command or query of one class.
+
+    name, kind, key  its name; "command" or "query"; the parameter that routes it, None for a query of any shard
+    function         the plain function, for `self` and the arguments
+    """
+
+    __slots__ = (
+        "_decoders",
+        "_encoders",
+        "_key_of",
+        "_key_position",
+        "_positional",
+        "_result",
+        "_signature",
+        "function",
+        "key",
+        "kind",
+        "label",
+        "name",
+        "parameters",
+    )
+
+    def __init__(
+        self,
+        label: str,
+        kind: Kind,
+        key: str | None,
+        function: Callable[..., Any],
+        parameters: Sequence[Parameter],
+        result: ValueType,
+    ) -> None:
+        self.label = label
+        self.name = function.__name__
+        self.kind = kind
+        self.key = key
+        self.function = function
+        self.parameters = tuple(parameters)
+        self._signature = _without_self(inspect.signature(function))
+        self._encoders = [parameter.type.encode for parameter in parameters]
+        self._decoders = [parameter.type.decode for parameter in parameters]
+        self._positional = sum(not parameter.keyword_only for parameter in parameters)
+        self._result = result
+        names = [parameter.name for parameter in parameters]
+        self._key_position = names.index(key) + 1 if key is not None else 0
+        self._key_of = _KEY_OF[parameters[names.index(key)].type.python or object] if key is not None else _key_of_bytes
+
+    # ------------------------------------------------------------------------------------------- at the caller
+
+    def encode_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bytes]:
+        """Return (key, body) of one call; the key is empty for a method without one.
+
+        Raises InvalidRequest when the arguments do not fit the signature, naming the parameter.
+        """
+        if kwargs or len(args) != len(self._encoders) or len(args) != self._positional:
+            args = self._bind(args, kwargs)
+        wire: list[Any] = [self.name]
+        try:
+            for encode, value in zip(self._encoders, args, strict=True):
+                wire.append(encode(value))
+            body = _pack(wire)
+            key = self._key_of(wire[self._key_position]) if self._key_position else b""
+        except ValueMismatch as problem:
+            parameter = self.parameters[len(wire) - 1]
+            raise InvalidRequest(f"{self.label}: parameter {parameter.name!r}: {problem}") from None
+        except ValueError as problem:  # text that UTF-8 cannot encode
+            raise InvalidRequest(f"{self.label}: {problem}") from problem
+        return key, body
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Order the arguments as declared, with defaults filled in."""
+        if len(args) <= self._positional:
+            values = list(args)
+            taken = 0
+            for parameter in self.parameters[len(args) :]:
+                if parameter.name in kwargs:
+                    values.append(kwargs[parameter.name])
+                    taken += 1
+                elif parameter.has_default:
+                    values.append(parameter.default)
+                else:
+                    break
+            if len(values) == len(self.parameters) and taken == len(kwargs):
+                return tuple(values)
+        try:
+            self._signature.bind(*args, **kwargs)
+        except TypeError as problem:
+            raise InvalidRequest(f"{self.label}{self._signature}: {problem}") from None
+        raise InvalidRequest(f"{self.label}{self._signature}: the arguments do not fit")
+
+    def decode_result(self, raw: bytes) -> Any:
+        """Return the result that a replica encoded. Raises ValueMismatch or ValueError if it is none of this method."""
+        return self._result.decode(_unpackb(raw, strict_map_key=False))
+
+    # ------------------------------------------------------------------------------------------ at the replica
+
+    def run(self, machine: object, wire: list[Any]) -> bytes:
+        """Call the method with the arguments in `wire` (its name first), and return the encoded result."""
+        if len(wire) != len(self._decoders) + 1:
+            self._fill(wire)
+        position = 0
+        values = []
+        try:
+            for decode in self._decoders:
+                position += 1
+                values.append(decode(wire[position]))
+        except ValueMismatch as problem:
+            name = self.parameters[position - 1].name
+            raise CommandFailed("InvalidArguments", f"{self.label}: parameter {name!r}: {problem}") from None
+        if self._positional == len(values):
+            result = self.function(machine, *values)
+        else:
+            named = {p.name: v for p, v in zip(self.parameters, values, strict=True) if p.keyword_only}
+            result = self.function(machine, *values[: self._positional], **named)
+        try:
+            return _pack(self._result.encode(result))
+        except ValueMismatch as problem:
+            raise CommandFailed("InvalidResult", f"{self.label}: {problem}") from None
+
+    def _fill(self, wire: list[Any]) -> None:
+        for parameter in self.parameters[len(wire) - 1 :]:
+            if not parameter.has_default:
+                break
+            wire.append(parameter.encoded_default)
+        if len(wire) != len(self.parameters) + 1:
+            raise CommandFailed(
+                "InvalidArguments",
+                f"{self.label} takes {len(self.parameters)} arguments, the command has {len(wire) - 1}",
+            )
+
+    # ---------------------------------------------------------------------------------------------- its shape
+
+    def describe(self) -> list[Any]:
+        """Return the shape that all nodes must agree on: [kind, key, [[name, type, has default] ...], result type]."""
+        parameters = [[p.name, p.type.text, p.has_default] for p in self.parameters]
+        return [self.kind, self.key, parameters, self._result.text]
+
+
+def check_declaration(function: Callable[..., Any], kind: Kind, key: str | None) -> None:
+    """Check what can be seen before the class exists. Raises TypeError, saying what to write instead."""
+    name = getattr(function, "__name__", None)
+    if not inspect.isfunction(function) or name is None:
+        raise TypeError(f"@{kind} goes on a plain method (def ...), directly above it; got {function!r:.80}")
+    where = f"{function.__qualname__}: "
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"{where}a {kind} cannot be async: it must run to its end in one step; write plain def")
+    if inspect.isgeneratorfunction(function):
+        raise TypeError(f"{where}a {kind} cannot be a generator; return a list")
+    if name.startswith("_") or name in RESERVED_NAMES:
+        raise TypeError(f"{where}the name {name!r} is reserved; choose one that does not start with _ or is not "
+                        f"one of {', '.join(sorted(RESERVED_NAMES))}")  # fmt: skip
+    parameters = list(inspect.signature(function).parameters.values())
+    if not parameters or parameters[0].kind not in (parameters[0].POSITIONAL_ONLY, parameters[0].POSITIONAL_OR_KEYWORD):
+        raise TypeError(f"{where}the first parameter must be self")
+    for parameter in parameters[1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
+            raise TypeError(
+                f"{where}{stars}{parameter.name} cannot be carried; name every parameter, or take a list or dict"
+            )
+        if parameter.annotation is parameter.empty:
+            raise TypeError(f"{where}parameter {parameter.name!r} needs a type annotation")
+    if inspect.signature(function).return_annotation is inspect.Signature.empty:
+        raise TypeError(f"{where}needs a return annotation; write -> None if it returns nothing")
+    names = [parameter.name for parameter in parameters[1:]]
+    if key is None and kind == "query":
+        return
+    if not isinstance(key, str) or key not in names:
+        known = ", ".join(map(repr, names)) or "none"
+        raise TypeError(f"{where}key={key!r} is not one of its parameters (there are: {known})")
+
+
+def compile_method(owner: type, function: Callable[..., Any], kind: Kind, key: str | None) -> Method:
+    """Compile a method of `owner` that `check_declaration` accepted. Raises TypeError, saying what to write instead."""
+    label = f"{owner.__name__}.{function.__name__}"
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError as problem:
+        raise TypeError(f"{label}: {problem}; an annotation must name something that exists at module level") from None
+    parameters = []
+    for parameter in list(inspect.signature(function).parameters.values())[1:]:
+        where = f"{label}: parameter {parameter.name!r}"
+        try:
+            compiled = value_type(hints[parameter.name])
+            default = parameter.default
+            parameters.append(Parameter(parameter.name, compiled, default, parameter.kind is parameter.KEYWORD_ONLY))
+        except UnsupportedType as problem:
+            raise TypeError(f"{where}: {problem}") from None
+        except ValueMismatch as problem:
+            raise TypeError(f"{where}: its default does not fit its type: {problem}") from None
+        if parameter.name == key and compiled.python not in _KEY_OF:
+            raise TypeError(f"{where}: a routing key must be str, bytes or int, not {compiled.text}")
+    try:
+        result = value_type(hints["return"])
+    except UnsupportedType as problem:
+        raise TypeError(f"{label}: its result: {problem}") from None
+    return Method(label, kind, key, function, parameters, result)
+
+
+def decode_call(raw: bytes) -> list[Any]:
+    """Return the array in a command's or query's bytes: the method's name, then arguments. Raises CommandFailed."""
+    try:
+        wire = _unpackb(raw, strict_map_key=False)
+    except ValueError as problem:  # every way in which msgpack refuses bytes
+        raise CommandFailed("InvalidCommand", f"not msgpack: {problem}") from None
+    if type(wire) is not list or not wire or type(wire[0]) is not str:
+        raise CommandFailed("InvalidCommand", "not an array that starts with a method's name")
+    return wire
+
+
+def _without_self(signature: inspect.Signature) -> inspect.Signature:
+    return signature.replace(parameters=list(signature.parameters.values())[1:])

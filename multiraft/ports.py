@@ -1,0 +1,176 @@
+"""The ports through which the engine reaches the world: store, transport, clock.
+
+Each has a real implementation and a memory twin, verified by the same contract suite. Rules of this file:
+protocols only; every method says in which order and on which thread things happen; nothing here awaits.
+"""
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from multiraft.messages import FormingMessage, LivenessMessage, RaftMessage
+from multiraft.records import Record
+from multiraft.types import (
+    GroupId,
+    HardState,
+    Identity,
+    Index,
+    LogStart,
+    Membership,
+    NodeId,
+    ReplicaDescriptor,
+    StoredReplica,
+    Term,
+)
+
+Clock = Callable[[], float]
+"""Seconds that never go back. In production CLOCK_BOOTTIME, which also runs while the machine sleeps."""
+
+# --------------------------------------------------------------------------------------------------------- store
+
+
+class WriteBatch(Protocol):
+    """Writes of any number of groups that reach the disk together or not at all."""
+
+    @property
+    def size_bytes(self) -> int:
+        """An estimate of the batch's size, for capping it."""
+
+    def put_record(self, group_id: GroupId, record: Record) -> None:
+        """Store `record` under its first index, replacing what is stored there."""
+
+    def delete_records(self, group_id: GroupId, firsts: Iterable[Index]) -> None:
+        """Delete the records stored under these first indexes (a conflicting tail; names all of them)."""
+
+    def put_hard_state(self, group_id: GroupId, hard_state: HardState) -> None: ...
+
+    def create_replica(
+        self,
+        descriptor: ReplicaDescriptor,
+        membership: Membership,
+        hard_state: HardState,
+        log_start: LogStart,
+    ) -> None:
+        """Store everything that a replica needs to exist. It must not vote before this is synced."""
+
+
+class LogReader(Protocol):
+    """Reads of one store's logs. Sees what was submitted only after its write completed."""
+
+    def read_records(self, group_id: GroupId, first: Index, last: Index, limit_bytes: int) -> list[Record]:
+        """Return consecutive records that cover `first` onward, up to `last` or about `limit_bytes`; at least one.
+
+        The first record may start before `first`, the last may end after `last`. A record that a later one
+        overlaps is returned cut to what still counts. Raises CorruptRecord where one is missing or damaged.
+        """
+
+    def read_term(self, group_id: GroupId, index: Index) -> Term:
+        """Return the term of the stored entry at `index`. Raises CorruptRecord when there is none."""
+
+    def read_firsts(self, group_id: GroupId, first: Index) -> list[Index]:
+        """Return the first indexes (the keys) of all stored records at or above `first`, ascending."""
+
+
+class Store(LogReader, Protocol):
+    """One node's durable state, partitioned by group.
+
+    Opened by its own constructor function, which raises StorageError and its kin. From then on a failed write is
+    final: its `done` gets the error, and so does every later one; nothing is acknowledged on this handle again.
+    """
+
+    @property
+    def identity(self) -> Identity: ...
+
+    @property
+    def incarnation(self) -> int:
+        """A counter raised, synced, at every opening; from 1."""
+
+    @property
+    def closed_orderly(self) -> bool:
+        """Whether the previous run wrote its closing record. False on the first opening, too."""
+
+    @property
+    def syncs(self) -> int:
+        """How many synced writes this handle has completed."""
+
+    def bind_cluster(self, cluster_id: bytes, stores: dict[NodeId, bytes]) -> None:
+        """Make this store part of a cluster; synced on return. Raises StorageError if it is of another one."""
+
+    def load_replicas(self) -> list[StoredReplica]:
+        """Return all replicas, checked: log start <= commit <= last, records chain. Raises CorruptRecord."""
+
+    def batch(self) -> WriteBatch: ...
+
+    def submit(self, batch: WriteBatch, done: Callable[[Exception | None], None]) -> None:
+        """Write and sync `batch` after all earlier ones; then call `done(None)`, or `done(error)`, on the loop.
+
+        Never blocks, never calls `done` before returning. Batches complete in the order submitted.
+        """
+
+    async def close(self) -> None:
+        """Finish what was submitted, stop the writer, write the closing record, close. Idempotent."""
+
+
+# ----------------------------------------------------------------------------------------------------- transport
+
+
+class TransportHandler(Protocol):
+    """What a transport tells its node. All calls come on the loop, none before `start` returns control to it."""
+
+    def peer_connected(self, node_id: NodeId, incarnation: int) -> None:
+        """The connection that this node dialled is up: from now on `send` reaches that incarnation.
+
+        What the handler sends during this call is the first thing the peer hears on this connection.
+        """
+
+    def peer_disconnected(self, node_id: NodeId) -> None:
+        """The connection that this node dialled is gone; what was queued on it may be lost."""
+
+    def peer_heard(self, node_id: NodeId, incarnation: int) -> None:
+        """A peer has connected to this node; its messages follow. Older connections of that peer are cut off."""
+
+    def unformed_peer(self, node_id: NodeId, store_id: bytes) -> None:
+        """A connected peer does not belong to any cluster yet."""
+
+    def messages_received(
+        self, node_id: NodeId, incarnation: int, messages: Sequence[RaftMessage | LivenessMessage]
+    ) -> None:
+        """In order of sending, per lane. Only from peers of this node's cluster."""
+
+    def forming_received(self, node_id: NodeId, message: FormingMessage) -> None: ...
+
+    def request_received(
+        self, node_id: NodeId, method: str, body: bytes, timeout_s: float, reply: Callable[[bytes], None]
+    ) -> None:
+        """Call `reply` once, now or later; a reply that the peer cannot get any more is dropped."""
+
+
+class Transport(Protocol):
+    """Ordered, lossy delivery of messages between nodes. Nothing here blocks or awaits but start and close."""
+
+    async def start(self, handler: TransportHandler) -> None:
+        """Listen and begin to dial all peers. Raises StartError when the address cannot be had."""
+
+    async def close(self) -> None: ...
+
+    def set_cluster(self, cluster_id: bytes) -> None:
+        """This node now belongs to a cluster: every connection is greeted anew."""
+
+    def send(self, node_id: NodeId, messages: Sequence[RaftMessage | LivenessMessage], urgent: bool) -> bool:
+        """Queue messages; `urgent` ones go on the first lane, before all others. False if they were dropped.
+
+        A peer that is not connected drops everything. Bulk messages past the outbox's bound are dropped; an
+        urgent one past it closes the connection.
+        """
+
+    def send_forming(self, node_id: NodeId, message: FormingMessage) -> bool: ...
+
+    def request(self, node_id: NodeId, method: str, body: bytes, timeout_s: float) -> Future[bytes]:
+        """Ask a peer. The future gets the reply's body, or Unreachable / Overloaded (it never left this node), or
+
+        OutcomeUnknown (it left, and its answer is lost or late)."""
+
+    def counters(self) -> dict[str, int]:
+        """Frames and bytes sent and received, and what was dropped, by reason."""

@@ -1,0 +1,100 @@
+"""What a leader knows of one replica's log, and how much it dares to send it.
+
+Probing: one append in flight, until its answer shows where the logs agree. Replicating: appends follow each other
+without waiting, within a window of messages and bytes (optimistic; thesis, section 10.2.1). Lost: the replica
+denied what it had acknowledged, so its disk was lost, or it needs entries that this log no longer has; it is sent
+nothing and counts for nothing until the leader is told to try again.
+
+Rules of this file: no messages, no clock; `match` never goes back; match < next, but for the leader itself, whose
+`match` is what its own disk holds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import IntEnum
+
+from multiraft.types import Index, ReplicaId
+
+
+class ProgressState(IntEnum):
+    PROBE = 0
+    REPLICATE = 1
+    LOST = 2
+
+
+class Progress:
+    """One replica, as its leader sees it; a fresh one for each replica and term of office.
+
+    match           the log agrees with the leader's up to here, on that replica's disk
+    next            the index that the next append starts with
+    state           see above
+    probe_sent      probing: the one append allowed is on its way
+    confirming      it denied an entry that it had acknowledged; one more denial, of `match` itself, means lost
+    told            the commit that it was told of, unless that message was lost
+    acked_round     the newest read round that it acknowledged
+    inflight        (last index, bytes) of each append on its way, oldest first
+    inflight_bytes  their sum
+    """
+
+    __slots__ = (
+        "acked_round",
+        "confirming",
+        "inflight",
+        "inflight_bytes",
+        "match",
+        "next",
+        "probe_sent",
+        "replica_id",
+        "state",
+        "told",
+    )
+
+    def __init__(self, replica_id: ReplicaId, next_index: Index) -> None:
+        self.replica_id = replica_id
+        self.match: Index = 0
+        self.next: Index = next_index
+        self.state = ProgressState.PROBE
+        self.probe_sent = False
+        self.confirming = False
+        self.told: Index = 0
+        self.acked_round = -1
+        self.inflight: deque[tuple[Index, int]] = deque()
+        self.inflight_bytes = 0
+
+    def probe(self, next_index: Index) -> None:
+        """Forget what is on its way, and ask again from `next_index`."""
+        self.state = ProgressState.PROBE
+        self.next = max(next_index, self.match + 1)
+        self.probe_sent = False
+        self.told = 0
+        self.inflight.clear()
+        self.inflight_bytes = 0
+
+    def sent(self, last: Index, size_bytes: int) -> None:
+        """An append of entries up to `last` left while replicating."""
+        self.next = last + 1
+        self.inflight.append((last, size_bytes))
+        self.inflight_bytes += size_bytes
+
+    def accepted(self, index: Index) -> bool:
+        """It holds everything up to `index`. Return whether that was news."""
+        inflight = self.inflight
+        while inflight and inflight[0][0] <= index:
+            self.inflight_bytes -= inflight.popleft()[1]
+        self.confirming = False
+        if self.state is ProgressState.PROBE and index >= self.next - 1:  # not an answer from before the probe
+            self.state = ProgressState.REPLICATE
+            self.probe_sent = False
+        if index >= self.next:
+            self.next = index + 1
+        if index <= self.match:
+            return False
+        self.match = index
+        return True
+
+    def lose(self) -> None:
+        """Send nothing more, count it for nothing."""
+        self.probe(self.match + 1)
+        self.state = ProgressState.LOST
+        self.confirming = False

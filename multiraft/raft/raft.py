@@ -1,0 +1,300 @@
+"""One group's consensus as a pure state machine: inputs change memory only, `ready()` says what must now be done.
+
+After etcd-io/raft's shape, and Diego Ongaro's thesis ("Consensus: Bridging Theory and Practice", 2014), whose
+sections are named where they are used; L1 to L26 are the rules of liveness (see ARCHITECTURE.md). Time is a number
+that is handed in, chance comes from the caller, replicas are visited in order of id: one seed, one run.
+
+    engine: step / tick / propose / ...  ->  ready()  ->  write, send, apply  ->  persisted() / applied_to()
+
+Rules of this file: nothing here waits, sends or stores; `ready()` hands each thing out once; a promise about the
+disk is in `after_persist`; InvariantViolation and CorruptRecord mean that this replica must halt, and it alone.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from multiraft.errors import NotLeader, NotReady, invariant
+from multiraft.messages import (
+    Append,
+    AppendAnswer,
+    CommitTo,
+    PreVote,
+    PreVoteAnswer,
+    RaftMessage,
+    RequestVote,
+    VoteAnswer,
+)
+from multiraft.raft.election import Elections
+from multiraft.raft.ready import Contacts, CoreSettings, Dice, Ready, Role
+from multiraft.records import encode_record
+from multiraft.types import NOBODY, HardState, Index, ReplicaId, StoredReplica, Term
+
+if TYPE_CHECKING:
+    from multiraft.ports import LogReader
+
+
+class Raft(Elections):
+    """One replica of one group. Attributes to read: see `ReplicaState`."""
+
+    __slots__ = (
+        "_shown_committed",
+        "_shown_leader",
+        "_shown_role",
+        "_shown_term",
+        "_written_commit",
+        "_written_term",
+        "_written_vote",
+    )
+
+    def __init__(
+        self,
+        stored: StoredReplica,
+        reader: LogReader,
+        contacts: Contacts,
+        rng: Dice,
+        settings: CoreSettings,
+        now: float,
+        applied: Index,
+    ) -> None:
+        """Start from what is on disk, as a follower of nobody with an armed deadline.
+
+        `now` is the patience clock in seconds; `applied` is what the state machine has already, at least the log's
+        start. Raises InvariantViolation when these contradict each other.
+        """
+        super().__init__(stored, reader, contacts, rng, settings, now, applied)
+        # What was handed out last: `ready()` compares.
+        self._written_term = self.term
+        self._written_vote = self.vote
+        self._written_commit = stored.hard_state.commit
+        self._shown_role = Role.FOLLOWER
+        self._shown_term = self.term
+        self._shown_leader: ReplicaId = NOBODY
+        self._shown_committed = applied
+
+    # ---------------------------------------------------------------------------------------------------- inputs
+
+    def step(self, message: RaftMessage, now: float) -> None:
+        """Take one message. Those for another replica (an earlier life of this one) change nothing.
+
+        Raises InvariantViolation, CorruptRecord.
+        """
+        self._now = now
+        if message.to != self.replica_id:
+            return
+        if isinstance(message, AppendAnswer):
+            self._on_append_answer(message, now)
+        elif isinstance(message, Append):
+            self._on_append(message, now)
+        elif isinstance(message, CommitTo):
+            self._on_commit_to(message)
+        elif isinstance(message, PreVote):
+            self._on_pre_vote(message, now)
+        elif isinstance(message, PreVoteAnswer):
+            self._on_pre_vote_answer(message, now)
+        elif isinstance(message, RequestVote):
+            self._on_request_vote(message, now)
+        elif isinstance(message, VoteAnswer):
+            self._on_vote_answer(message, now)
+        else:
+            self._on_timeout_now(message, now)
+
+    def tick(self, now: float) -> None:
+        """Do what the deadline was for, if it has passed: campaign; a leader gives up a transfer."""
+        self._now = now
+        if now < self.deadline:
+            return
+        if self._timer_due:
+            self._arm(now)
+        elif self.role is Role.LEADER:
+            self._transfer_to = NOBODY
+            self.deadline = math.inf
+        else:
+            self.campaign(now)
+
+    def next_deadline(self) -> float:
+        """Return when `tick` is due, in seconds of the patience clock; infinity: not before something else comes."""
+        return self.deadline
+
+    def propose(self, entries: list[bytes], kind: int, stamp_ms: int) -> Index:
+        """Append `entries` (at least one) to the log as one record; return the first one's index.
+
+        They are committed when `Ready.committed` reaches them while this replica still leads in this term; anything
+        else leaves their outcome unknown. Raises NotLeader; NotReady while leadership is being handed over.
+        """
+        if self.role is not Role.LEADER:
+            raise NotLeader(self.group_id, self.leader_node())
+        if self._transfer_to != NOBODY:
+            raise NotReady(f"group {self.group_id} is handing over its leadership; retry shortly")
+        log = self.log
+        first = log.last_index + 1
+        log.append(encode_record(self.group_id, first, self.term, log.last_term, kind, stamp_ms, entries))
+        return first
+
+    def follow(self, leader: ReplicaId, term: Term, now: float) -> bool:
+        """`leader` says, on the connection that it beats on, that it leads in `term`.
+
+        Follow it at that term, raising the own one if need be, and hold no deadline: its node's beats answer for
+        it now. `leader` may be NOBODY when the membership here does not name that node's replica yet. Return False,
+        having changed nothing, when the own term is higher: the claim is to be refused.
+        """
+        self._now = now
+        if term < self.term:
+            return False
+        if leader == NOBODY and term == self.term:
+            leader = self.leader
+        invariant(term > self.term or self.role is not Role.LEADER, "a term has one leader")
+        invariant(term > self.term or self.leader in (NOBODY, leader), "a term has one leader")
+        self._become_follower(term, leader, now)
+        self._timer_due = False
+        self.deadline = math.inf
+        return True
+
+    def release(self, now: float, delay_s: float) -> None:
+        """Nobody's beats answer for this group any more: forget the leader; `tick` is due in `delay_s` seconds.
+
+        A leader goes on; one that campaigns already keeps its own deadline.
+        """
+        self._now = now
+        if self.role is Role.FOLLOWER:
+            self.leader = NOBODY
+            self._timer_due = False
+            self.deadline = now + delay_s
+
+    def transfer_leadership(self, to: ReplicaId) -> None:
+        """Make `to` the leader: TimeoutNow once it holds the whole log (thesis, section 3.10).
+
+        Nothing can be proposed meanwhile. Given up after one to two election timeouts: proposals go on then. A lease
+        must not be used again in this term once TimeoutNow has left (L14): see `lease_allowed`. Raises NotLeader;
+        NotReady when `to` is this replica, or no voter.
+        """
+        if self.role is not Role.LEADER:
+            raise NotLeader(self.group_id, self.leader_node())
+        if to == self.replica_id or not self.membership.is_voter(to):
+            raise NotReady(f"group {self.group_id}: replica {to} is no other voter, so it cannot take over")
+        self._transfer_to = to
+        self._transfer_asked = False
+        self._start_timer_at_tick()
+        self._transfer_if_caught_up()
+
+    # ----------------------------------------------------------------------------------------------------- reads
+
+    def can_read(self) -> bool:
+        """Whether this replica leads and has committed an entry of its term: its commit is the group's (6.4)."""
+        return self.role is Role.LEADER and self.commit >= self._office_index
+
+    def read_index(self, round_id: int) -> Index:
+        """Register a linearizable read and return the commit of now (ReadIndex; thesis, section 6.4).
+
+        It is answered in `Ready.read_states` once a quorum has acknowledged `round_id`; rounds never go back. Reads
+        that are not answered when the role changes never will be. Raises NotLeader; InvariantViolation unless
+        `can_read()`.
+        """
+        if self.role is not Role.LEADER:
+            raise NotLeader(self.group_id, self.leader_node())
+        invariant(self.can_read(), "a read is registered only after a commit of the leader's own term")
+        index = self.commit
+        reads = self._reads
+        if not reads or reads[-1] != (round_id, index):
+            invariant(not reads or reads[-1][0] <= round_id, "read rounds never go back")
+            reads.append((round_id, index))
+            self._confirm_reads()
+        return index
+
+    # --------------------------------------------------------------------------------------------------- outputs
+
+    def ready(self) -> Ready | None:
+        """Return what must now be done, taking it; None when there is nothing. Raises CorruptRecord."""
+        if self.role is Role.LEADER:
+            self._replicate()
+        log = self.log
+        commit = self.commit
+        committed = log.stable if log.stable < commit else commit
+        rises = self.term != self._written_term or self.vote != self._written_vote
+        writes = rises or log.handed != log.last_index
+        role_changed = self.role is not self._shown_role or (self.role is Role.LEADER and self.term != self._shown_term)
+        if not (
+            writes
+            or self._messages
+            or self._answers
+            or committed > self._shown_committed
+            or self._read_states
+            or role_changed
+            or self.leader != self._shown_leader
+            or self.term != self._shown_term
+        ):
+            return None
+        hard_state = None
+        last = (0, 0)
+        if writes:
+            records, deleted = log.hand_out()
+            last = (log.last_index, log.last_term)
+            if rises or commit != self._written_commit:
+                hard_state = HardState(self.term, self.vote, commit)
+                self._written_term, self._written_vote, self._written_commit = self.term, self.vote, commit
+        else:
+            records, deleted = [], []
+        ready = Ready(
+            records, deleted, hard_state, last, self._messages, self._answers, committed, self._read_states,
+            role_changed, self.role, self.leader, self.term,
+        )  # fmt: skip
+        self._messages = []
+        self._answers = []
+        self._read_states = []
+        self._shown_role, self._shown_term, self._shown_leader = self.role, self.term, self.leader
+        self._shown_committed = max(self._shown_committed, committed)
+        return ready
+
+    def persisted(self, index: Index, term: Term, hard_state_term: Term) -> None:
+        """The write that carried the log up to (index, term) (`Ready.last`), and a hard state of that term, is on disk.
+
+        `hard_state_term` is 0 when the write carried none. Reports come in the order of the writes; one counts only
+        as far as what it wrote still stands in memory.
+        """
+        if self.log.persisted(index, term) and self.role is Role.LEADER:
+            own = self.progress[self.replica_id]
+            if self.log.stable > own.match:
+                own.match = self.log.stable
+                self._advance_commit()
+        if self._vote_pending and hard_state_term == self.term:
+            self._vote_durable()
+
+    def applied_to(self, index: Index) -> None:
+        """The state machine has everything up to `index`; never goes back, never passes what `ready()` allowed."""
+        invariant(self.log.applied <= index <= self._shown_committed, "only what is committed and stored is applied")
+        self.log.applied = index
+
+    def lease_allowed(self) -> bool:
+        """Whether this leader may answer reads by its lease: not after TimeoutNow in this term (L14)."""
+        return self.can_read() and not self._timeout_now_sent
+
+    def status(self) -> dict[str, Any]:
+        """Return what an operator wants to see, as plain values; `progress` is empty unless this replica leads."""
+        return {
+            "group_id": self.group_id,
+            "replica_id": self.replica_id,
+            "role": self.role.name.lower(),
+            "term": self.term,
+            "vote": self.vote,
+            "leader": self.leader,
+            "commit": self.commit,
+            "applied": self.log.applied,
+            "stable": self.log.stable,
+            "last_index": self.log.last_index,
+            "last_term": self.log.last_term,
+            "deadline_s": self.deadline if self.deadline != math.inf else None,
+            "transfer_to": self._transfer_to,
+            "voters": list(self.membership.voters),
+            "learners": list(self.membership.learners),
+            "progress": {
+                peer.replica_id: {
+                    "match": peer.match,
+                    "next": peer.next,
+                    "state": peer.state.name.lower(),
+                    "inflight": len(peer.inflight),
+                    "inflight_bytes": peer.inflight_bytes,
+                }
+                for peer in self.progress.values()
+            },
+        }

@@ -1,0 +1,132 @@
+"""What passes between one group's consensus and the engine around it: settings in, `Ready` out.
+
+The core does no I/O. It is told what happened, and `Ready` says what must now be done, and in which order.
+
+Rules of this file: plain values and protocols, no behaviour; every ordering rule stands on the field that it binds.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Protocol
+
+from multiraft.messages import RaftMessage
+from multiraft.records import Record
+from multiraft.types import GroupId, HardState, Index, NodeId, ReplicaId, Term
+
+
+class Role(IntEnum):
+    """What a replica is in its term. A pre-candidate asks whether an election could be won (thesis, section 9.6)."""
+
+    FOLLOWER = 0
+    PRE_CANDIDATE = 1
+    CANDIDATE = 2
+    LEADER = 3
+
+
+class CoreSettings:
+    """The bounds that one group's consensus works within.
+
+    election_timeout_s  the ET of all rules; deadlines are drawn from [1, 2) times it
+    inflight_messages   appends on the way to one follower, at most
+    inflight_bytes      the same in bytes of records; one append may exceed it
+    append_bytes        bytes of records in one append; one record may exceed it
+    """
+
+    __slots__ = ("append_bytes", "election_timeout_s", "inflight_bytes", "inflight_messages")
+
+    def __init__(
+        self, election_timeout_s: float, inflight_messages: int, inflight_bytes: int, append_bytes: int
+    ) -> None:
+        self.election_timeout_s = election_timeout_s
+        self.inflight_messages = inflight_messages
+        self.inflight_bytes = inflight_bytes
+        self.append_bytes = append_bytes
+
+
+class Contacts(Protocol):
+    """What is known of the other nodes' being alive. The core judges by it and never keeps time on its own."""
+
+    def loyal(self, group_id: GroupId, term: Term, now: float) -> bool:
+        """Whether this replica, being at `term`, owes its leader not to help another one into office yet."""
+
+    def contact_s(self, group_id: GroupId, term: Term, replica_id: ReplicaId, node_id: NodeId) -> float:
+        """Return when the newest beat was sent that this peer acknowledged for (group, term); -inf if none."""
+
+
+class Dice(Protocol):
+    """Where chance comes from; `random.Random` is one."""
+
+    def random(self) -> float:
+        """Return a number in [0, 1)."""
+
+
+class Ready:
+    """What one group asks of the engine now. Each thing is handed out once.
+
+    records        put these in the log, in order. In the same write batch as `deleted` and `hard_state`.
+    deleted        stored record keys (first indexes) that no longer count. In that batch BEFORE `records`: a key
+                   may be both deleted and put again.
+    hard_state     term, vote and commit; None when they need not be written now. A change of the commit alone
+                   waits for the next write, since a commit can always be learned again.
+    last           the end of the log as this write leaves it: pass it to `Raft.persisted` once the write is synced;
+                   once for each Ready that writes, in order. (0, 0) when there is nothing to write.
+    messages       may leave at once, in parallel with the write: a leader's appends, commits, pre-vote requests,
+                   TimeoutNow.
+    after_persist  promises about what is on disk: every vote, pre-vote and append ANSWER, and every RequestVote.
+                   Leave only when this write is synced, or, where nothing is written, the latest one submitted.
+    committed      entries up to here are committed and on this disk: apply what was not applied yet, in order.
+    read_states    (round_id, index) of reads that are now known to be linearizable once `index` is applied.
+    role_changed   the role, or the term in which this replica leads, is not what the last Ready said; a leader's
+                   open proposals and reads end here.
+    role, leader   soft state, nothing to store; leader is NOBODY (0) when none is known
+    term           the current term
+    """
+
+    __slots__ = (
+        "after_persist",
+        "committed",
+        "deleted",
+        "hard_state",
+        "last",
+        "leader",
+        "messages",
+        "read_states",
+        "records",
+        "role",
+        "role_changed",
+        "term",
+    )
+
+    def __init__(
+        self,
+        records: list[Record],
+        deleted: list[Index],
+        hard_state: HardState | None,
+        last: tuple[Index, Term],
+        messages: list[RaftMessage],
+        after_persist: list[RaftMessage],
+        committed: Index,
+        read_states: list[tuple[int, Index]],
+        role_changed: bool,
+        role: Role,
+        leader: ReplicaId,
+        term: Term,
+    ) -> None:
+        self.records = records
+        self.deleted = deleted
+        self.hard_state = hard_state
+        self.last = last
+        self.messages = messages
+        self.after_persist = after_persist
+        self.committed = committed
+        self.read_states = read_states
+        self.role_changed = role_changed
+        self.role = role
+        self.leader = leader
+        self.term = term
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is anything to put on disk."""
+        return bool(self.records or self.deleted or self.hard_state is not None)

@@ -1,0 +1,206 @@
+"""What a user calls: a machine's commands and queries, to be run by the replicas of the right shard.
+
+`node.service(...)` returns a handle whose attributes are the objects of this file. A call checks its arguments,
+encodes them, has the service's caller find the shard and its leader, and decodes the result.
+
+Rules of this file: nothing here knows where a shard is; nothing is sent before all arguments have been checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import Any, Final, Generic, ParamSpec, Protocol, Self, TypeVar
+
+from multiraft.config import Limits
+from multiraft.errors import InvalidRequest, NotRunning
+from multiraft.methods import Method
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SHARDS_AT_ONCE: Final = 16
+"""How many shards `on_each_shard` asks at the same time."""
+
+
+class ServiceCaller(Protocol):
+    """One service of a running node: brings encoded commands and queries to a shard and returns encoded results.
+
+    Every method raises what `errors.py` lists under NotCommitted, and CommandFailed; `propose` OutcomeUnknown as well.
+    `timeout_s` None means the node's default.
+    """
+
+    @property
+    def limits(self) -> Limits: ...
+
+    def propose(self, key: bytes, command: bytes, timeout_s: float | None) -> Awaitable[bytes]:
+        """Have the shard of `key` apply `command`."""
+
+    def read(self, key: bytes, query: bytes, timeout_s: float | None) -> Awaitable[bytes]:
+        """Ask the shard of `key`."""
+
+    def read_any(self, query: bytes, timeout_s: float | None) -> Awaitable[bytes]:
+        """Ask one shard, whichever is nearest."""
+
+    def read_shard(self, shard_id: int, query: bytes, timeout_s: float | None) -> Awaitable[bytes]: ...
+
+    def shard_ids(self, timeout_s: float | None) -> Awaitable[Sequence[int]]:
+        """Return the ids of all shards, in order of their ranges."""
+
+
+class ServiceBinding:
+    """The tie between a service's handle, made before its node starts, and the node's caller, which is there later.
+
+    name    the service
+    caller  None before the node has started and after it has stopped
+    """
+
+    __slots__ = ("caller", "name")
+
+    def __init__(self, name: str, caller: ServiceCaller | None = None) -> None:
+        self.name = name
+        self.caller = caller
+
+
+class _Remote(Generic[P, R]):
+    """What commands and queries have in common. Immutable: options make a copy."""
+
+    __slots__ = ("_binding", "_method", "_timeout_s")
+
+    def __init__(self, method: Method, binding: ServiceBinding | None, timeout_s: float | None = None) -> None:
+        self._method = method
+        self._binding = binding
+        self._timeout_s = timeout_s
+
+    def __repr__(self) -> str:
+        service = f"service {self._binding.name!r}" if self._binding else "no service"
+        return f"<{self._method.kind} {self._method.label} of {service}>"
+
+    def _caller(self) -> ServiceCaller:
+        if self._binding is None:
+            raise NotRunning(
+                f"{self._method.label} was called on the class itself: call it on the handle that node.service "
+                "returns, or on an instance"
+            )
+        if self._binding.caller is None:
+            raise NotRunning(f"service {self._binding.name!r}: its node is not running; start it first")
+        return self._binding.caller
+
+    def _encode(self, caller: ServiceCaller, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bytes]:
+        key, body = self._method.encode_call(args, kwargs)
+        limits = caller.limits
+        if len(key) > limits.key_bytes:
+            raise InvalidRequest(
+                f"{self._method.label}: parameter {self._method.key!r}: a key of {len(key)} bytes is longer than "
+                f"key_bytes = {limits.key_bytes}"
+            )
+        if len(body) > limits.entry_bytes:
+            raise InvalidRequest(
+                f"{self._method.label}: its arguments take {len(body)} bytes, more than entry_bytes = "
+                f"{limits.entry_bytes}; send less at a time"
+            )
+        return key, body
+
+    def _with(self, timeout_ms: int | None) -> Self:
+        timeout_s = self._timeout_s
+        if timeout_ms is not None:
+            if type(timeout_ms) is not int or timeout_ms < 1:
+                raise InvalidRequest(f"timeout_ms = {timeout_ms!r}: must be a whole number of milliseconds, at least 1")
+            timeout_s = timeout_ms / 1_000
+        return type(self)(self._method, self._binding, timeout_s)
+
+
+class RemoteCommand(_Remote[P, R]):
+    """A command of a service. Awaiting a call returns the command's result, after it was committed and applied.
+
+    A call raises InvalidRequest (arguments, sizes), any other NotCommitted (it certainly did not happen),
+    OutcomeUnknown (it may have happened) or CommandFailed (it was committed, and the machine raised).
+    """
+
+    __slots__ = ()
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        caller = self._caller()
+        key, body = self._encode(caller, args, kwargs)
+        result: R = self._method.decode_result(await caller.propose(key, body, self._timeout_s))
+        return result
+
+    def with_options(self, *, timeout_ms: int | None = None) -> RemoteCommand[P, R]:
+        """Return this command with other options: `timeout_ms` in place of the node's request_timeout_ms."""
+        return self._with(timeout_ms)
+
+
+class RemoteQuery(_Remote[P, R]):
+    """A query of one shard, found by its key. Linearizable: it sees every command acknowledged before it was called.
+
+    A call raises InvalidRequest, any other NotCommitted, or CommandFailed (the query itself raised).
+    """
+
+    __slots__ = ()
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        caller = self._caller()
+        key, body = self._encode(caller, args, kwargs)
+        result: R = self._method.decode_result(await caller.read(key, body, self._timeout_s))
+        return result
+
+    def with_options(self, *, timeout_ms: int | None = None, stale_ms: int | None = None) -> RemoteQuery[P, R]:
+        """Return this query with other options: `timeout_ms` in place of the node's request_timeout_ms.
+
+        Raises InvalidRequest for `stale_ms`, which is reserved: stale reads are not supported yet.
+        """
+        _refuse_stale(stale_ms)
+        return self._with(timeout_ms)
+
+
+class RemoteShardQuery(_Remote[P, R]):
+    """A query without a key: asked of one shard (any of them), or of each. Linearizable within a shard.
+
+    A call raises InvalidRequest, any other NotCommitted, or CommandFailed (the query itself raised).
+    """
+
+    __slots__ = ()
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        caller = self._caller()
+        _, body = self._encode(caller, args, kwargs)
+        result: R = self._method.decode_result(await caller.read_any(body, self._timeout_s))
+        return result
+
+    async def on_each_shard(self, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[tuple[int, R]]:
+        """Ask every shard; yield (shard id, its result) in order of the shards' ranges.
+
+        Some shards are asked ahead of the one whose result is awaited. The results together are no snapshot: each
+        shard answers at its own moment. Raises as a call does, at the first shard that fails.
+        """
+        caller = self._caller()
+        _, body = self._encode(caller, args, kwargs)
+        waiting = deque(await caller.shard_ids(self._timeout_s))
+        asked: deque[tuple[int, asyncio.Future[bytes]]] = deque()
+        try:
+            while waiting or asked:
+                while waiting and len(asked) < SHARDS_AT_ONCE:
+                    shard_id = waiting.popleft()
+                    asked.append((shard_id, asyncio.ensure_future(caller.read_shard(shard_id, body, self._timeout_s))))
+                shard_id, answer = asked[0]
+                result: R = self._method.decode_result(await answer)
+                asked.popleft()
+                yield shard_id, result
+        finally:
+            for _, answer in asked:
+                answer.cancel()
+            await asyncio.gather(*[answer for _, answer in asked], return_exceptions=True)
+
+    def with_options(self, *, timeout_ms: int | None = None, stale_ms: int | None = None) -> RemoteShardQuery[P, R]:
+        """Return this query with other options: `timeout_ms` in place of the node's request_timeout_ms.
+
+        Raises InvalidRequest for `stale_ms`, which is reserved: stale reads are not supported yet.
+        """
+        _refuse_stale(stale_ms)
+        return self._with(timeout_ms)
+
+
+def _refuse_stale(stale_ms: int | None) -> None:
+    if stale_ms is not None:
+        raise InvalidRequest("stale_ms: stale reads are not supported yet; leave it out for a linearizable read")

@@ -1,0 +1,150 @@
+"""The services that a program declares: their local half before the node starts, their replicated half after.
+
+Locally a declaration says which class a service's replicas are made of. Its replicated half is one idempotent
+command in the directory, sent by every node at every start; the first one that is committed decides, and a later one
+that differs is a clear error on the node that made it.
+
+Rules of this file: nothing is declared after the start; a declaration that was refused is remembered, and `ready`
+raises it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+from multiraft.engine.machine import Machine
+from multiraft.errors import CommandFailed, ConfigError, NotCommitted, NotRunning, OutcomeUnknown
+from multiraft.remote import ServiceBinding
+from multiraft.service import bind_service
+from multiraft.shard import Declaration, Directory, Router, ServiceRoute, create_service_command
+from multiraft.shard.partition import Mode
+from multiraft.statemachine import BytesStateMachine, StateMachine, adapt, schema_of
+from multiraft.types import DIRECTORY_GROUP, NodeId
+
+M = TypeVar("M", bound=StateMachine)
+log: Final = logging.getLogger("multiraft.services")
+
+
+class BytesService:
+    """The handle of a service whose machine takes bytes: routed like any other, encoded by its user."""
+
+    def __init__(self, binding: ServiceBinding) -> None:
+        self._binding = binding
+
+    async def propose(self, key: bytes, command: bytes, timeout_s: float | None = None) -> bytes:
+        """Have the shard of `key` apply `command`; return its result. Raises as `Group.propose`."""
+        return await self._caller().propose(key, command, timeout_s)
+
+    async def read(self, key: bytes, query: bytes, timeout_s: float | None = None) -> bytes:
+        """Ask the shard of `key`, linearizably. Raises as `Group.read`."""
+        return await self._caller().read(key, query, timeout_s)
+
+    def _caller(self) -> ServiceRoute:
+        caller = self._binding.caller
+        if not isinstance(caller, ServiceRoute):
+            raise NotRunning(f"service {self._binding.name!r}: its node is not running; start it first")
+        return caller
+
+
+class Services:
+    """All services that one node declares.
+
+    machines  how to make each one's state machine: (what the engine applies to, the user's object)
+    refused   why the directory refused a declaration
+    """
+
+    def __init__(self, members: Sequence[NodeId]) -> None:
+        self._members = tuple(sorted(members))
+        self._declarations: dict[str, Declaration] = {}
+        self._bindings: dict[str, ServiceBinding] = {}
+        self.machines: dict[str, Callable[[], tuple[Machine, object]]] = {}
+        self.refused: dict[str, ConfigError] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._declarations
+
+    def names(self) -> list[str]:
+        return sorted(self._declarations)
+
+    def declare(
+        self,
+        name: str,
+        machine: type[M],
+        initial_shards: int,
+        replicas: int,
+        mode: Mode,
+        boundaries: Sequence[bytes],
+    ) -> type[M]:
+        """Declare a typed service and return its handle. Raises ConfigError, TypeError."""
+        binding = self._declare(name, machine, initial_shards, replicas, mode, boundaries)
+        return bind_service(machine, name, binding)
+
+    def declare_bytes(
+        self,
+        name: str,
+        machine: type[BytesStateMachine],
+        initial_shards: int,
+        replicas: int,
+        mode: Mode,
+        boundaries: Sequence[bytes],
+    ) -> BytesService:
+        """Declare a service of bytes and return its handle. Raises ConfigError, TypeError."""
+        return BytesService(self._declare(name, machine, initial_shards, replicas, mode, boundaries))
+
+    def _declare(
+        self,
+        name: str,
+        machine: type[StateMachine | BytesStateMachine],
+        initial_shards: int,
+        replicas: int,
+        mode: Mode,
+        boundaries: Sequence[bytes],
+    ) -> ServiceBinding:
+        if name in self._declarations:
+            raise ConfigError(f"service {name!r} is declared twice on this node")
+        schema: dict[str, list[Any]] = schema_of(machine)
+        if mode == "range":
+            initial_shards = len(boundaries) + 1
+        try:
+            declaration = Declaration(
+                name, mode, initial_shards, tuple(boundaries), min(replicas, len(self._members)), schema
+            )
+        except NotCommitted as problem:
+            raise ConfigError(str(problem)) from None
+        self._declarations[name] = declaration
+        self._bindings[name] = ServiceBinding(name)
+
+        def make() -> tuple[Machine, object]:
+            instance = machine()
+            return adapt(instance), instance
+
+        self.machines[name] = make
+        return self._bindings[name]
+
+    def bind(self, router: Router | None) -> None:
+        """Let the handles call through `router`; None: the node is not running."""
+        for name, binding in self._bindings.items():
+            binding.caller = ServiceRoute(router, name) if router is not None else None
+
+    async def declare_in_directory(self, router: Router, directory: Directory, changed: Callable[[], None]) -> None:
+        """Have the directory know every service declared here; try until it does, or refuses."""
+        for name, declaration in sorted(self._declarations.items()):
+            command = create_service_command(declaration, self._members)
+            while name not in self.refused:
+                try:
+                    await router.call(DIRECTORY_GROUP, "propose", command)
+                except CommandFailed as problem:
+                    self.refused[name] = ConfigError(
+                        f"service {name!r} was refused by the directory: {problem.detail}. "
+                        "Declare it as it is there, or under another name"
+                    )
+                    log.error("%s", self.refused[name])
+                    changed()
+                except (NotCommitted, OutcomeUnknown) as problem:
+                    log.info("service %r is not declared yet: %s", name, problem)
+                    await asyncio.sleep(0.1)
+                else:
+                    break

@@ -1,0 +1,324 @@
+"""The class that a user writes: an ordinary Python class whose commands are replicated and whose queries are routed.
+
+`@command` and `@query` are descriptors: on an instance they are the plain method, so that a machine is tested
+without any cluster; on the handle that `node.service` returns they are the remote call, with the same parameters.
+
+Rules of this file: whatever is wrong with a declaration is a TypeError when the class is defined, and says what to
+write instead; nothing of a replica's object ever leaves it except as bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from multiraft.engine.machine import Context, Machine
+from multiraft.errors import CommandFailed
+from multiraft.methods import Kind, Method, check_declaration, compile_method, decode_call
+from multiraft.remote import RemoteCommand, RemoteQuery, RemoteShardQuery, ServiceBinding
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _HasContext:
+    """Gives a machine its `context`, kept in a slot so that `vars(machine)` is the user's state and nothing else."""
+
+    __slots__ = ("_context",)
+    _context: Context | None
+
+    @property
+    def context(self) -> Context:
+        """The entry being applied: its index, term, group and time. Set it yourself to test a command that uses it.
+
+        Raises RuntimeError outside a command: queries and __init__ belong to no entry.
+        """
+        context: Context | None = getattr(self, "_context", None)
+        if context is None:
+            raise RuntimeError("self.context is there only while a command is applied; in a test, set it first")
+        return context
+
+    @context.setter
+    def context(self, context: Context | None) -> None:
+        self._context = context
+
+
+class StateMachine(_HasContext):
+    """Base of replicated state machines with typed commands and queries.
+
+    Commands must be deterministic: no clock, no randomness, no I/O; `self.context` has what is the same everywhere.
+    A command that raises an Exception is a result, CommandFailed, for its caller, and what it had already changed
+    stays changed. Queries must change nothing.
+    """
+
+    __slots__ = ()
+    _multiraft_methods: ClassVar[dict[str, Method]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        methods_of(cls)
+
+
+class BytesStateMachine(_HasContext):
+    """Base of replicated state machines that read and write bytes, and encode them as they like.
+
+    The rules of StateMachine hold: `apply` is deterministic, and `query` changes nothing.
+    """
+
+    __slots__ = ()
+
+    def apply(self, command: bytes) -> bytes:
+        """Apply one committed command; return its result. `self.context` is the entry that it came in."""
+        raise NotImplementedError(f"{type(self).__name__} must define apply(self, command: bytes) -> bytes")
+
+    def query(self, query: bytes) -> bytes:
+        """Answer a question from the state as it is."""
+        raise NotImplementedError(f"{type(self).__name__} must define query(self, query: bytes) -> bytes")
+
+
+# ---------------------------------------------------------------------------------------------------- declaring
+
+
+class _Declared(Generic[P, R]):
+    """A method that was marked as a command or query. Which of the two, and its key, are all it adds."""
+
+    kind: ClassVar[Kind]
+
+    def __init__(self, function: Callable[Concatenate[Any, P], R], key: str | None) -> None:
+        check_declaration(function, self.kind, key)
+        self.function = function
+        self.key = key
+        self.__name__ = function.__name__
+        self.__doc__ = function.__doc__
+        self.__wrapped__ = function
+
+    def remote(self, method: Method, binding: ServiceBinding | None) -> Any:
+        """Return the remote call for `method`, this declaration as compiled for one class."""
+        raise NotImplementedError
+
+    def _remote_of(self, owner: type) -> Any:
+        if not issubclass(owner, StateMachine):
+            raise TypeError(f"{owner.__name__} must derive from StateMachine to have commands and queries")
+        return self.remote(methods_of(owner)[self.__name__], None)
+
+
+class Command(_Declared[P, R]):
+    """A method marked with `@command`."""
+
+    kind = "command"
+
+    @overload
+    def __get__(self, instance: None, owner: type[Any]) -> RemoteCommand[P, R]: ...
+    @overload
+    def __get__(self, instance: StateMachine, owner: type[Any]) -> Callable[P, R]: ...
+    def __get__(self, instance: StateMachine | None, owner: type[Any]) -> RemoteCommand[P, R] | Callable[P, R]:
+        if instance is None:
+            remote: RemoteCommand[P, R] = self._remote_of(owner)
+            return remote
+        method: Callable[P, R] = self.function.__get__(instance)
+        return method
+
+    def remote(self, method: Method, binding: ServiceBinding | None) -> RemoteCommand[P, R]:
+        return RemoteCommand(method, binding)
+
+
+class Query(_Declared[P, R]):
+    """A method marked with `@query(key="...")`."""
+
+    kind = "query"
+
+    @overload
+    def __get__(self, instance: None, owner: type[Any]) -> RemoteQuery[P, R]: ...
+    @overload
+    def __get__(self, instance: StateMachine, owner: type[Any]) -> Callable[P, R]: ...
+    def __get__(self, instance: StateMachine | None, owner: type[Any]) -> RemoteQuery[P, R] | Callable[P, R]:
+        if instance is None:
+            remote: RemoteQuery[P, R] = self._remote_of(owner)
+            return remote
+        method: Callable[P, R] = self.function.__get__(instance)
+        return method
+
+    def remote(self, method: Method, binding: ServiceBinding | None) -> RemoteQuery[P, R]:
+        return RemoteQuery(method, binding)
+
+
+class ShardQuery(_Declared[P, R]):
+    """A method marked with `@query(key=None)`."""
+
+    kind = "query"
+
+    @overload
+    def __get__(self, instance: None, owner: type[Any]) -> RemoteShardQuery[P, R]: ...
+    @overload
+    def __get__(self, instance: StateMachine, owner: type[Any]) -> Callable[P, R]: ...
+    def __get__(self, instance: StateMachine | None, owner: type[Any]) -> RemoteShardQuery[P, R] | Callable[P, R]:
+        if instance is None:
+            remote: RemoteShardQuery[P, R] = self._remote_of(owner)
+            return remote
+        method: Callable[P, R] = self.function.__get__(instance)
+        return method
+
+    def remote(self, method: Method, binding: ServiceBinding | None) -> RemoteShardQuery[P, R]:
+        return RemoteShardQuery(method, binding)
+
+
+class _MakesCommand(Protocol):
+    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Command[P, R]: ...
+
+
+class _MakesQuery(Protocol):
+    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Query[P, R]: ...
+
+
+class _MakesShardQuery(Protocol):
+    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> ShardQuery[P, R]: ...
+
+
+def command(*, key: str) -> _MakesCommand:
+    """Mark a method as a command: it may change the state, and runs once on every replica of its key's shard.
+
+    key  the parameter that decides which shard; of type str, bytes or int
+
+    Raises TypeError, at class definition, for a key that is no parameter, for parameters or results without an
+    annotation or with one that cannot be carried, for *args, **kwargs, async def, and for reserved names.
+    """
+
+    def mark(function: Callable[Concatenate[Any, P], R], /) -> Command[P, R]:
+        return Command(function, key)
+
+    return mark
+
+
+@overload
+def query(*, key: str) -> _MakesQuery: ...
+@overload
+def query(*, key: None) -> _MakesShardQuery: ...
+def query(*, key: str | None) -> _MakesQuery | _MakesShardQuery:
+    """Mark a method as a query: it answers from the state and changes nothing.
+
+    key  the parameter that decides which shard is asked; None: any one shard, or each (`on_each_shard`)
+
+    Raises TypeError as `command` does.
+    """
+
+    def mark(function: Callable[Concatenate[Any, P], R], /) -> Query[P, R]:
+        return Query(function, key)
+
+    def mark_shard_query(function: Callable[Concatenate[Any, P], R], /) -> ShardQuery[P, R]:
+        return ShardQuery(function, None)
+
+    return mark_shard_query if key is None else mark
+
+
+def declarations_of(machine: type[StateMachine]) -> dict[str, _Declared[Any, Any]]:
+    """Return the commands and queries of a class, inherited ones included, by name.
+
+    Raises TypeError when a subclass replaces one by something that is neither.
+    """
+    found: dict[str, _Declared[Any, Any]] = {}
+    for base in reversed(machine.__mro__):
+        for name, value in vars(base).items():
+            if isinstance(value, _Declared):
+                if name != value.__name__:
+                    raise TypeError(
+                        f"{machine.__name__}.{name}: is the {value.kind} {value.__name__!r} under another name"
+                    )
+                found[name] = value
+            elif name in found:
+                raise TypeError(
+                    f"{base.__name__}.{name} replaces a {found[name].kind} by something else; mark it with "
+                    f"@{found[name].kind}, or name it differently"
+                )
+    return found
+
+
+def methods_of(machine: type[StateMachine]) -> dict[str, Method]:
+    """Return the compiled commands and queries of a class; compiled once. Raises TypeError as `command` says."""
+    if "_multiraft_methods" not in vars(machine):
+        declared = declarations_of(machine)
+        machine._multiraft_methods = {
+            name: compile_method(machine, value.function, value.kind, value.key) for name, value in declared.items()
+        }
+    return machine._multiraft_methods
+
+
+def schema_of(machine: type[StateMachine | BytesStateMachine]) -> dict[str, list[Any]]:
+    """Return the shape of each command and query, plain enough for msgpack; empty for a machine of bytes."""
+    if not issubclass(machine, StateMachine):
+        return {}
+    return {name: method.describe() for name, method in sorted(methods_of(machine).items())}
+
+
+# ----------------------------------------------------------------------------------------------------- adapting
+
+
+class MachineAdapter:
+    """A StateMachine as the engine's Machine: finds the method, decodes the arguments, encodes the result.
+
+    Bytes that are no command of this class raise CommandFailed: the same on every replica.
+    """
+
+    __slots__ = ("_commands", "_queries", "machine")
+
+    def __init__(self, machine: StateMachine) -> None:
+        self.machine = machine
+        methods = methods_of(type(machine))
+        self._commands = {name: method for name, method in methods.items() if method.kind == "command"}
+        self._queries = {name: method for name, method in methods.items() if method.kind == "query"}
+
+    def apply(self, command: bytes, context: Context) -> bytes:
+        wire = decode_call(command)
+        method = self._commands.get(wire[0])
+        if method is None:
+            raise self._unknown("command", wire[0])
+        machine = self.machine
+        machine._context = context
+        try:
+            return method.run(machine, wire)
+        finally:
+            machine._context = None
+
+    def query(self, query: bytes) -> bytes:
+        wire = decode_call(query)
+        method = self._queries.get(wire[0])
+        if method is None:
+            raise self._unknown("query", wire[0])
+        return method.run(self.machine, wire)
+
+    def _unknown(self, kind: Kind, name: str) -> CommandFailed:
+        return CommandFailed(f"Unknown{kind.title()}", f"{type(self.machine).__name__} has no {kind} {name!r:.80}")
+
+
+class BytesMachineAdapter:
+    """A BytesStateMachine as the engine's Machine. Results that are not bytes raise CommandFailed."""
+
+    __slots__ = ("machine",)
+
+    def __init__(self, machine: BytesStateMachine) -> None:
+        self.machine = machine
+
+    def apply(self, command: bytes, context: Context) -> bytes:
+        machine = self.machine
+        machine._context = context
+        try:
+            return self._checked("apply", machine.apply(command))
+        finally:
+            machine._context = None
+
+    def query(self, query: bytes) -> bytes:
+        return self._checked("query", self.machine.query(query))
+
+    def _checked(self, method: str, result: object) -> bytes:
+        if type(result) is not bytes:
+            name = f"{type(self.machine).__name__}.{method}"
+            raise CommandFailed("InvalidResult", f"{name}: expected bytes, got {type(result).__name__}")
+        return result
+
+
+def adapt(machine: StateMachine | BytesStateMachine) -> Machine:
+    """Return `machine` as the engine's Machine. Raises TypeError for an object of another kind."""
+    if isinstance(machine, StateMachine):
+        return MachineAdapter(machine)
+    if isinstance(machine, BytesStateMachine):
+        return BytesMachineAdapter(machine)
+    raise TypeError(f"{type(machine).__name__} must derive from StateMachine or BytesStateMachine")

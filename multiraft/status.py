@@ -1,0 +1,150 @@
+"""What a node tells of itself: plain dicts of numbers and names, ready for JSON.
+
+Rules of this file: reading changes nothing; ids of bytes are given as hex, ages in seconds, never-yet as None.
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Any, Final
+
+from multiraft.engine.engine import Engine
+from multiraft.engine.replica import Replica
+from multiraft.raft import Role
+from multiraft.records import COMMANDS, NOOP
+from multiraft.shard import ShardMap
+from multiraft.types import GroupId, NodeId
+
+_ROLES: Final = {
+    Role.FOLLOWER: "follower",
+    Role.PRE_CANDIDATE: "pre-candidate",
+    Role.CANDIDATE: "candidate",
+    Role.LEADER: "leader",
+}
+_KINDS: Final = {NOOP: "no-op", COMMANDS: "command"}
+_READ_BYTES: Final = 1024 * 1024
+
+
+def group_counts(engine: Engine) -> dict[str, int]:
+    """Count this node's replicas by what they do."""
+    replicas = engine.replicas.values()
+    return {
+        "hosted": len(replicas),
+        "led": sum(replica.leads for replica in replicas),
+        "followed": sum(not replica.leads and replica.leader_node is not None for replica in replicas),
+        "leaderless": sum(replica.leader_node is None for replica in replicas),
+        "halted": sum(replica.halted is not None or replica.broken is not None for replica in replicas),
+    }
+
+
+def peer_states(engine: Engine, addresses: dict[NodeId, str]) -> dict[NodeId, dict[str, Any]]:
+    """Describe each peer as this node sees it."""
+    now = engine.pacing.now()
+    return {
+        name: {
+            "address": addresses.get(name),
+            "connected": peer.connected,
+            "silent": peer.silent,
+            "heard_age_s": _age(peer.heard_age_s),
+            "ack_age_s": _age(peer.acked_age_s),
+            "incarnation": peer.incarnation or None,
+            "led": peer.led,
+            "held": peer.held,
+        }
+        for name, peer in engine.liveness.status(now).items()
+    }
+
+
+def shard_of(shard_map: ShardMap, group_id: GroupId) -> dict[str, Any] | None:
+    """Describe the shard that a group serves; None for a group that serves none."""
+    for service in shard_map.services.values():
+        for shard in service.shards:
+            if shard.group_id == group_id:
+                return {
+                    "shard_id": shard.shard_id,
+                    "start": shard.start.hex(),
+                    "end": None if shard.end is None else shard.end.hex(),
+                    "epoch": shard.epoch,
+                }
+    return None
+
+
+def replica_state(replica: Replica, node_id: NodeId, shard: dict[str, Any] | None) -> dict[str, Any]:
+    """Describe one replica; a leader also says how far each of its peers is."""
+    core, members = replica.core, replica.core.membership
+    return {
+        "group_id": replica.group_id,
+        "service": replica.descriptor.service,
+        "shard": shard,
+        "replica_id": core.replica_id,
+        "node_id": node_id,
+        "role": _ROLES[core.role],
+        "term": core.term,
+        "leader": replica.leader_node,
+        "commit": core.commit,
+        "applied": replica.applied,
+        "first": core.log.start.index + 1,
+        "last": core.last_index,
+        "halted": replica.broken or replica.halted,
+        "pending": sum(len(batch.futures) for batch in replica.waiting) + len(replica.queued),
+        "membership": {
+            "index": members.index,
+            "voters": [[peer, members.nodes[peer]] for peer in members.voters],
+            "learners": [[peer, members.nodes[peer]] for peer in members.learners],
+            "outgoing": [[peer, members.nodes[peer]] for peer in members.outgoing],
+        },
+        "replicas": _progress(replica) if replica.leads else [],
+    }
+
+
+def _progress(replica: Replica) -> list[dict[str, Any]]:
+    core = replica.core
+    nodes = core.membership.nodes
+    rows = [
+        {
+            "replica_id": peer.replica_id,
+            "node_id": nodes.get(peer.replica_id),
+            "match": peer.match,
+            "next": peer.next,
+            "state": peer.state.name.lower(),
+            "lag": max(0, core.last_index - peer.match),
+        }
+        for peer in core.progress.values()
+        if peer.replica_id != core.replica_id
+    ]
+    own = {
+        "replica_id": core.replica_id,
+        "node_id": nodes[core.replica_id],
+        "match": core.last_index,
+        "next": core.last_index + 1,
+        "state": "leader",
+        "lag": 0,
+    }
+    return sorted((own, *rows), key=lambda row: int(row["replica_id"]))
+
+
+def read_log(replica: Replica, last_n: int) -> list[dict[str, Any]]:
+    """Describe the last entries of a replica's log, oldest first. Raises CorruptRecord."""
+    core = replica.core
+    first = max(core.log.start.index + 1, core.last_index - last_n + 1)
+    found: list[dict[str, Any]] = []
+    while first <= core.last_index:
+        for record in core.log.records(first, core.last_index, _READ_BYTES):
+            for index, entry in enumerate(record.entries(), record.first):
+                if index >= first:
+                    found.append(
+                        {
+                            "index": index,
+                            "term": record.term,
+                            "kind": _KINDS.get(record.kind, "membership"),
+                            "stamp_ms": record.stamp_ms,
+                            "size_bytes": len(entry),
+                            "entry": entry,
+                        }
+                    )
+            first = record.last + 1
+    return found
+
+
+def _age(age_s: float) -> float | None:
+    return round(age_s, 3) if isfinite(age_s) else None

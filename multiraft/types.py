@@ -1,0 +1,142 @@
+"""The values that every layer speaks of: ids, terms, memberships, and what a replica keeps on disk.
+
+Rules of this file: plain immutable values, standard library only; no behaviour beyond answering questions about
+the value itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+NodeId: TypeAlias = str
+"""A node's name. It stays when its address changes."""
+GroupId: TypeAlias = int
+"""u64. 1 is the directory; 0 is never a group."""
+ReplicaId: TypeAlias = int
+"""u64, unique within its group for all time. 0 means "nobody"."""
+Term: TypeAlias = int
+Index: TypeAlias = int
+
+NOBODY: Final[ReplicaId] = 0
+DIRECTORY_GROUP: Final[GroupId] = 1
+FIRST_USER_GROUP: Final[GroupId] = 16
+"""Ids below are kept for the framework's own groups."""
+U64_MAX: Final = (1 << 64) - 1
+INDEX_MAX: Final[Index] = U64_MAX
+
+FOUNDING_INDEX: Final[Index] = 1
+"""A group's creation stands for the entry at this index, already committed and applied on its first replicas.
+
+A replica that is created empty later starts below it, at 0, so it can never take the founding for granted.
+"""
+FOUNDING_TERM: Final[Term] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Who takes part in a group, as of `index` of its log (Ongaro's thesis, chapter 4).
+
+    voters           the replicas that elect and commit, ascending
+    outgoing         the other half while a joint change is under way; empty otherwise
+    learners         replicas that receive the log but neither vote nor count
+    nodes            the node of every replica named above
+    next_replica_id  the id that the next new replica takes; above every id ever used in this group
+    """
+
+    index: Index
+    voters: tuple[ReplicaId, ...]
+    nodes: Mapping[ReplicaId, NodeId]
+    next_replica_id: ReplicaId
+    outgoing: tuple[ReplicaId, ...] = ()
+    learners: tuple[ReplicaId, ...] = ()
+
+    @property
+    def replicas(self) -> tuple[ReplicaId, ...]:
+        """Every replica of the group, ascending."""
+        return tuple(sorted({*self.voters, *self.outgoing, *self.learners}))
+
+    def is_voter(self, replica_id: ReplicaId) -> bool:
+        return replica_id in self.voters or replica_id in self.outgoing
+
+    def replica_on(self, node_id: NodeId) -> ReplicaId:
+        """Return the replica that lives on `node_id`; NOBODY if the group has none there."""
+        for replica_id, name in self.nodes.items():
+            if name == node_id:
+                return replica_id
+        return NOBODY
+
+
+def founding_membership(nodes: tuple[NodeId, ...]) -> Membership:
+    """Return the membership a new group is created with: one voter per node, ids from 1 in the order given."""
+    voters = tuple(range(1, len(nodes) + 1))
+    return Membership(FOUNDING_INDEX, voters, dict(zip(voters, nodes, strict=True)), len(nodes) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class HardState:
+    """What must be on disk before any promise about it leaves the node. One atomic value.
+
+    term    the latest term this replica has seen; never goes back
+    vote    the replica voted for in `term`; NOBODY if none
+    commit  the highest index known to be committed; never goes back; at most the last index stored
+    """
+
+    term: Term = 0
+    vote: ReplicaId = NOBODY
+    commit: Index = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LogStart:
+    """The entry just before the first one in the log: the founding, or what the last snapshot covers."""
+
+    index: Index = 0
+    term: Term = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaDescriptor:
+    """What this node knows of a replica that it hosts before it reads anything else of it.
+
+    service  the name that its state machine class was declared under
+    """
+
+    group_id: GroupId
+    replica_id: ReplicaId
+    service: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReplica:
+    """Everything of one replica that the engine needs to start it; the log's records are read when needed.
+
+    last_index, last_term  the end of the stored log; equal to `log_start` when the log is empty
+    """
+
+    descriptor: ReplicaDescriptor
+    membership: Membership
+    hard_state: HardState
+    log_start: LogStart
+    last_index: Index
+    last_term: Term
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which cluster, node and store a data directory belongs to; written once, synced, and checked at every start.
+
+    cluster_id  16 random bytes drawn when the cluster was formed; empty until then
+    store_id    16 random bytes drawn when the directory was first opened
+    stores      the store of every founding member, bound when the cluster was formed
+    """
+
+    node_id: NodeId
+    store_id: bytes
+    cluster_id: bytes = b""
+    stores: Mapping[NodeId, bytes] = field(default_factory=dict)
+
+    @property
+    def formed(self) -> bool:
+        return bool(self.cluster_id)

@@ -1,0 +1,46 @@
+"""Sharding: keys to shards, shards to groups, groups to nodes."""
+
+from __future__ import annotations
+
+if __name__ != "multiraft.shard":
+    raise ImportError("this folder is multiraft.shard; import it under that name")
+
+from multiraft.shard.declaration import Declaration
+from multiraft.shard.directory import (
+    Directory,
+    GroupInfo,
+    NodeInfo,
+    create_service_command,
+    decode_map,
+    decode_nodes,
+    decode_version,
+    map_query,
+    nodes_query,
+    register_node_command,
+)
+from multiraft.shard.partition import hash_ranges, key_ranges, routing_key
+from multiraft.shard.router import GroupCaller, Router, ServiceRoute
+from multiraft.shard.shard_map import ServiceShards, Shard, ShardMap
+
+__all__ = [
+    "Declaration",
+    "Directory",
+    "GroupCaller",
+    "GroupInfo",
+    "NodeInfo",
+    "Router",
+    "ServiceRoute",
+    "ServiceShards",
+    "Shard",
+    "ShardMap",
+    "create_service_command",
+    "decode_map",
+    "decode_nodes",
+    "decode_version",
+    "hash_ranges",
+    "key_ranges",
+    "map_query",
+    "nodes_query",
+    "register_node_command",
+    "routing_key",
+]

@@ -1,0 +1,266 @@
+"""The directory: the state machine of group 1, which knows the nodes, the services, and which group serves what.
+
+Its commands are few and rare. Each is idempotent, because every node sends its own at every start, and because a
+command whose outcome is unknown is sent again. Its answer to a question of change is the version of the shard map;
+nodes with a replica follow it through `subscribe`, all others ask for the map with the version that they have.
+
+Rules of this file: deterministic: the same commands in the same order leave the same bytes in `state()`, whatever the
+node. A refusal raises CommandFailed, before anything is changed. Subscribers are told after a change, and nothing that
+they do can reach the state.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+import msgpack
+
+from multiraft.engine.machine import Context
+from multiraft.errors import CommandFailed, InvalidRequest, WireError
+from multiraft.shard.declaration import Declaration, combined, difference
+from multiraft.shard.placement import place
+from multiraft.shard.shard_map import ServiceShards, Shard, ShardMap
+from multiraft.types import FIRST_USER_GROUP, GroupId, NodeId
+
+_STATE_FORMAT: Final = 1
+_CREATE_SERVICE: Final = "create_service"
+_REGISTER_NODE: Final = "register_node"
+_MAP: Final = "map"
+_NODES: Final = "nodes"
+
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """Where a node is reached: `address` by its peers, `admin_url` by operators (empty: it has none)."""
+
+    address: str
+    admin_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInfo:
+    """What a group is for: `service` is the name its machine was declared under; `nodes`, preferred leader first."""
+
+    service: str
+    nodes: tuple[NodeId, ...]
+
+
+# ------------------------------------------------------------------------------- what others send and understand
+
+
+def create_service_command(declaration: Declaration, nodes: Sequence[NodeId]) -> bytes:
+    """Return the command that makes a service exist. Its result: `decode_version`.
+
+    nodes  those that may host its shards, as the proposer knows them; of no effect if the service exists already
+    """
+    return _packed([_CREATE_SERVICE, declaration.to_plain(), list(nodes)])
+
+
+def register_node_command(node_id: NodeId, address: str, admin_url: str = "") -> bytes:
+    """Return the command that tells where a node is reached now. Its result: `decode_version`."""
+    return _packed([_REGISTER_NODE, node_id, address, admin_url])
+
+
+def decode_version(result: bytes) -> int:
+    """Return the shard map's version after the command whose result this is. Raises WireError."""
+    version = _unpacked(result)
+    if type(version) is not int:
+        raise WireError("directory: expected a version")
+    return version
+
+
+def map_query(known_version: int = 0) -> bytes:
+    """Return the question for the shard map, by one who has `known_version` of it (0: none)."""
+    return _packed([_MAP, known_version])
+
+
+def decode_map(answer: bytes) -> ShardMap | None:
+    """Return the map in the answer to `map_query`; None if the known version is the newest. Raises WireError."""
+    plain = _unpacked(answer)
+    return None if plain is None else ShardMap.from_plain(plain)
+
+
+def nodes_query() -> bytes:
+    """Return the question for all registered nodes."""
+    return _packed([_NODES])
+
+
+def decode_nodes(answer: bytes) -> dict[NodeId, NodeInfo]:
+    """Return the nodes in the answer to `nodes_query`. Raises WireError."""
+    try:
+        return {node_id: NodeInfo(address, admin_url) for node_id, address, admin_url in _unpacked(answer)}
+    except (TypeError, ValueError) as problem:
+        raise WireError(f"directory: expected rows of nodes: {problem}") from problem
+
+
+def _packed(parts: Any) -> bytes:
+    packed: Any = msgpack.packb(parts)
+    return bytes(packed)
+
+
+def _unpacked(raw: bytes) -> Any:
+    try:
+        return msgpack.unpackb(raw)
+    except ValueError as problem:
+        raise WireError(f"directory: not msgpack: {problem}") from problem
+
+
+# ------------------------------------------------------------------------------------------------- the machine
+
+
+class Directory:
+    """Group 1's state, as an engine Machine.
+
+    nodes     every node that has registered
+    services  what each service was declared as, with what later releases added
+    groups    every group but the directory's own
+    map       the shard map; replaced whole
+    """
+
+    def __init__(self) -> None:
+        self.nodes: dict[NodeId, NodeInfo] = {}
+        self.services: dict[str, Declaration] = {}
+        self.groups: dict[GroupId, GroupInfo] = {}
+        self.map = ShardMap()
+        self._next_group_id: GroupId = FIRST_USER_GROUP
+        self._subscribers: list[Callable[[Directory], None]] = []
+
+    def subscribe(self, changed: Callable[[Directory], None]) -> Callable[[], None]:
+        """Call `changed` after each command that changed something, on this node. Return what ends this."""
+        self._subscribers.append(changed)
+
+        def unsubscribe() -> None:
+            if changed in self._subscribers:
+                self._subscribers.remove(changed)
+
+        return unsubscribe
+
+    def apply(self, command: bytes, context: Context) -> bytes:
+        """Apply one command; return the map's version. Raises CommandFailed for one that is refused."""
+        try:
+            parts = msgpack.unpackb(command)
+            kind, arguments = parts[0], parts[1:]
+        except (ValueError, TypeError, KeyError, IndexError):
+            _refuse("InvalidCommand", "not an array that starts with a command's name")
+        if kind == _CREATE_SERVICE and len(arguments) == 2:
+            changed = self._create_service(*arguments)
+        elif kind == _REGISTER_NODE and len(arguments) == 3:
+            changed = self._register_node(*arguments)
+        else:
+            _refuse("UnknownCommand", f"the directory has no command {kind!r:.80} with {len(arguments)} arguments")
+        if changed:
+            self._tell()
+        return _packed(self.map.version)
+
+    def query(self, query: bytes) -> bytes:
+        """Answer `map_query` or `nodes_query`. Raises CommandFailed for anything else."""
+        try:
+            parts = msgpack.unpackb(query)
+        except ValueError:
+            parts = None
+        if type(parts) is list and len(parts) == 2 and parts[0] == _MAP and type(parts[1]) is int:
+            return _packed(None if parts[1] >= self.map.version > 0 else self.map.to_plain())
+        if parts == [_NODES]:
+            return _packed([[name, info.address, info.admin_url] for name, info in sorted(self.nodes.items())])
+        _refuse("UnknownQuery", "the directory answers map and nodes")
+
+    def _create_service(self, plain: Any, nodes: Any) -> bool:
+        try:
+            wanted = Declaration.from_plain(plain)
+        except (InvalidRequest, TypeError, ValueError) as problem:
+            _refuse("InvalidDeclaration", str(problem))
+        existing = self.services.get(wanted.name)
+        if existing is not None:
+            differs = difference(existing, wanted)
+            if differs is not None:
+                _refuse("ServiceDiffers", f"service {wanted.name!r} was declared with {differs}")
+            self.services[wanted.name] = combined(existing, wanted)
+            return self.services[wanted.name] != existing
+        if type(nodes) is not list or len(set(map(str, nodes))) != len(nodes) or not all(map(_is_name, nodes)):
+            _refuse("InvalidDeclaration", f"service {wanted.name!r}: nodes must be different names")
+        if wanted.replicas > len(nodes):
+            _refuse(
+                "TooFewNodes",
+                f"service {wanted.name!r} wants {wanted.replicas} replicas, but there are {len(nodes)} nodes; "
+                "declare fewer replicas, or add nodes first",
+            )
+        self._create_shards(wanted, nodes)
+        return True
+
+    def _create_shards(self, wanted: Declaration, nodes: list[NodeId]) -> None:
+        ranges = wanted.ranges()
+        placed = place(len(ranges), wanted.replicas, nodes, [group.nodes for group in self.groups.values()])
+        shards = []
+        groups = dict(self.map.groups)
+        for shard_id, ((start, end), members) in enumerate(zip(ranges, placed, strict=True), start=1):
+            group_id = self._next_group_id
+            self._next_group_id += 1
+            self.groups[group_id] = GroupInfo(wanted.name, members)
+            groups[group_id] = members
+            shards.append(Shard(shard_id, group_id, start, end, 1))
+        self.services[wanted.name] = wanted
+        services = {**self.map.services, wanted.name: ServiceShards(wanted.mode, tuple(shards))}
+        self.map = ShardMap(self.map.version + 1, services, groups)
+
+    def _register_node(self, node_id: Any, address: Any, admin_url: Any) -> bool:
+        if not _is_name(node_id) or not _is_name(address) or type(admin_url) is not str:
+            _refuse("InvalidNode", "a node registers with its id, its address and its admin URL, as texts")
+        info = NodeInfo(address, admin_url)
+        if self.nodes.get(node_id) == info:
+            return False
+        self.nodes[node_id] = info
+        return True
+
+    def _tell(self) -> None:
+        for subscriber in list(self._subscribers):
+            try:
+                subscriber(self)
+            except Exception:
+                _log.exception("directory: a subscriber raised; the directory goes on")
+
+    # ----------------------------------------------------------------------------------------------- as bytes
+
+    def state(self) -> bytes:
+        """Return the whole state; equal states give equal bytes."""
+        return _packed(
+            [
+                _STATE_FORMAT,
+                self._next_group_id,
+                [[name, info.address, info.admin_url] for name, info in sorted(self.nodes.items())],
+                [declaration.to_plain() for _, declaration in sorted(self.services.items())],
+                [[group_id, info.service, list(info.nodes)] for group_id, info in sorted(self.groups.items())],
+                self.map.to_plain(),
+            ]
+        )
+
+    def restore(self, state: bytes) -> None:
+        """Replace everything by what `state()` returned. Raises WireError if it is none; nothing is changed then."""
+        try:
+            state_format, next_group_id, nodes, services, groups, shard_map = _unpacked(state)
+            if state_format != _STATE_FORMAT:
+                raise WireError(f"directory: state of format {state_format!r:.20}; this version reads {_STATE_FORMAT}")
+            new_nodes = {name: NodeInfo(address, admin_url) for name, address, admin_url in nodes}
+            declarations = [Declaration.from_plain(plain) for plain in services]
+            new_groups = {group_id: GroupInfo(service, tuple(members)) for group_id, service, members in groups}
+            new_map = ShardMap.from_plain(shard_map)
+        except (InvalidRequest, TypeError, ValueError) as problem:
+            raise WireError(f"directory: malformed state: {problem}") from problem
+        self._next_group_id = next_group_id
+        self.nodes = new_nodes
+        self.services = {declaration.name: declaration for declaration in declarations}
+        self.groups = new_groups
+        self.map = new_map
+        self._tell()
+
+
+def _is_name(value: object) -> bool:
+    return type(value) is str and 0 < len(value) <= 255
+
+
+def _refuse(exception: str, detail: str) -> NoReturn:
+    raise CommandFailed(exception, detail)

@@ -1,0 +1,314 @@
+"""The router: from a service and a key to the node that leads the shard, and through its refusals to an answer.
+
+A group that this node leads is called directly. Otherwise the call is forwarded, first to whoever is known to lead,
+then to the other members in turn, following what each says of the leader. When a round over all of them has found
+nobody, the router waits a little, with jitter, and starts another, until the call's time is up.
+
+Only what certainly did not happen and may well happen soon is tried again. OutcomeUnknown of a command never is: the
+command could apply twice. A read changes nothing, so it is asked again.
+
+Rules of this file: no task per call; the map is a value that is swapped whole; what a call raises in the end names its
+last cause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import Future
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+from typing import Final, Protocol
+
+from multiraft.config import Limits
+from multiraft.errors import (
+    DeadlineExceeded,
+    Halted,
+    InvalidRequest,
+    MultiRaftError,
+    NotLeader,
+    NotReady,
+    NotRunning,
+    OutcomeUnknown,
+    ReadFailed,
+    Unreachable,
+    WrongShard,
+)
+from multiraft.group import CallKind
+from multiraft.shard.shard_map import ServiceShards, ShardMap
+from multiraft.types import GroupId, NodeId
+
+BACKOFF_FIRST_S: Final = 0.01
+BACKOFF_MOST_S: Final = 0.2
+READ_LEAST_S: Final = 0.25
+"""A forwarded read is given at least this long, if there is that much time left, before another node is asked."""
+
+
+class GroupCaller(Protocol):
+    """What the router needs of its node. The futures fail with the typed errors of `errors.py`."""
+
+    @property
+    def node_id(self) -> NodeId: ...
+
+    def propose_local(self, group_id: GroupId, command: bytes, timeout_s: float) -> Future[bytes]:
+        """Propose to this node's replica. Raises, or the future gets, NotLeader if it does not lead."""
+
+    def read_local(self, group_id: GroupId, query: bytes, timeout_s: float) -> Future[bytes]:
+        """Ask this node's replica. Raises, or the future gets, NotLeader if it does not lead."""
+
+    def leads(self, group_id: GroupId) -> bool:
+        """Return whether this node's replica leads the group."""
+
+    def leader_hint(self, group_id: GroupId) -> NodeId | None:
+        """Return who leads the group as far as this node's replica knows; None without one, or if it knows nobody."""
+
+    def forward(
+        self, node_id: NodeId, method: CallKind, group_id: GroupId, body: bytes, timeout_s: float
+    ) -> Future[bytes]:
+        """Have another node propose or read; it does so only if it leads. Fails as it would fail there."""
+
+
+class Router:
+    """Routes the calls of one node.
+
+    map  the newest shard map known here
+    """
+
+    def __init__(
+        self,
+        caller: GroupCaller,
+        limits: Limits,
+        rng: Random,
+        clock: Callable[[], float] | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`clock` is in seconds (None: the running loop's); `rng` draws the jitter; `sleep` takes seconds."""
+        self.map = ShardMap()
+        self.limits = limits
+        self._caller = caller
+        self._rng = rng
+        self._clock = clock
+        self._sleep = sleep
+        self._fixed: dict[GroupId, tuple[NodeId, ...]] = {}
+        self._hints: dict[GroupId, NodeId] = {}
+        self._waiting: set[Future[None]] = set()
+
+    def leads(self, group_id: GroupId) -> bool:
+        """Return whether this node leads the group."""
+        return self._caller.leads(group_id)
+
+    def add_group(self, group_id: GroupId, nodes: Sequence[NodeId]) -> None:
+        """Make known, or correct, the nodes of a group that is in no shard map: the directory's own."""
+        self._fixed[group_id] = tuple(nodes)
+
+    def update(self, shard_map: ShardMap) -> None:
+        """Swap the map for a newer one; an older one is ignored. Wakes the calls that wait for a change."""
+        if shard_map.version <= self.map.version:
+            return
+        self.map = shard_map
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiting.clear()
+
+    # --------------------------------------------------------------------------------------------- by group
+
+    async def call(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float | None = None) -> bytes:
+        """Bring `body` to the group's leader and return its answer.
+
+        kind       "propose" or "read"
+        timeout_s  seconds in all, over all attempts; None: request_timeout_ms
+
+        Raises NotReady or DeadlineExceeded when the time is up and nothing happened (the message names the last
+        cause), OutcomeUnknown when a command may have happened, and at once whatever another attempt would not
+        change: InvalidRequest, Overloaded, Halted, WrongShard, CommandFailed, NotRunning.
+        """
+        timeout_s = self.limits.request_timeout_ms / 1_000 if timeout_s is None else timeout_s
+        return await self._run(group_id, kind, body, self._now() + timeout_s, timeout_s)
+
+    async def _run(self, group_id: GroupId, kind: CallKind, body: bytes, deadline: float, timeout_s: float) -> bytes:
+        """Try here, if this node leads; else search. `timeout_s` is what is left until `deadline`."""
+        cause: MultiRaftError | None = None
+        if self._caller.leads(group_id):
+            try:
+                return await self._local(group_id, kind, body, timeout_s)
+            except _PASSING as problem:
+                if isinstance(problem, OutcomeUnknown) and kind == "propose":
+                    raise
+                cause = problem
+        return await self._search(group_id, kind, body, deadline, timeout_s, cause)
+
+    def _local(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float) -> Future[bytes]:
+        if kind == "propose":
+            return self._caller.propose_local(group_id, body, timeout_s)
+        return self._caller.read_local(group_id, body, timeout_s)
+
+    async def _search(
+        self,
+        group_id: GroupId,
+        kind: CallKind,
+        body: bytes,
+        deadline: float,
+        timeout_s: float,
+        cause: MultiRaftError | None,
+    ) -> bytes:
+        """Ask one node after the other, round after round, until one answers or the time is up."""
+        backoff_s = BACKOFF_FIRST_S
+        while True:
+            asked: set[NodeId] = set()
+            halted: Halted | None = None
+            node_id = self._first(group_id, cause)
+            while node_id is not None:
+                left_s = deadline - self._now()
+                if left_s <= 0:
+                    raise self._late(group_id, timeout_s, cause)
+                asked.add(node_id)
+                try:
+                    answer = await self._ask(node_id, group_id, kind, body, left_s)
+                except Halted as problem:
+                    cause = halted = problem
+                except _PASSING as problem:
+                    if isinstance(problem, OutcomeUnknown) and kind == "propose":
+                        raise
+                    cause = problem
+                else:
+                    self._hints[group_id] = node_id
+                    return answer
+                if self._hints.get(group_id) == node_id:
+                    del self._hints[group_id]
+                node_id = self._next(group_id, asked, cause)
+            if halted is not None:
+                raise halted
+            left_s = deadline - self._now()
+            if left_s <= 0:
+                raise self._late(group_id, timeout_s, cause)
+            await self._sleep(min(left_s, backoff_s * self._rng.uniform(0.5, 1.0)))
+            backoff_s = min(2 * backoff_s, BACKOFF_MOST_S)
+
+    async def _ask(self, node_id: NodeId, group_id: GroupId, kind: CallKind, body: bytes, left_s: float) -> bytes:
+        # A read may be asked elsewhere, so one silent node must not have all of its time.
+        timeout_s = left_s if kind == "propose" else min(left_s, max(left_s / 2, READ_LEAST_S))
+        if node_id == self._caller.node_id:
+            return await self._local(group_id, kind, body, timeout_s)
+        try:
+            return await self._caller.forward(node_id, kind, group_id, body, timeout_s)
+        except NotRunning as problem:  # of that node, not of this one
+            raise Unreachable(f"node {node_id!r}: {problem}") from problem
+
+    def _first(self, group_id: GroupId, cause: MultiRaftError | None) -> NodeId | None:
+        hint = cause.leader if isinstance(cause, NotLeader) else None
+        hint = hint or self._caller.leader_hint(group_id) or self._hints.get(group_id)
+        return hint or self._next(group_id, set(), None)
+
+    def _next(self, group_id: GroupId, asked: set[NodeId], cause: MultiRaftError | None) -> NodeId | None:
+        """Return whom to ask next in this round; None if all have been asked."""
+        if isinstance(cause, NotLeader) and cause.leader is not None and cause.leader not in asked:
+            return cause.leader
+        members = self.map.groups.get(group_id) or self._fixed.get(group_id, ())
+        return next((member for member in members if member not in asked), None)
+
+    def _late(self, group_id: GroupId, timeout_s: float, cause: MultiRaftError | None) -> MultiRaftError:
+        said = f"{type(cause).__name__}: {cause}" if cause else "this node knows of no node that serves it"
+        text = f"group {group_id} did not serve the call within {timeout_s:g} s; last: {said}"
+        late = NotReady(text) if cause is None or isinstance(cause, _NOBODY) else DeadlineExceeded(text)
+        late.__cause__ = cause
+        return late
+
+    # ----------------------------------------------------------------------------------------------- by key
+
+    async def call_key(
+        self, service: str, key: bytes, kind: CallKind, body: bytes, timeout_s: float | None = None
+    ) -> bytes:
+        """Bring `body` to the shard of `key` (the user's key, before any hashing). Otherwise as `call`.
+
+        Waits for a service that is not in the map yet, and after WrongShard for a newer map, while there is time;
+        then raises NotReady or WrongShard.
+        """
+        timeout_s = self.limits.request_timeout_ms / 1_000 if timeout_s is None else timeout_s
+        deadline = self._now() + timeout_s
+        while True:
+            version = self.map.version
+            shards = self.map.services.get(service)
+            if shards is None:
+                shards = await self._shards(service, deadline, timeout_s)
+                timeout_s = deadline - self._now()
+            try:
+                return await self._run(shards.find(key).group_id, kind, body, deadline, timeout_s)
+            except WrongShard:
+                if not await self._newer_map(version, deadline):
+                    raise
+                timeout_s = deadline - self._now()
+
+    async def shards(self, service: str, timeout_s: float | None = None) -> ServiceShards:
+        """Return the shards of a service; wait for it if it is not in the map yet. Raises NotReady in the end."""
+        timeout_s = self.limits.request_timeout_ms / 1_000 if timeout_s is None else timeout_s
+        return await self._shards(service, self._now() + timeout_s, timeout_s)
+
+    async def _shards(self, service: str, deadline: float, timeout_s: float) -> ServiceShards:
+        while (shards := self.map.services.get(service)) is None:
+            if not await self._newer_map(self.map.version, deadline):
+                raise NotReady(
+                    f"service {service!r} is not in this node's shard map (version {self.map.version}) after "
+                    f"{timeout_s:g} s: it was not created yet, or this node does not hear the directory"
+                )
+        return shards
+
+    async def _newer_map(self, version: int, deadline: float) -> bool:
+        """Wait for a map newer than `version`; return whether it came before `deadline`."""
+        while self.map.version <= version:
+            left_s = deadline - self._now()
+            if left_s <= 0:
+                return False
+            waiter: Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.add(waiter)
+            try:
+                async with asyncio.timeout(left_s):
+                    await waiter
+            except TimeoutError:
+                return False
+            finally:
+                self._waiting.discard(waiter)
+        return True
+
+    def _now(self) -> float:
+        return self._clock() if self._clock is not None else asyncio.get_running_loop().time()
+
+
+_PASSING: Final = (NotLeader, NotReady, Unreachable, ReadFailed, OutcomeUnknown)
+"""What the next node, or the next moment, may well do better. OutcomeUnknown is among them for reads alone."""
+_NOBODY: Final = (NotLeader, NotReady, Unreachable)
+
+
+class ServiceRoute:
+    """One service through a router: what the service's handle calls (remote.ServiceCaller)."""
+
+    __slots__ = ("_router", "name")
+
+    def __init__(self, router: Router, name: str) -> None:
+        self._router = router
+        self.name = name
+
+    @property
+    def limits(self) -> Limits:
+        return self._router.limits
+
+    def propose(self, key: bytes, command: bytes, timeout_s: float | None) -> Awaitable[bytes]:
+        return self._router.call_key(self.name, key, "propose", command, timeout_s)
+
+    def read(self, key: bytes, query: bytes, timeout_s: float | None) -> Awaitable[bytes]:
+        return self._router.call_key(self.name, key, "read", query, timeout_s)
+
+    async def read_any(self, query: bytes, timeout_s: float | None) -> bytes:
+        """Ask a shard that this node leads, if there is one, else the first."""
+        shards = (await self._router.shards(self.name, timeout_s)).shards
+        nearest = next((shard for shard in shards if self._router.leads(shard.group_id)), shards[0])
+        return await self._router.call(nearest.group_id, "read", query, timeout_s)
+
+    async def read_shard(self, shard_id: int, query: bytes, timeout_s: float | None) -> bytes:
+        """Ask the shard of that id. Raises InvalidRequest if the service has none."""
+        shard = (await self._router.shards(self.name, timeout_s)).by_id(shard_id)
+        if shard is None:
+            raise InvalidRequest(f"service {self.name!r} has no shard {shard_id}")
+        return await self._router.call(shard.group_id, "read", query, timeout_s)
+
+    async def shard_ids(self, timeout_s: float | None) -> list[int]:
+        return [shard.shard_id for shard in (await self._router.shards(self.name, timeout_s)).shards]

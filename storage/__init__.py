@@ -1,0 +1,27 @@
+"""Storage: one store per node, partitioned by group, on LevelDB or in memory.
+
+    open_leveldb(path, node_id, limits, loop)   the store of a node
+    open_memory(disk, node_id, limits, loop)    its twin for tests and simulations, on a MemoryDisk
+    inspect_directory(path)                     what stands in a data directory, while its node is stopped
+
+All three are plain calls that block for a moment, and raise StorageError.
+"""
+
+from __future__ import annotations
+
+if __name__ != "multiraft.storage":
+    raise ImportError("this folder is multiraft.storage; import it under that name")
+
+from multiraft.storage.inspect import GroupReport, StoreReport, inspect_directory
+from multiraft.storage.memory import MemoryDisk
+from multiraft.storage.opening import open_leveldb, open_memory, open_store
+
+__all__ = [
+    "GroupReport",
+    "MemoryDisk",
+    "StoreReport",
+    "inspect_directory",
+    "open_leveldb",
+    "open_memory",
+    "open_store",
+]

@@ -1,0 +1,75 @@
+"""What a store needs from the thing that keeps its bytes: an ordered map with atomic, synced batches.
+
+Two backends exist, LevelDB and memory, and one contract suite holds for both. The store above them knows what keys
+mean; a backend does not.
+
+Rules of this file: protocols only. Everything is called on the loop's thread. Reads raise CorruptRecord for damage
+that the backend itself notices and StorageError for everything else, never an error of the library underneath.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeAlias
+
+Done: TypeAlias = Callable[[Exception | None], None]
+
+
+class RawBatch(Protocol):
+    """Puts and deletes that reach the disk together or not at all; in order: the last one of a key counts."""
+
+    def put(self, key: bytes, value: bytes) -> None: ...
+
+    def delete(self, key: bytes) -> None: ...
+
+
+class Reader(Protocol):
+    """Reads. They see a write at the latest when its completion is delivered."""
+
+    @property
+    def name(self) -> str:
+        """What a message to the operator calls this place: the path of the data directory."""
+
+    def get(self, key: bytes) -> bytes | None: ...
+
+    def items(self, start: bytes, stop: bytes | None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        """Yield keys and values with start <= key < stop (None: to the end), in order of the keys or against it."""
+
+    def keys(self, start: bytes, stop: bytes | None, reverse: bool = False) -> Iterator[bytes]:
+        """The same, keys only: values are not copied."""
+
+    def load_identity(self) -> bytes | None:
+        """Return what `save_identity` stored, apart from all other keys; None if it never did."""
+
+
+class Backend(Reader, Protocol):
+    """One open place. After a failed write nothing is written through it, nor acknowledged, any more."""
+
+    @property
+    def syncs(self) -> int:
+        """How many synced writes have completed. Batches that were waiting together may share one."""
+
+    def batch(self) -> RawBatch: ...
+
+    def submit(self, batch: RawBatch, done: Done) -> None:
+        """Write and sync `batch` after all earlier ones, then call `done` from the loop; never before returning.
+
+        The batch belongs to the backend from here on. `done` gets None, or a StorageError with the cause of the
+        failure (an OSError with its errno, where there was one) as `__cause__`.
+        """
+
+    def write(self, batch: RawBatch) -> None:
+        """Write and sync `batch` after all submitted ones, and wait for it. Raises StorageError."""
+
+    def save_identity(self, raw: bytes) -> None:
+        """Store `raw`, apart from all other keys; replaced as a whole, and synced on return. Raises StorageError."""
+
+    async def close(self, final: RawBatch) -> None:
+        """Finish what was submitted, write `final`, let go of the place. Called once; nothing is submitted after it.
+
+        Every `done` has been called when it returns, and none is called later. Where a write has failed, `final` is
+        not written.
+        """
+
+    def abandon(self) -> None:
+        """Finish what was submitted and let go, blocking, without calling `done`: for an opening that failed."""

@@ -1,0 +1,202 @@
+"""Reading a whole store in the order of its keys, and checking what must hold of every replica in it.
+
+    each value decodes and carries its checksum          the log starts at most one above the log start
+    a descriptor, hard state, membership and log start   records follow each other without a gap, and each names the
+    log start <= commit <= last                          term of the entry before it
+    no entry is of a later term than the hard state's
+
+The node's start refuses the first problem; the offline inspection lists them all.
+
+Rules of this file: reads only; a problem of one group is put down with that group and never hides the next group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, TypeVar
+
+from multiraft.errors import CorruptRecord
+from multiraft.records import Record
+from multiraft.storage import layout
+from multiraft.types import (
+    GroupId,
+    HardState,
+    Index,
+    LogStart,
+    Membership,
+    ReplicaDescriptor,
+    StoredReplica,
+    Term,
+)
+
+_PROBLEMS_MAX: Final = 20
+"""Listed per group; the rest is only counted."""
+
+_Value = TypeVar("_Value")
+
+
+class ReplicaScan:
+    """What was found of one group's replica.
+
+    descriptor, hard_state, membership, log_start   None where missing or damaged
+    first_index, last_index, last_term              of the stored log; the log start's where no record is stored
+    records, size_bytes                             stored log records, and bytes of all stored values
+    problems                                        what does not hold, one line each; empty: all is well
+    """
+
+    def __init__(self, group_id: GroupId) -> None:
+        self.group_id = group_id
+        self.descriptor: ReplicaDescriptor | None = None
+        self.hard_state: HardState | None = None
+        self.membership: Membership | None = None
+        self.log_start: LogStart | None = None
+        self.first_index: Index = 0
+        self.last_index: Index = 0
+        self.last_term: Term = 0
+        self.records = 0
+        self.size_bytes = 0
+        self.problems: list[str] = []
+        self._unlisted = 0
+        # The record whose end is not yet known: the next one may overlap it.
+        self._open: Record | None = None
+        self._top_term: Term = 0
+
+    def stored(self) -> StoredReplica:
+        """Return the replica. Raises CorruptRecord with the first problem, if there is any."""
+        if self.problems:
+            raise CorruptRecord(self.problems[0])
+        if self.descriptor is None or self.membership is None or self.hard_state is None or self.log_start is None:
+            raise CorruptRecord(f"group {self.group_id}: has not been read to its end")
+        return StoredReplica(
+            self.descriptor, self.membership, self.hard_state, self.log_start, self.last_index, self.last_term
+        )
+
+    def add(self, kind: int, first: Index, value: bytes) -> None:
+        """Take the group's next value, in the order of keys."""
+        self.size_bytes += len(value)
+        group_id = self.group_id
+        if kind == layout.KIND_RECORD:
+            self._add_record(first, value)
+        elif kind == layout.KIND_DESCRIPTOR:
+            self.descriptor = self._decoded(layout.decode_descriptor, group_id, value)
+        elif kind == layout.KIND_HARD_STATE:
+            self.hard_state = self._decoded(layout.decode_hard_state, group_id, value)
+        elif kind == layout.KIND_MEMBERSHIP:
+            self.membership = self._decoded(layout.decode_membership, group_id, value)
+        elif kind == layout.KIND_LOG_START:
+            self.log_start = self._decoded(layout.decode_log_start, group_id, value)
+
+    def problem(self, text: str) -> None:
+        if len(self.problems) < _PROBLEMS_MAX:
+            self.problems.append(text)
+        else:
+            self._unlisted += 1
+
+    def finish(self) -> None:
+        """All values of the group have been added: judge it as a whole."""
+        self._settle(None)
+        found = (
+            ("descriptor", self.descriptor),
+            ("hard state", self.hard_state),
+            ("membership", self.membership),
+            ("log start", self.log_start),
+        )
+        for what, value in found:
+            if value is None and not any(text.startswith(what) for text in self.problems):
+                self.problem(f"{what} of group {self.group_id}: is missing")
+        if self.log_start is not None:
+            self._judge_log(self.log_start)
+        if self._unlisted:
+            self.problems.append(f"group {self.group_id}: {self._unlisted} more problems")
+
+    def _judge_log(self, start: LogStart) -> None:
+        where = f"group {self.group_id}"
+        if self.records == 0:
+            self.first_index, self.last_index, self.last_term = start.index + 1, start.index, start.term
+        elif self.first_index > start.index + 1:
+            self.problem(f"{where}: its log begins at {self.first_index}, but the log start is {start.index}")
+        elif self.last_index < start.index:
+            self.problem(f"{where}: its log ends at {self.last_index}, below the log start {start.index}")
+        if self.hard_state is None:
+            return
+        if not start.index <= self.hard_state.commit <= self.last_index:
+            self.problem(
+                f"{where}: commit {self.hard_state.commit} is not within its log ({start.index} to {self.last_index})"
+            )
+        if self.hard_state.term < max(self._top_term, start.term):
+            self.problem(f"{where}: term {self.hard_state.term} is below that of its log, {self._top_term}")
+
+    def _add_record(self, first: Index, value: bytes) -> None:
+        self.records += 1
+        if self.records == 1:
+            self.first_index = first
+        record = self._decoded(layout.decode_stored_record, self.group_id, first, value)
+        if record is None:
+            # What is damaged cannot be followed; the log is picked up again behind it.
+            self._settle(None)
+            self.last_index = max(self.last_index, first)
+            return
+        self._settle(record)
+        self._open = record
+        self.last_index, self.last_term = record.last, record.term
+        self._top_term = max(self._top_term, record.term)
+
+    def _settle(self, following: Record | None) -> None:
+        """The open record ends where `following` begins, at the latest: judge it."""
+        record, self._open = self._open, None
+        if record is None:
+            return
+        last = record.last
+        if following is not None:
+            problem = chain_problem(self.group_id, record, following)
+            if problem:
+                self.problem(problem)
+            last = min(last, following.first - 1)
+        start = self.log_start
+        if start is None:
+            return
+        if (record.first <= start.index <= last and record.term != start.term) or (
+            record.first == start.index + 1 and record.prev_term != start.term
+        ):
+            self.problem(f"group {self.group_id}: record at {record.first} does not follow the log start {start.index}")
+
+    def _decoded(self, decode: Callable[..., _Value], *arguments: object) -> _Value | None:
+        try:
+            return decode(*arguments)
+        except CorruptRecord as problem:
+            self.problem(str(problem))
+            return None
+
+
+def chain_problem(group_id: GroupId, record: Record, following: Record) -> str:
+    """Return why `following` cannot be the record stored next after `record`; empty if it can.
+
+    It may begin inside `record`: it then replaced that one's tail.
+    """
+    if following.first > record.last + 1:
+        return f"group {group_id}: no record holds index {record.last + 1}; the next begins at {following.first}"
+    if following.prev_term != record.term:
+        return (
+            f"group {group_id}: record at {following.first} follows term {following.prev_term}, "
+            f"but the entry before it has term {record.term}"
+        )
+    return ""
+
+
+def scan_replicas(items: Iterable[tuple[bytes, bytes]]) -> Iterator[ReplicaScan]:
+    """Yield what stands of each group in `items`: all keys of all groups with their values, in the order of keys.
+
+    Raises CorruptRecord for a key that this version does not write, and whatever `items` raises.
+    """
+    current: ReplicaScan | None = None
+    for key, value in items:
+        group_id, kind, first = layout.split_key(key)
+        if current is None or current.group_id != group_id:
+            if current is not None:
+                current.finish()
+                yield current
+            current = ReplicaScan(group_id)
+        current.add(kind, first, value)
+    if current is not None:
+        current.finish()
+        yield current

@@ -1,0 +1,107 @@
+"""What a store says of itself: format, identity, incarnation, and whether its last run ended orderly.
+
+The identity stands in the database and, apart from it, in a file of its own. At the first opening, and when the
+cluster is bound, the database is written first. So a crash in between leaves the file behind its database, which is
+mended at the next opening; a file ahead of its database means that the database lost something, and is refused.
+
+Rules of this file: reads only; the node's start and the offline inspection judge by the same functions; every
+refusal says what was found and the ways out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from multiraft.errors import CorruptRecord, StorageError
+from multiraft.storage import layout
+from multiraft.storage.backend import Reader
+from multiraft.types import Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What was found before anything is written.
+
+    identity        None: the place is empty, nothing was ever stored in it
+    file_is_behind  the identity's file must be written again from the database
+    incarnation     that of the latest run; 0 before the first
+    closed_orderly  whether that run wrote its closing record
+    """
+
+    identity: Identity | None
+    file_is_behind: bool
+    incarnation: int
+    closed_orderly: bool
+
+
+def read_opening(reader: Reader) -> Opening:
+    """Read and judge what a store says of itself.
+
+    Raises StorageError: of a later format, not multiraft's, emptied, incomplete, or damaged.
+    """
+    name = reader.name
+    try:
+        _check_format(reader)
+        in_file = _identity(reader.load_identity())
+        in_database = _identity(reader.get(layout.IDENTITY_KEY))
+        incarnation = _number(reader, layout.INCARNATION_KEY, "incarnation")
+        closing = _number(reader, layout.CLOSING_KEY, "closing record")
+    except CorruptRecord as problem:
+        raise CorruptRecord(f"{name} is damaged: {problem}. {_ways_out(name)}") from problem
+    orderly = closing is not None and closing == incarnation
+    if in_database is None:
+        if in_file is not None:
+            raise StorageError(
+                f"{name} belongs to node {in_file.node_id!r}{of_cluster(in_file)}, but its database came back empty. "
+                + _ways_out(name)
+            )
+        if any(True for _ in reader.keys(b"", None)):
+            raise StorageError(f"{name} holds a database that is not multiraft's; name another directory")
+        return Opening(None, False, 0, False)
+    if in_file is None:
+        if incarnation is not None:
+            raise StorageError(
+                f"{name} has lost its IDENTITY file, though its database is that of node {in_database.node_id!r}"
+                f"{of_cluster(in_database)}. {_ways_out(name)}"
+            )
+        return Opening(in_database, True, 0, False)
+    if in_file != in_database and not _is_behind(in_file, in_database):
+        raise StorageError(
+            f"{name} is put together from two stores: its IDENTITY file is of node {in_file.node_id!r}"
+            f"{of_cluster(in_file)}, its database of node {in_database.node_id!r}{of_cluster(in_database)} or of an "
+            f"older copy. {_ways_out(name)}"
+        )
+    return Opening(in_database, in_file != in_database, incarnation or 0, orderly)
+
+
+def of_cluster(identity: Identity) -> str:
+    """Return " of cluster 5f1c0a7e..." for a message; empty before the cluster is formed."""
+    return f" of cluster {identity.cluster_id.hex()[:8]}..." if identity.formed else ""
+
+
+def _is_behind(in_file: Identity, in_database: Identity) -> bool:
+    """Whether a crash while the cluster was bound explains the difference."""
+    same = in_file.node_id == in_database.node_id and in_file.store_id == in_database.store_id
+    return same and in_database.formed and not in_file.formed
+
+
+def _check_format(reader: Reader) -> None:
+    found = _number(reader, layout.FORMAT_KEY, "store format")
+    if found is not None and found != layout.STORE_FORMAT:
+        raise StorageError(
+            f"{reader.name} has store format {found}, this version reads {layout.STORE_FORMAT}; "
+            "use the version of multiraft that wrote it"
+        )
+
+
+def _identity(raw: bytes | None) -> Identity | None:
+    return None if raw is None else layout.decode_identity(raw)
+
+
+def _number(reader: Reader, key: bytes, what: str) -> int | None:
+    raw = reader.get(key)
+    return None if raw is None else layout.decode_number(key, raw, what)
+
+
+def _ways_out(name: str) -> str:
+    return f"Put {name} back from a copy, or remove it if its contents may be lost"

@@ -1,0 +1,153 @@
+"""Looking into a data directory while its node is stopped, without changing a byte of it.
+
+LevelDB cannot be opened without writing: it replays its log into new files. So the database is opened through a
+temporary directory of links: LevelDB reads the files where they are, and what it makes or removes is there only.
+
+Rules of this file: the directory is only read; its lock is held meanwhile, shared, so that no node starts on it;
+everything that does not hold becomes a line of the report, and only what leaves nothing to report is raised.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+
+from multiraft.config import Limits
+from multiraft.errors import StorageError
+from multiraft.storage import layout
+from multiraft.storage.check import ReplicaScan, scan_replicas
+from multiraft.storage.identity import read_opening
+from multiraft.storage.leveldb import (
+    DATABASE_DIR,
+    LevelReader,
+    in_use_by_another,
+    in_use_by_this_process,
+    open_linked,
+    storage_error,
+)
+from multiraft.types import GroupId, HardState, Identity, Index, LogStart, Membership, ReplicaDescriptor, Term
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReport:
+    """One group's replica, as stored.
+
+    descriptor, hard_state, membership, log_start   None where missing or damaged
+    first_index, last_index, last_term              of the stored log; last < first: the log is empty
+    records, size_bytes                             stored log records, and bytes of all stored values
+    problems                                        what does not hold, one line each; empty: all is well
+    """
+
+    group_id: GroupId
+    descriptor: ReplicaDescriptor | None
+    hard_state: HardState | None
+    membership: Membership | None
+    log_start: LogStart | None
+    first_index: Index
+    last_index: Index
+    last_term: Term
+    records: int
+    size_bytes: int
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreReport:
+    """What stands in a data directory.
+
+    identity        None where missing or damaged
+    incarnation     that of the latest run; 0 where it cannot be told
+    closed_orderly  whether the latest run ended orderly; if not, a tail of its writes may be missing
+    problems        of the store as a whole; each group has its own
+    """
+
+    path: str
+    identity: Identity | None
+    incarnation: int
+    closed_orderly: bool
+    groups: list[GroupReport] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing at all was found that does not hold."""
+        return not self.problems and not any(group.problems for group in self.groups)
+
+
+def inspect_directory(path: str) -> StoreReport:
+    """Read and check everything that is stored in the data directory `path`; raises no incarnation, writes nothing.
+
+    Blocks for as long as reading the store takes. Raises StorageError: not a data directory, in use, or so damaged
+    that LevelDB cannot open it.
+    """
+    database = os.path.join(path, DATABASE_DIR)
+    if not os.path.isdir(database):
+        raise StorageError(f"{path} is not a data directory (it has no {DATABASE_DIR} folder); name that of a node")
+    with _held(path, database), tempfile.TemporaryDirectory(prefix="multiraft-inspect-") as scratch:
+        with closing(open_linked(path, database, scratch, Limits())) as opened:
+            report = _report(path, LevelReader(path, opened))
+        # LevelDB names the links; the reader knows the files.
+        report.problems[:] = [text.replace(scratch, database) for text in report.problems]
+        return report
+
+
+@contextmanager
+def _held(path: str, database: str) -> Iterator[None]:
+    """Hold the database's lock, shared. Raises StorageError when a node has it."""
+    import fcntl  # not everywhere; the memory store is
+
+    if in_use_by_this_process(database):
+        raise StorageError(f"{path} is in use by this very process; stop that node first")
+    try:
+        lock = os.open(os.path.join(database, "LOCK"), os.O_RDONLY)
+    except FileNotFoundError:
+        # Never opened since it was copied here, so nobody has it open.
+        yield
+        return
+    except OSError as problem:
+        raise storage_error(path, "cannot be read", problem) from problem
+    try:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as problem:
+            raise in_use_by_another(path, database) from problem
+        yield
+    finally:
+        os.close(lock)
+
+
+def _report(path: str, reader: LevelReader) -> StoreReport:
+    problems: list[str] = []
+    try:
+        found = read_opening(reader)
+        report = StoreReport(path, found.identity, found.incarnation, found.closed_orderly, problems=problems)
+        if found.file_is_behind:
+            problems.append("the IDENTITY file is behind the database; the next start mends it")
+    except StorageError as problem:
+        problems.append(str(problem))
+        report = StoreReport(path, None, 0, False, problems=problems)
+    try:
+        for scan in scan_replicas(reader.items(layout.FIRST_GROUP_KEY, None)):
+            report.groups.append(_group_report(scan))
+    except StorageError as problem:
+        problems.append(f"{problem}; what comes after it was not read")
+    return report
+
+
+def _group_report(scan: ReplicaScan) -> GroupReport:
+    return GroupReport(
+        scan.group_id,
+        scan.descriptor,
+        scan.hard_state,
+        scan.membership,
+        scan.log_start,
+        scan.first_index,
+        scan.last_index,
+        scan.last_term,
+        scan.records,
+        scan.size_bytes,
+        scan.problems,
+    )

@@ -1,0 +1,280 @@
+"""How a store's keys and small values look.
+
+    key    group id (8 bytes, big-endian) | kind (1 byte) | rest
+    value  format (1 byte) | CRC-32 over key, format and body (4 bytes) | body
+
+A group's keys are neighbours, its small values come before its log records, and a record's rest is its first index
+(8 bytes, big-endian), so the order of the keys is the order of the log. Record values are records as they are
+(multiraft.records), which carry a format and checksum of their own. Group 0 holds what concerns the whole store.
+
+Kinds of a group: 1 descriptor, 2 hard state, 3 membership, 4 log start, 7 log record (5 and 6 are kept for what a
+state machine has applied and for sessions). Kinds of group 0: 1 store format, 2 identity, 3 incarnation, 4 closing.
+
+Rules of this file: pure functions of bytes; a decoder raises CorruptRecord, never anything else; a checksum covers
+the key, so that a value which turns up under another key is refused.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from itertools import pairwise
+from typing import Any, Final
+
+import msgpack
+
+from multiraft.errors import CorruptRecord
+from multiraft.records import Record, decode_record
+from multiraft.types import (
+    U64_MAX,
+    GroupId,
+    HardState,
+    Identity,
+    Index,
+    LogStart,
+    Membership,
+    NodeId,
+    ReplicaDescriptor,
+    ReplicaId,
+)
+
+STORE_FORMAT: Final = 1
+"""Raised when a store written by this version can no longer be read by the one before."""
+VALUE_FORMAT: Final = 1
+
+KIND_DESCRIPTOR: Final = 1
+KIND_HARD_STATE: Final = 2
+KIND_MEMBERSHIP: Final = 3
+KIND_LOG_START: Final = 4
+KIND_RECORD: Final = 7
+
+_KEY: Final = struct.Struct(">QB")
+_RECORD_KEY: Final = struct.Struct(">QBQ")
+_VALUE_HEAD: Final = struct.Struct(">BI")
+_HARD_STATE: Final = struct.Struct(">QQQ")
+_LOG_START: Final = struct.Struct(">QQ")
+_NUMBER: Final = struct.Struct(">Q")
+
+FORMAT_KEY: Final = _KEY.pack(0, 1)
+IDENTITY_KEY: Final = _KEY.pack(0, 2)
+INCARNATION_KEY: Final = _KEY.pack(0, 3)
+CLOSING_KEY: Final = _KEY.pack(0, 4)
+FIRST_GROUP_KEY: Final = _KEY.pack(1, 0)
+
+_ID_BYTES_MAX: Final = 64
+
+# ------------------------------------------------------------------------------------------------------------ keys
+
+
+def group_key(group_id: GroupId, kind: int) -> bytes:
+    """Return the key of a group's value of this kind."""
+    return _KEY.pack(group_id, kind)
+
+
+def record_key(group_id: GroupId, first: Index) -> bytes:
+    """Return the key of the log record that starts at index `first`."""
+    return _RECORD_KEY.pack(group_id, KIND_RECORD, first)
+
+
+def log_end_key(group_id: GroupId) -> bytes:
+    """Return the key just above every log record of the group."""
+    return _KEY.pack(group_id, KIND_RECORD + 1)
+
+
+def split_key(key: bytes) -> tuple[GroupId, int, Index]:
+    """Return (group, kind, first index) of a stored key; the index is 0 where the kind has none.
+
+    Raises CorruptRecord for a key that this version does not write.
+    """
+    if len(key) == _RECORD_KEY.size and key[8] == KIND_RECORD:
+        group_id, kind, first = _RECORD_KEY.unpack(key)
+        return group_id, kind, first
+    if len(key) == _KEY.size and KIND_DESCRIPTOR <= key[8] <= KIND_LOG_START:
+        group_id, kind = _KEY.unpack(key)
+        return group_id, kind, 0
+    raise CorruptRecord(f"unknown key {key[:32].hex()}: damaged, or written by a later version of multiraft")
+
+
+# ---------------------------------------------------------------------------------------------------------- values
+
+
+def seal(key: bytes, body: bytes) -> bytes:
+    """Return `body` with its format and a checksum over `key` and itself."""
+    return _VALUE_HEAD.pack(VALUE_FORMAT, _checksum(key, body)) + body
+
+
+def unseal(key: bytes, value: bytes, what: str) -> bytes:
+    """Return the body of a sealed value. Raises CorruptRecord, naming `what` it was meant to be."""
+    if len(value) < _VALUE_HEAD.size:
+        raise CorruptRecord(f"{what}: only {len(value)} bytes")
+    value_format, checksum = _VALUE_HEAD.unpack_from(value)
+    if value_format != VALUE_FORMAT:
+        raise CorruptRecord(f"{what}: format {value_format}, this version reads {VALUE_FORMAT}")
+    body = value[_VALUE_HEAD.size :]
+    if _checksum(key, body) != checksum:
+        raise CorruptRecord(f"{what}: checksum does not hold")
+    return body
+
+
+def _checksum(key: bytes, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(key, VALUE_FORMAT))
+
+
+def encode_hard_state(group_id: GroupId, hard_state: HardState) -> bytes:
+    body = _HARD_STATE.pack(hard_state.term, hard_state.vote, hard_state.commit)
+    return seal(_KEY.pack(group_id, KIND_HARD_STATE), body)
+
+
+def decode_hard_state(group_id: GroupId, value: bytes) -> HardState:
+    """Raises CorruptRecord."""
+    what = f"hard state of group {group_id}"
+    return HardState(*_fixed(_HARD_STATE, group_key(group_id, KIND_HARD_STATE), value, what))
+
+
+def encode_log_start(group_id: GroupId, log_start: LogStart) -> bytes:
+    return seal(group_key(group_id, KIND_LOG_START), _LOG_START.pack(log_start.index, log_start.term))
+
+
+def decode_log_start(group_id: GroupId, value: bytes) -> LogStart:
+    """Raises CorruptRecord."""
+    what = f"log start of group {group_id}"
+    return LogStart(*_fixed(_LOG_START, group_key(group_id, KIND_LOG_START), value, what))
+
+
+def encode_number(key: bytes, number: int) -> bytes:
+    """Encode a store-wide number (format, incarnation, closing record) for storing under `key`."""
+    return seal(key, _NUMBER.pack(number))
+
+
+def decode_number(key: bytes, value: bytes, what: str) -> int:
+    """Raises CorruptRecord, naming `what` it was meant to be."""
+    return int(_fixed(_NUMBER, key, value, what)[0])
+
+
+def encode_descriptor(descriptor: ReplicaDescriptor) -> bytes:
+    body: bytes = msgpack.packb([descriptor.replica_id, descriptor.service])
+    return seal(group_key(descriptor.group_id, KIND_DESCRIPTOR), body)
+
+
+def decode_descriptor(group_id: GroupId, value: bytes) -> ReplicaDescriptor:
+    """Raises CorruptRecord."""
+    what = f"descriptor of group {group_id}"
+    replica_id, service = _fields(group_key(group_id, KIND_DESCRIPTOR), value, what, 2)
+    return ReplicaDescriptor(group_id, _id(replica_id, what), _text(service, what))
+
+
+def encode_membership(group_id: GroupId, membership: Membership) -> bytes:
+    fields = [
+        membership.index,
+        membership.voters,
+        membership.outgoing,
+        membership.learners,
+        sorted(membership.nodes.items()),
+        membership.next_replica_id,
+    ]
+    return seal(group_key(group_id, KIND_MEMBERSHIP), msgpack.packb(fields))
+
+
+def decode_membership(group_id: GroupId, value: bytes) -> Membership:
+    """Raises CorruptRecord, also for a replica without a node or with an id that is still to be given out."""
+    what = f"membership of group {group_id}"
+    key = group_key(group_id, KIND_MEMBERSHIP)
+    index, voters, outgoing, learners, pairs, next_replica_id = _fields(key, value, what, 6)
+    nodes: dict[ReplicaId, NodeId] = {_id(k, what): _text(v, what) for k, v in _pairs(pairs, what)}
+    membership = Membership(
+        _u64(index, what),
+        _ids(voters, what),
+        nodes,
+        _id(next_replica_id, what),
+        _ids(outgoing, what),
+        _ids(learners, what),
+    )
+    named = membership.replicas
+    if any(replica_id not in nodes for replica_id in named) or max(named, default=0) >= membership.next_replica_id:
+        raise CorruptRecord(f"{what}: does not make sense")
+    return membership
+
+
+def encode_identity(identity: Identity) -> bytes:
+    fields = [identity.node_id, identity.store_id, identity.cluster_id, sorted(identity.stores.items())]
+    return seal(IDENTITY_KEY, msgpack.packb(fields))
+
+
+def decode_identity(value: bytes) -> Identity:
+    """Raises CorruptRecord."""
+    what = "identity of the store"
+    node_id, store_id, cluster_id, pairs = _fields(IDENTITY_KEY, value, what, 4)
+    stores = {_text(k, what): _token(v, what, 1) for k, v in _pairs(pairs, what)}
+    return Identity(_text(node_id, what), _token(store_id, what, 1), _token(cluster_id, what, 0), stores)
+
+
+def decode_stored_record(group_id: GroupId, first: Index, value: bytes) -> Record:
+    """Return the record found under the key of index `first`. Raises CorruptRecord, also when it is another one."""
+    try:
+        record = decode_record(group_id, value)
+    except CorruptRecord as problem:
+        raise CorruptRecord(f"{problem} (stored at index {first})") from None
+    if record.first != first or record.last > U64_MAX:
+        raise CorruptRecord(f"record of group {group_id} stored at index {first} starts at {record.first}")
+    return record
+
+
+# --------------------------------------------------------------------------------------------------------- checking
+
+
+def _fixed(layout: struct.Struct, key: bytes, value: bytes, what: str) -> tuple[int, ...]:
+    body = unseal(key, value, what)
+    if len(body) != layout.size:
+        raise CorruptRecord(f"{what}: {len(body)} bytes where {layout.size} belong")
+    return layout.unpack(body)
+
+
+def _fields(key: bytes, value: bytes, what: str, count: int) -> list[Any]:
+    body = unseal(key, value, what)
+    try:
+        fields = msgpack.unpackb(body)
+    except Exception as problem:
+        raise CorruptRecord(f"{what}: does not decode: {problem}") from problem
+    if type(fields) is not list or len(fields) != count:
+        raise CorruptRecord(f"{what}: holds something else than {count} fields")
+    return fields
+
+
+def _u64(value: object, what: str) -> int:
+    if type(value) is not int or not 0 <= value <= U64_MAX:
+        raise CorruptRecord(f"{what}: a number is out of range")
+    return value
+
+
+def _id(value: object, what: str) -> ReplicaId:
+    number = _u64(value, what)
+    if number == 0:
+        raise CorruptRecord(f"{what}: a replica id is 0")
+    return number
+
+
+def _ids(value: object, what: str) -> tuple[ReplicaId, ...]:
+    if type(value) is not list:
+        raise CorruptRecord(f"{what}: replica ids are not a list")
+    ids = tuple(_id(item, what) for item in value)
+    if any(left >= right for left, right in pairwise(ids)):
+        raise CorruptRecord(f"{what}: replica ids are not ascending")
+    return ids
+
+
+def _text(value: object, what: str) -> str:
+    if type(value) is not str:
+        raise CorruptRecord(f"{what}: a name is not text")
+    return value
+
+
+def _token(value: object, what: str, least_bytes: int) -> bytes:
+    if type(value) is not bytes or not least_bytes <= len(value) <= _ID_BYTES_MAX:
+        raise CorruptRecord(f"{what}: an id is not {least_bytes}-{_ID_BYTES_MAX} bytes")
+    return value
+
+
+def _pairs(value: object, what: str) -> list[tuple[object, object]]:
+    if type(value) is not list or not all(type(pair) is list and len(pair) == 2 for pair in value):
+        raise CorruptRecord(f"{what}: a table is not a list of pairs")
+    return [(pair[0], pair[1]) for pair in value]

@@ -1,0 +1,309 @@
+"""A disk in memory, and the backend on it: LevelDB's twin for tests and simulations.
+
+`MemoryDisk` stands for the hardware. It outlives the stores that are opened on it, can crash, be held still, be slow,
+fail, and lie about having synced. What is on it after a crash is exactly what a real disk promises: everything synced,
+and of the rest a prefix of the batches, in order.
+
+Rules of this file: no thread, no clock but the loop's; what happens is decided by the calls alone, so that a seeded
+simulation replays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+from multiraft.errors import StorageError
+from multiraft.storage.backend import Done, RawBatch
+
+_Ops: TypeAlias = list[tuple[bytes, bytes | None]]
+
+
+class MemoryDisk:
+    """What a store is kept on when it is kept in memory. Re-open it after a close or a crash: the data is there.
+
+    name          what messages call it
+    new_store_id  draws the store id at the first opening; hand in a seeded one for a run that replays
+    delay_s       when set, each write takes as long as this returns, in seconds of the loop's clock
+    sync          False: the disk acknowledges writes that it has not synced, so a crash loses acknowledged writes
+    """
+
+    def __init__(
+        self, name: str = "memory disk", *, sync: bool = True, new_store_id: Callable[[], bytes] | None = None
+    ) -> None:
+        self.name = name
+        self.sync = sync
+        self.new_store_id: Callable[[], bytes] = new_store_id or (lambda: os.urandom(16))
+        self.delay_s: Callable[[], float] | None = None
+        self._values: dict[bytes, bytes] = {}
+        self._keys: list[bytes] = []
+        self._identity: bytes | None = None
+        # Written but not synced, oldest first: how to take each batch back.
+        self._undo: list[_Ops] = []
+        self._handle: MemoryBackend | None = None
+        self._failure: tuple[OSError, bool] | None = None
+        self._hold_writes = False
+        self._hold_completions = False
+
+    @property
+    def in_use(self) -> bool:
+        return self._handle is not None
+
+    @property
+    def unsynced(self) -> int:
+        """How many submitted batches a crash could lose now."""
+        waiting = len(self._handle.queue) if self._handle else 0
+        return len(self._undo) + waiting
+
+    def crash(self, keep: int = 0) -> None:
+        """Cut the power: the open handle is dead, and of the unsynced batches only the oldest `keep` survive.
+
+        The dead handle takes further batches without a word and never calls any `done` again.
+        """
+        handle, self._handle = self._handle, None
+        while len(self._undo) > keep:
+            self._apply(self._undo.pop())
+        keep -= len(self._undo)
+        self._undo.clear()
+        if handle is not None:
+            if not handle.failed:
+                for ops, _ in list(handle.queue)[: max(keep, 0)]:
+                    self._apply(ops)
+            handle.die()
+        self._hold_writes = self._hold_completions = False
+        self._failure = None
+
+    def hold_writes(self) -> None:
+        """From now on batches wait, unwritten and unsynced: the disk has stalled."""
+        self._hold_writes = True
+
+    def hold_completions(self) -> None:
+        """From now on batches are written and synced, but nobody is told."""
+        self._hold_completions = True
+
+    def release(self) -> None:
+        """End every hold; what waited happens now, in order."""
+        self._hold_writes = self._hold_completions = False
+        if self._handle is not None:
+            self._handle.kick()
+
+    def fail_next_write(self, error: OSError, *, written: bool = False) -> None:
+        """Let the next write fail with `error`; `written`: its batch reaches the disk all the same."""
+        self._failure = (error, written)
+
+    def keys(self) -> list[bytes]:
+        """Return all keys that the disk has now, ascending."""
+        return list(self._keys)
+
+    def read(self, key: bytes) -> bytes | None:
+        """Return the raw value under `key`, as the disk has it now."""
+        return self._values.get(key)
+
+    def read_identity(self) -> bytes | None:
+        """Return the identity that is kept apart from the keys; None where there is none."""
+        return self._identity
+
+    def overwrite(self, key: bytes, value: bytes | None) -> None:
+        """Change (None: delete) a value behind the store's back: damage."""
+        self._apply([(key, value)])
+
+    def overwrite_identity(self, raw: bytes | None) -> None:
+        """Change or remove (None) the identity that is kept apart from the keys: damage."""
+        self._identity = raw
+
+    # For the backend below only.
+
+    def _apply(self, ops: _Ops) -> _Ops:
+        """Write `ops`; return those that take them back."""
+        values, undo = self._values, []
+        for key, value in ops:
+            old = values.get(key)
+            undo.append((key, old))
+            if value is not None:
+                if old is None:
+                    insort(self._keys, key)
+                values[key] = value
+            elif old is not None:
+                del self._keys[bisect_left(self._keys, key)]
+                del values[key]
+        undo.reverse()
+        return undo
+
+    def _write(self, ops: _Ops) -> None:
+        failure, self._failure = self._failure, None
+        if failure is None or failure[1]:
+            undo = self._apply(ops)
+            if not self.sync:
+                self._undo.append(undo)
+        if failure is not None:
+            raise failure[0]
+
+
+class _MemoryBatch:
+    __slots__ = ("ops",)
+
+    def __init__(self) -> None:
+        self.ops: _Ops = []
+
+    def put(self, key: bytes, value: bytes) -> None:
+        self.ops.append((key, value))
+
+    def delete(self, key: bytes) -> None:
+        self.ops.append((key, None))
+
+
+class MemoryBackend:
+    """The backend on a MemoryDisk. Raises StorageError when the disk has an open handle already."""
+
+    def __init__(self, disk: MemoryDisk, loop: asyncio.AbstractEventLoop) -> None:
+        if disk._handle is not None:
+            raise StorageError(f"{disk.name} is in use by another store; close that one first")
+        disk._handle = self
+        self.name = disk.name
+        self.syncs = 0
+        self.queue: deque[tuple[_Ops, Done]] = deque()
+        self._disk = disk
+        self._loop = loop
+        self._completions: deque[tuple[Done, StorageError | None]] = deque()
+        self._error: StorageError | None = None
+        # Closed, or the disk crashed.
+        self._dead = False
+        self._scheduled = 0
+        self._timer: asyncio.Handle | None = None
+        self._idle: asyncio.Future[None] | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self._error is not None
+
+    def batch(self) -> RawBatch:
+        return _MemoryBatch()  # on a dead disk, too: what is written to it vanishes
+
+    def submit(self, batch: RawBatch, done: Done) -> None:
+        if not self._dead:
+            self.queue.append((_ops(batch), done))
+            self.kick()
+
+    def write(self, batch: RawBatch) -> None:
+        self._check_open()
+        self._write_queued(len(self.queue))
+        error = self._write_one(_ops(batch))
+        self.kick()
+        if error is not None:
+            raise error
+
+    def kick(self) -> None:
+        """Arrange for what waits to happen, unless that is under way or held."""
+        if self._dead or self._timer is not None:
+            return
+        disk = self._disk
+        if self.queue and not disk._hold_writes:
+            # Batches that come later wait for the next write, as they would on a disk.
+            self._scheduled = len(self.queue)
+            delay_s = disk.delay_s() if disk.delay_s is not None else 0.0
+            if delay_s > 0:
+                self._timer = self._loop.call_later(delay_s, self._turn)
+            else:
+                self._timer = self._loop.call_soon(self._turn)
+        elif self._completions and not disk._hold_completions:
+            self._scheduled = 0
+            self._timer = self._loop.call_soon(self._turn)
+        elif self._idle is not None and not self.queue and not self._completions and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _turn(self) -> None:
+        self._timer = None
+        if not self._disk._hold_writes:
+            self._write_queued(min(self._scheduled, len(self.queue)))
+        while self._completions and not self._disk._hold_completions and not self._dead:
+            done, error = self._completions.popleft()
+            try:
+                done(error)
+            except Exception as problem:
+                report_failed_completion(self._loop, problem)
+        self.kick()
+
+    def _write_queued(self, count: int) -> None:
+        for _ in range(count):
+            ops, done = self.queue.popleft()
+            self._completions.append((done, self._write_one(ops)))
+
+    def _write_one(self, ops: _Ops) -> StorageError | None:
+        if self._error is None:
+            try:
+                self._disk._write(ops)
+                self.syncs += 1
+            except OSError as problem:
+                self._error = StorageError(f"{self.name}: a write failed: {problem.strerror or problem}")
+                self._error.__cause__ = problem
+        return self._error
+
+    def get(self, key: bytes) -> bytes | None:
+        self._check_open()
+        return self._disk._values.get(key)
+
+    def items(self, start: bytes, stop: bytes | None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        values = self._disk._values
+        return ((key, values[key]) for key in self.keys(start, stop, reverse))
+
+    def keys(self, start: bytes, stop: bytes | None, reverse: bool = False) -> Iterator[bytes]:
+        self._check_open()
+        keys = self._disk._keys
+        low = bisect_left(keys, start)
+        high = len(keys) if stop is None else bisect_left(keys, stop)
+        step = range(high - 1, low - 1, -1) if reverse else range(low, high)
+        return (keys[position] for position in step)
+
+    def load_identity(self) -> bytes | None:
+        return self._disk._identity
+
+    def save_identity(self, raw: bytes) -> None:
+        self._check_open()
+        self._disk._identity = raw
+
+    async def close(self, final: RawBatch) -> None:
+        if not self._dead:
+            self._idle = self._loop.create_future()
+            self.submit(final, lambda _: None)
+            await self._idle
+        self._let_go()
+
+    def abandon(self) -> None:
+        self._write_queued(len(self.queue))
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if not self._dead:
+            # An orderly close is a flush, even on a disk that had not synced.
+            self._disk._undo.clear()
+            self._disk._handle = None
+            self.die()
+
+    def die(self) -> None:
+        self._dead = True
+        self.queue.clear()
+        self._completions.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _check_open(self) -> None:
+        if self._dead:
+            raise StorageError(f"{self.name}: the store is closed")
+
+
+def report_failed_completion(loop: asyncio.AbstractEventLoop, problem: Exception) -> None:
+    """Hand what a `done` raised to the loop, so that the completions after it are still delivered."""
+    loop.call_exception_handler({"message": "a completion of the store raised", "exception": problem})
+
+
+def _ops(batch: RawBatch) -> _Ops:
+    if not isinstance(batch, _MemoryBatch):
+        raise TypeError("a batch of another store")
+    return batch.ops

@@ -1,0 +1,74 @@
+"""Opening a store: is it this node's, is it whole, and which run is this?
+
+Rules of this file: nothing is written before everything is checked; every refusal says what was found and the ways
+out; when an opening returns, the higher incarnation and the removal of the closing record are synced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+
+from multiraft.config import Limits
+from multiraft.errors import StorageError
+from multiraft.storage import layout
+from multiraft.storage.backend import Backend
+from multiraft.storage.identity import of_cluster, read_opening
+from multiraft.storage.leveldb import LevelBackend, open_database
+from multiraft.storage.memory import MemoryBackend, MemoryDisk
+from multiraft.storage.store import PartitionedStore
+from multiraft.types import Identity, NodeId
+
+
+def open_leveldb(path: str, node_id: NodeId, limits: Limits, loop: asyncio.AbstractEventLoop) -> PartitionedStore:
+    """Open the data directory `path` for `node_id`, making it when missing. Blocks for a few synced writes.
+
+    Completions are delivered on `loop`. Raises StorageError, in one line with the way out: not a directory, not
+    writable, in use, damaged, emptied, or of another node.
+    """
+    return open_store(LevelBackend(path, open_database(path, limits), loop), node_id)
+
+
+def open_memory(disk: MemoryDisk, node_id: NodeId, limits: Limits, loop: asyncio.AbstractEventLoop) -> PartitionedStore:
+    """Open `disk` for `node_id`; the memory twin of `open_leveldb`. Raises StorageError for the same reasons."""
+    return open_store(MemoryBackend(disk, loop), node_id, disk.new_store_id)
+
+
+def open_store(
+    backend: Backend, node_id: NodeId, new_store_id: Callable[[], bytes] = lambda: os.urandom(16)
+) -> PartitionedStore:
+    """Check that `backend` holds this node's store, or nothing; begin the next incarnation. Takes over `backend`.
+
+    Raises StorageError, after closing `backend`.
+    """
+    try:
+        return _open(backend, node_id, new_store_id)
+    except BaseException:
+        backend.abandon()
+        raise
+
+
+def _open(backend: Backend, node_id: NodeId, new_store_id: Callable[[], bytes]) -> PartitionedStore:
+    found = read_opening(backend)
+    identity = found.identity
+    if identity is None:
+        identity = Identity(node_id, new_store_id())
+        batch = backend.batch()
+        batch.put(layout.FORMAT_KEY, layout.encode_number(layout.FORMAT_KEY, layout.STORE_FORMAT))
+        batch.put(layout.IDENTITY_KEY, layout.encode_identity(identity))
+        backend.write(batch)
+        backend.save_identity(layout.encode_identity(identity))
+    elif identity.node_id != node_id:
+        raise StorageError(
+            f"{backend.name} belongs to node {identity.node_id!r}{of_cluster(identity)}, but the configuration says "
+            f"node {node_id!r}. Use that node's own directory, or remove {backend.name} if its contents may be lost"
+        )
+    elif found.file_is_behind:
+        backend.save_identity(layout.encode_identity(identity))
+    incarnation = found.incarnation + 1
+    batch = backend.batch()
+    batch.put(layout.INCARNATION_KEY, layout.encode_number(layout.INCARNATION_KEY, incarnation))
+    batch.delete(layout.CLOSING_KEY)
+    backend.write(batch)
+    return PartitionedStore(backend, identity, incarnation, found.closed_orderly)

@@ -1,0 +1,246 @@
+"""One node's durable state over any backend: what the keys mean.
+
+A conflict at index k puts the new record at k and deletes every record key above it; the record that k cuts into
+stays as it was. So a reader ends each record where the next one begins, and refuses one that does not follow.
+
+Rules of this file: nothing is cached; what is read is checked; a batch is the only way to write, but for binding the
+cluster. The hot path is `put_record` and `submit`: no loop, no copy, no object but the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import cast
+
+from multiraft.errors import CorruptRecord, StorageError, invariant
+from multiraft.ports import WriteBatch
+from multiraft.records import Record, cut_record
+from multiraft.storage import layout
+from multiraft.storage.backend import Backend, Done, RawBatch
+from multiraft.storage.check import chain_problem, scan_replicas
+from multiraft.types import (
+    GroupId,
+    HardState,
+    Identity,
+    Index,
+    LogStart,
+    Membership,
+    NodeId,
+    ReplicaDescriptor,
+    StoredReplica,
+    Term,
+)
+
+_KEY_OVERHEAD_BYTES = 32
+"""About what LevelDB adds to each value: the key, lengths and tags."""
+
+
+class PartitionedBatch:
+    """Writes of any number of groups that reach the disk together or not at all. Belongs to `submit` once given to it.
+
+    size_bytes  an estimate of the batch's size, for capping it
+    """
+
+    __slots__ = ("_delete", "_put", "raw", "size_bytes")
+
+    def __init__(self, raw: RawBatch) -> None:
+        self.raw = raw
+        self.size_bytes = 0
+        self._put = raw.put
+        self._delete = raw.delete
+
+    def put_record(self, group_id: GroupId, record: Record) -> None:
+        """Store `record` under its first index, replacing what is stored there."""
+        raw = record.raw
+        self._put(layout.record_key(group_id, record.first), raw)
+        self.size_bytes += len(raw) + _KEY_OVERHEAD_BYTES
+
+    def delete_records(self, group_id: GroupId, firsts: Iterable[Index]) -> None:
+        """Delete the records stored under these first indexes."""
+        for first in firsts:
+            self._delete(layout.record_key(group_id, first))
+            self.size_bytes += _KEY_OVERHEAD_BYTES
+
+    def put_hard_state(self, group_id: GroupId, hard_state: HardState) -> None:
+        """Store term, vote and commit as one value."""
+        self._store(layout.group_key(group_id, layout.KIND_HARD_STATE), layout.encode_hard_state(group_id, hard_state))
+
+    def create_replica(
+        self, descriptor: ReplicaDescriptor, membership: Membership, hard_state: HardState, log_start: LogStart
+    ) -> None:
+        """Store everything that a replica needs to exist."""
+        group_id = descriptor.group_id
+        key = layout.group_key
+        self._store(key(group_id, layout.KIND_DESCRIPTOR), layout.encode_descriptor(descriptor))
+        self._store(key(group_id, layout.KIND_HARD_STATE), layout.encode_hard_state(group_id, hard_state))
+        self._store(key(group_id, layout.KIND_MEMBERSHIP), layout.encode_membership(group_id, membership))
+        self._store(key(group_id, layout.KIND_LOG_START), layout.encode_log_start(group_id, log_start))
+
+    def _store(self, key: bytes, value: bytes) -> None:
+        self._put(key, value)
+        self.size_bytes += len(value) + _KEY_OVERHEAD_BYTES
+
+
+class PartitionedStore:
+    """`multiraft.ports.Store` over a backend. Made by `multiraft.storage.opening.open_store`, which has checked it."""
+
+    def __init__(self, backend: Backend, identity: Identity, incarnation: int, closed_orderly: bool) -> None:
+        self._backend = backend
+        self._identity = identity
+        self._incarnation = incarnation
+        self._closed_orderly = closed_orderly
+        self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def identity(self) -> Identity:
+        return self._identity
+
+    @property
+    def incarnation(self) -> int:
+        return self._incarnation
+
+    @property
+    def closed_orderly(self) -> bool:
+        return self._closed_orderly
+
+    @property
+    def syncs(self) -> int:
+        return self._backend.syncs
+
+    def bind_cluster(self, cluster_id: bytes, stores: dict[NodeId, bytes]) -> None:
+        """Make this store part of a cluster; synced on return, in both places. Doing it again is no harm.
+
+        Raises StorageError: it belongs to another cluster, is not the store that the members know this node by, or
+        cannot be written.
+        """
+        mine, name = self._identity, self._backend.name
+        invariant(bool(cluster_id), "a cluster id is not empty")
+        if stores.get(mine.node_id) != mine.store_id:
+            raise StorageError(
+                f"{name} is not the store that cluster {cluster_id.hex()[:8]} knows node {mine.node_id!r} by; "
+                "start the node with the directory that it had when the cluster was formed"
+            )
+        if mine.formed:
+            if mine.cluster_id != cluster_id or dict(mine.stores) != stores:
+                raise StorageError(
+                    f"{name} belongs to cluster {mine.cluster_id.hex()[:8]} and cannot join cluster "
+                    f"{cluster_id.hex()[:8]}; name another data directory for the node of that cluster"
+                )
+            return
+        bound = Identity(mine.node_id, mine.store_id, cluster_id, dict(stores))
+        raw = layout.encode_identity(bound)
+        # The database first: a file that is ahead of its database is how an emptied database shows.
+        batch = self._backend.batch()
+        batch.put(layout.IDENTITY_KEY, raw)
+        self._backend.write(batch)
+        self._backend.save_identity(raw)
+        self._identity = bound
+
+    def load_replicas(self) -> list[StoredReplica]:
+        """Return all replicas, by group id, after reading and checking everything that is stored of them.
+
+        Takes as long as reading the whole store. Raises CorruptRecord with the first thing that does not hold.
+        """
+        try:
+            scans = scan_replicas(self._backend.items(layout.FIRST_GROUP_KEY, None))
+            return [scan.stored() for scan in scans]
+        except CorruptRecord as problem:
+            raise CorruptRecord(
+                f"{self._backend.name} is damaged: {problem}. Put it back from a copy, or remove it if its contents "
+                "may be lost"
+            ) from problem
+
+    def read_records(self, group_id: GroupId, first: Index, last: Index, limit_bytes: int) -> list[Record]:
+        """Return consecutive records that cover `first` onward, up to `last` or about `limit_bytes`; at least one.
+
+        The first record may start before `first`, the last may end after `last`. A record that a later one
+        overlaps is returned cut to what still counts. Raises CorruptRecord where one is missing or damaged.
+        """
+        invariant(0 < first <= last, f"read_records of group {group_id}: {first} to {last}")
+        start = self._key_covering(group_id, first)
+        found: list[Record] = []
+        size_bytes = 0
+        for key, raw in self._backend.items(start, layout.log_end_key(group_id)):
+            record = layout.decode_stored_record(group_id, layout.split_key(key)[2], raw)
+            if found:
+                found[-1] = self._joined(group_id, found[-1], record)
+            found.append(record)
+            size_bytes += len(raw)
+            if record.last < last and size_bytes < limit_bytes:
+                continue
+            # Enough, unless a later record overlaps this one; its key alone tells.
+            end = self._end_of(group_id, record)
+            if end < record.last:
+                found[-1] = cut_record(group_id, record, record.first, end)
+            if end >= last or size_bytes >= limit_bytes:
+                break
+        if not found or found[0].last < first:
+            raise CorruptRecord(f"group {group_id}: no record holds index {first}")
+        return found
+
+    def read_term(self, group_id: GroupId, index: Index) -> Term:
+        """Return the term of the stored entry at `index`. Raises CorruptRecord when there is none."""
+        start, stop = layout.record_key(group_id, 0), layout.record_key(group_id, index) + b"\0"
+        for key, raw in self._backend.items(start, stop, reverse=True):
+            record = layout.decode_stored_record(group_id, layout.split_key(key)[2], raw)
+            if record.last < index:
+                break
+            return record.term
+        raise CorruptRecord(f"group {group_id}: no record holds index {index}")
+
+    def read_firsts(self, group_id: GroupId, first: Index) -> list[Index]:
+        """Return the first indexes (the keys) of all stored records at or above `first`, ascending."""
+        keys = self._backend.keys(layout.record_key(group_id, first), layout.log_end_key(group_id))
+        return [layout.split_key(key)[2] for key in keys]
+
+    def batch(self) -> WriteBatch:
+        """Begin a batch. Raises StorageError once `close` was called."""
+        if self._closing is not None:
+            raise StorageError(f"{self._backend.name}: the store is closed")
+        return PartitionedBatch(self._backend.batch())
+
+    def submit(self, batch: WriteBatch, done: Done) -> None:
+        """Write and sync `batch` after all earlier ones; then call `done(None)`, or `done(error)`, on the loop.
+
+        Never blocks, never calls `done` before returning. Batches complete in the order submitted. The error is a
+        StorageError whose `__cause__` is what went wrong. Raises StorageError, itself, once `close` was called.
+        """
+        if self._closing is not None:
+            raise StorageError(f"{self._backend.name}: the store is closed")
+        self._backend.submit(cast(PartitionedBatch, batch).raw, done)
+
+    async def close(self) -> None:
+        """Finish what was submitted, write the closing record, stop the writer, close. Idempotent.
+
+        Reads are answered until the last completion was delivered. A caller that is cancelled does not stop it.
+        After a failed write there is no closing record: the next start learns that this run did not end well.
+        """
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        record = self._backend.batch()
+        record.put(layout.CLOSING_KEY, layout.encode_number(layout.CLOSING_KEY, self._incarnation))
+        await self._backend.close(record)
+
+    def _key_covering(self, group_id: GroupId, index: Index) -> bytes:
+        """Return the key of the record that would hold `index`: the last one at or below it."""
+        start, stop = layout.record_key(group_id, 0), layout.record_key(group_id, index) + b"\0"
+        for key in self._backend.keys(start, stop, reverse=True):
+            return key
+        raise CorruptRecord(f"group {group_id}: no record holds index {index}")
+
+    def _end_of(self, group_id: GroupId, record: Record) -> Index:
+        """Return the last index of `record` that no later record replaces."""
+        start = layout.record_key(group_id, record.first) + b"\0"
+        for key in self._backend.keys(start, layout.record_key(group_id, record.last) + b"\0"):
+            return layout.split_key(key)[2] - 1
+        return record.last
+
+    def _joined(self, group_id: GroupId, record: Record, following: Record) -> Record:
+        problem = chain_problem(group_id, record, following)
+        if problem:
+            raise CorruptRecord(problem)
+        return cut_record(group_id, record, record.first, min(record.last, following.first - 1))

@@ -1,0 +1,43 @@
+"""What holds for every test: generated examples take the time they need, and nothing that a test starts outlives it.
+
+Rules of this file: only what all tests need; what one folder shares stands in that folder's conftest.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+from hypothesis import settings
+
+# No deadline per example: it would measure how busy the machine is. The blob replays a failure found elsewhere.
+settings.register_profile("multiraft", deadline=None, print_blob=True)
+settings.load_profile("multiraft")
+
+_JOIN_S: Final = 5.0
+"""How long a thread that has been told to end may still take."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    """Fail a test that leaves a thread or a child process behind."""
+    threads, children = set(threading.enumerate()), _children()
+    yield
+    left = [thread for thread in threading.enumerate() if thread not in threads]
+    for thread in left:
+        thread.join(_JOIN_S)
+    assert not [thread.name for thread in left if thread.is_alive()], "the test left threads running"
+    assert not _children() - children, "the test left child processes, by process id"
+
+
+def _children() -> set[str]:
+    """Return the process ids of this process's children, those not yet waited for included; none where not Linux."""
+    found: set[str] = set()
+    for of_one_thread in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError):  # the thread has just ended; its children pass to another
+            found.update(of_one_thread.read_text().split())
+    return found

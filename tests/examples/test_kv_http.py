@@ -1,0 +1,343 @@
+"""The HTTP API, by a real aiohttp client, on three real nodes in this process.
+
+One cluster serves all tests of this file; each test uses keys of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from examples.kv.client import Client, key_path
+from examples.kv.cluster import free_ports
+from examples.kv.http import BATCH_LIMIT_BYTES, SERVICE, explain, kv_app
+from examples.kv.machine import KEY_LIMIT_BYTES, KV, VALUE_LIMIT_BYTES
+from multiraft import errors
+from multiraft.config import Limits, NodeConfig
+from multiraft.node import Node
+from yarl import URL
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SHARDS = 4
+LIMITS = Limits(beat_ms=20, election_timeout_ms=150)
+Urls = list[str]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("http")
+
+
+@pytest.fixture(scope="module", loop_scope="module")
+async def urls(directory: Path) -> AsyncIterator[Urls]:
+    """The HTTP APIs of three nodes, the last of which lets losses be planted."""
+    ports = free_ports(6)
+    members = {name: f"127.0.0.1:{port}" for name, port in zip("abc", ports[:3], strict=True)}
+    async with AsyncExitStack() as stack:
+        nodes = [Node(NodeConfig(name, str(directory / name), members[name], members, limits=LIMITS)) for name in "abc"]
+        handles = [node.service(SERVICE, KV, initial_shards=SHARDS, replicas=3) for node in nodes]
+        async with asyncio.TaskGroup() as starting:
+            for node in nodes:
+                starting.create_task(stack.enter_async_context(node))
+        for node, handle, port in zip(nodes, handles, ports[3:], strict=True):
+            runner = web.AppRunner(kv_app(node, handle, allow_planted_loss=node.node_id == "c"), shutdown_timeout=0.1)
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            await web.TCPSite(runner, "127.0.0.1", port).start()
+            await node.ready(SERVICE, timeout_s=20)
+        yield [f"http://127.0.0.1:{port}" for port in ports[3:]]
+
+
+@pytest.fixture(loop_scope="module")
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+async def ask(
+    http: aiohttp.ClientSession, method: str, url: str, data: bytes | None = None
+) -> tuple[int, bytes, aiohttp.ClientResponse]:
+    async with http.request(method, URL(url, encoded=True), data=data) as response:
+        return response.status, await response.read(), response
+
+
+def b64(value: bytes) -> str:
+    return base64.b64encode(value).decode()
+
+
+async def test_put_get_delete_through_different_nodes(http: aiohttp.ClientSession, urls: Urls) -> None:
+    value = bytes(range(256))
+    assert (await ask(http, "PUT", urls[0] + "/kv/basic", value))[0] == 204
+    for url in urls:
+        status, body, response = await ask(http, "GET", url + "/kv/basic")
+        assert (status, body, response.content_type) == (200, value, "application/octet-stream")
+    status, body, _ = await ask(http, "DELETE", urls[1] + "/kv/basic")
+    assert (status, json.loads(body)) == (200, {"deleted": True})
+    assert json.loads((await ask(http, "DELETE", urls[2] + "/kv/basic"))[1]) == {"deleted": False}
+    assert (await ask(http, "GET", urls[2] + "/kv/basic"))[0] == 404
+
+
+@pytest.mark.parametrize("key", ["a b", "dir/sub/leaf", "/", "..", "./x", "ä☃", "%2F", "a?b#c", "\x00\n", "a+b", "~"])
+async def test_any_text_is_a_key(http: aiohttp.ClientSession, urls: Urls, key: str) -> None:
+    assert (await ask(http, "PUT", urls[0] + key_path(key), b"odd"))[0] == 204
+    status, body, _ = await ask(http, "GET", urls[1] + key_path(key))
+    assert (status, body) == (200, b"odd")
+    async with Client(urls) as client:
+        assert [item async for item in client.scan(key)] == [(key, b"odd")]
+        assert await client.delete(key)
+
+
+async def test_slashes_may_stand_as_they_are(http: aiohttp.ClientSession, urls: Urls) -> None:
+    assert (await ask(http, "PUT", urls[0] + "/kv/plain/a/b", b"1"))[0] == 204
+    assert (await ask(http, "GET", urls[1] + key_path("plain/a/b")))[1] == b"1"
+
+
+async def test_compare_and_set(http: aiohttp.ClientSession, urls: Urls) -> None:
+    async with Client(urls) as client:
+        created = await client.compare_and_set("cas", None, b"1")
+        assert (created.swapped, created.current) == (True, b"1")
+        refused = await client.compare_and_set("cas", b"0", b"2")
+        assert (refused.swapped, refused.current) == (False, b"1")
+        assert (await client.compare_and_set("cas", b"1", b"")).current == b""
+        assert await client.get("cas") == b""
+    # The largest values fit in one request, two of them.
+    large = b64(b"\xff" * VALUE_LIMIT_BYTES)
+    body = json.dumps({"expected": large, "value": large}).encode()
+    status, answer, _ = await ask(http, "POST", urls[0] + "/cas/cas", body)
+    assert (status, json.loads(answer)) == (200, {"swapped": False, "current": ""})
+
+
+async def test_increment_counts_every_call_once(urls: Urls) -> None:
+    async with Client(urls) as client:
+        results = await asyncio.gather(*[client.increment("hits") for _ in range(50)])
+        assert sorted(results) == list(range(1, 51))
+        assert await client.increment("hits", -60) == -10
+        assert await client.get("hits") == b"-10"
+
+
+async def test_increment_of_text_fails_and_changes_nothing(http: aiohttp.ClientSession, urls: Urls) -> None:
+    await ask(http, "PUT", urls[0] + "/kv/text", b"no number")
+    status, body, _ = await ask(http, "POST", urls[1] + "/increment/text")
+    assert status == 409
+    assert json.loads(body)["outcome"] == "failed"
+    assert "whole number" in json.loads(body)["error"]
+    assert (await ask(http, "GET", urls[0] + "/kv/text"))[1] == b"no number"
+
+
+@pytest.mark.parametrize("page", [1, 7, 100, 5_000])
+async def test_scan_gives_every_key_once_in_order(urls: Urls, page: int) -> None:
+    prefix = f"scan{page}/"
+    expected = {f"{prefix}{number:03}": b"%d" % number for number in range(150)}
+    async with Client(urls) as client:
+        await client.batch({**expected, "scan": b"before", "scan~": b"after"})
+        found = [item async for item in client.scan(prefix, page)]
+    assert found == sorted(expected.items())
+
+
+async def test_batch_is_answered_for_each_shard(http: aiohttp.ClientSession, urls: Urls) -> None:
+    await ask(http, "PUT", urls[0] + "/kv/batch/gone", b"1")
+    body = {"put": {f"batch/{number}": b64(b"%d" % number) for number in range(40)}, "delete": ["batch/gone"]}
+    status, answer, _ = await ask(http, "POST", urls[1] + "/batch", json.dumps(body).encode())
+    told = json.loads(answer)
+    assert (status, told["committed"]) == (200, 41)
+    assert sorted(shard["shard_id"] for shard in told["shards"]) == list(range(1, SHARDS + 1))
+    assert {shard["outcome"] for shard in told["shards"]} == {"committed"}
+    assert sum(shard["writes"] for shard in told["shards"]) == 41
+    async with Client(urls) as client:
+        assert {key: value async for key, value in client.scan("batch/")} == {
+            f"batch/{number}": b"%d" % number for number in range(40)
+        }
+
+
+async def test_every_write_is_on_every_replica(http: aiohttp.ClientSession, urls: Urls) -> None:
+    async with Client(urls) as client:
+        await client.batch({f"replica/{number}": b"%d" % number for number in range(40)})
+    _, body, _ = await ask(http, "GET", urls[0] + "/admin/groups?service=kv")
+    groups = json.loads(body)["groups"]
+    assert len(groups) == SHARDS
+    for url in urls:
+        found: dict[str, str] = {}
+        for group in groups:
+            _, body, _ = await ask(http, "GET", f"{url}/replica/{group['group_id']}?applied={group['commit']}")
+            head, *lines = [json.loads(line) for line in body.splitlines()]
+            assert head["applied"] >= group["commit"]
+            assert head["records"] == len(lines)
+            found |= dict(lines)
+        assert {key: value for key, value in found.items() if key.startswith("replica/")} == {
+            f"replica/{number}": b64(b"%d" % number) for number in range(40)
+        }
+
+
+async def test_a_loss_is_planted_only_where_that_is_allowed(http: aiohttp.ClientSession, urls: Urls) -> None:
+    await ask(http, "PUT", urls[0] + "/kv/planted", b"1")
+    _, body, _ = await ask(http, "GET", urls[0] + "/admin/route?key=planted&service=kv")
+    path = f"/replica/{json.loads(body)['group_id']}"
+    assert (await ask(http, "DELETE", f"{urls[0]}{path}/planted"))[0] == 404
+    _, body, _ = await ask(http, "GET", urls[0] + "/admin/groups?service=kv")
+    commit = next(row["commit"] for row in json.loads(body)["groups"] if path.endswith(f"/{row['group_id']}"))
+    await ask(http, "GET", f"{urls[2]}{path}?applied={commit}")
+    status, body, _ = await ask(http, "DELETE", f"{urls[2]}{path}/planted")
+    assert (status, json.loads(body)) == (200, {"dropped": True})
+    held = [b'["planted"' in (await ask(http, "GET", f"{url}{path}?applied={commit}"))[1] for url in urls]
+    assert held == [True, True, False]
+
+
+async def test_the_admin_api_is_there(http: aiohttp.ClientSession, urls: Urls) -> None:
+    for url in urls:
+        status, body, _ = await ask(http, "GET", url + "/admin/status")
+        assert status == 200
+        assert [node["state"] for node in json.loads(body)["nodes"]] == ["up"] * 3
+    status, body, _ = await ask(http, "GET", urls[0] + "/")
+    assert status == 200
+    assert "PUT /kv/{key}" in json.loads(body)["routes"]
+
+
+LONG_KEY = "/kv/" + "k" * (KEY_LIMIT_BYTES + 1)
+BAD_INPUT: list[tuple[str, str, bytes | None, int, str]] = [
+    ("GET", "/nowhere", None, 404, "nothing is at /nowhere"),
+    ("GET", "/kv", None, 404, "nothing is at /kv"),
+    ("GET", "/kv/never-written", None, 404, "there is no key 'never-written'"),
+    ("GET", "/replica/999", None, 404, "no replica of group 999"),
+    ("GET", "/replica/1", None, 404, "no replica of group 1 of the store"),
+    ("GET", "/replica/x", None, 400, "group = 'x'"),
+    ("POST", "/kv/bad", b"x", 405, "has no POST"),
+    ("PUT", "/scan", b"x", 405, "has no PUT"),
+    ("PUT", "/kv/", b"x", 400, "the key is empty"),
+    ("PUT", "/kv/%FF%FE", b"x", 400, "the key is not UTF-8"),
+    ("PUT", "/kv/bad?ttl=3", b"x", 400, "'ttl' is not a parameter"),
+    ("PUT", LONG_KEY, b"x", 413, f"the key has {KEY_LIMIT_BYTES + 1} bytes"),
+    ("PUT", "/kv/bad", b"v" * (VALUE_LIMIT_BYTES + 1), 413, "the value has more than"),
+    ("POST", "/cas/bad", b"{oops", 400, "the body is not JSON"),
+    ("POST", "/cas/bad", b"\xff\xfe\x00", 400, "the body is not JSON"),
+    ("POST", "/cas/bad", b"[" * 100_000, 400, "the body is not JSON"),
+    ("POST", "/cas/bad", b"[]", 400, "not a JSON object"),
+    ("POST", "/cas/bad", b"{}", 400, "value must be base64"),
+    ("POST", "/cas/bad", b'{"value": 7}', 400, "value must be base64"),
+    ("POST", "/cas/bad", b'{"value": "MQ=", "expected": null}', 400, "value is not base64"),
+    ("POST", "/cas/bad", b'{"value": "MQ==", "expected": "\xc3\xa4"}', 400, "expected is not base64"),
+    ("POST", "/cas/bad", b'{"value": "MQ==", "expect": null}', 400, "'expect' is not a field"),
+    ("POST", "/increment/bad?by=many", None, 400, "by = 'many'"),
+    ("POST", "/increment/bad?by=9223372036854775808", None, 400, "by = '9223372036854775808'"),
+    ("POST", "/increment/bad?by=" + "9" * 5_000, None, 400, "by = '99999"),
+    ("POST", "/increment/bad?by=1&by=2", None, 400, "given twice"),
+    ("GET", "/scan?limit=0", None, 400, "limit = '0'"),
+    ("GET", "/scan?limit=1e9", None, 400, "limit = '1e9'"),
+    ("GET", "/scan?perfix=x", None, 400, "'perfix' is not a parameter"),
+    ("POST", "/batch", b"", 400, "the body is not JSON"),
+    ("POST", "/batch", b"{}", 400, "the batch is empty"),
+    ("POST", "/batch", b'{"put": ["a"]}', 400, "put must be an object"),
+    ("POST", "/batch", b'{"put": {"bad": "MQ=="}, "delete": ["bad"]}', 400, "written twice"),
+    ("POST", "/batch", b'{"put": {"bad": "MQ=="}, "delete": [7]}', 400, "is no text"),
+    ("POST", "/batch", b'{"put": {"bad": "MQ==", "": "MQ=="}}', 400, "the key is empty"),
+    ("POST", "/batch", b'{"put": {"bad": "MQ==", "\\ud800": "MQ=="}}', 400, "not valid Unicode"),
+    ("POST", "/batch", b'{"put": {"bad": "MQ==", "bad2": null}}', 400, "must be base64"),
+    ("POST", "/batch", b'{"put": {"bad": "' + b"A" * BATCH_LIMIT_BYTES + b'"}}', 413, "the body has more than"),
+    (
+        "POST",
+        "/batch",
+        json.dumps({"put": {"bad": "MQ==", "bad2": b64(b"v" * (VALUE_LIMIT_BYTES + 1))}}).encode(),
+        413,
+        "the value has",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "data", "status", "error"), BAD_INPUT, ids=[f"{row[0]} {row[1]:.30} {row[4]}" for row in BAD_INPUT]
+)
+async def test_bad_input_is_refused_in_json_and_changes_nothing(
+    http: aiohttp.ClientSession, urls: Urls, method: str, path: str, data: bytes | None, status: int, error: str
+) -> None:
+    found, body, response = await ask(http, method, urls[0] + path, data)
+    assert found == status, body
+    assert response.content_type == "application/json"
+    answer = json.loads(body)
+    assert set(answer) == {"error", "hint", "outcome"}
+    assert error in answer["error"]
+    assert "\n" not in answer["error"]
+    assert answer["hint"]
+    assert answer["outcome"] == "not_committed"
+    async with Client(urls) as client:
+        assert [item async for item in client.scan("bad")] == []
+
+
+async def test_a_body_of_unknown_length_is_cut_off_at_the_limit(http: aiohttp.ClientSession, urls: Urls) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(64):
+            yield b"v" * 65_536
+
+    async with http.put(urls[0] + "/kv/bad", data=endless()) as response:
+        assert response.status == 413
+        assert (await response.json())["outcome"] == "not_committed"
+
+
+async def test_the_largest_key_and_value_are_taken(http: aiohttp.ClientSession, urls: Urls) -> None:
+    path = "/kv/" + "m" * KEY_LIMIT_BYTES
+    assert (await ask(http, "PUT", urls[0] + path, b"\xff" * VALUE_LIMIT_BYTES))[0] == 204
+    assert (await ask(http, "GET", urls[1] + path))[1] == b"\xff" * VALUE_LIMIT_BYTES
+    assert (await ask(http, "DELETE", urls[1] + path))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "outcome"),
+    [
+        (errors.NotLeader(7), 503, "not_committed"),
+        (errors.NotReady("x"), 503, "not_committed"),
+        (errors.Overloaded("x"), 503, "not_committed"),
+        (errors.Halted("x"), 503, "not_committed"),
+        (errors.DeadlineExceeded("x"), 503, "not_committed"),
+        (errors.NotRunning("x"), 503, "not_committed"),
+        (errors.InvalidRequest("x"), 400, "not_committed"),
+        (errors.CommandFailed("ValueError", "x"), 409, "failed"),
+        (errors.OutcomeUnknown("x"), 504, "unknown"),
+        (ZeroDivisionError("x"), 500, "unknown"),
+    ],
+)
+async def test_every_error_says_what_became_of_the_write(error: Exception, status: int, outcome: str) -> None:
+    problem = explain(error)
+    assert (problem.status, problem.outcome) == (status, outcome)
+    assert problem.hint
+
+
+class Failing:
+    """A service handle whose calls end as scripted."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*args: object) -> None:
+            raise self.error
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retry_after"),
+    [(errors.Overloaded("full"), 503, "1"), (errors.OutcomeUnknown("lost"), 504, None), (KeyError("bug"), 500, None)],
+)
+async def test_failures_of_the_framework_reach_the_client(
+    http: aiohttp.ClientSession, directory: Path, error: Exception, status: int, retry_after: str | None
+) -> None:
+    listen, port = free_ports(2)
+    node = Node(NodeConfig("a", str(directory / "unused"), f"127.0.0.1:{listen}", {"a": f"127.0.0.1:{listen}"}))
+    handle: Any = Failing(error)
+    runner = web.AppRunner(kv_app(node, handle), shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        found, body, response = await ask(http, "PUT", f"http://127.0.0.1:{port}/kv/k", b"v")
+    finally:
+        await runner.cleanup()
+    assert found == status
+    assert json.loads(body)["outcome"] == explain(error).outcome
+    assert response.headers.get("Retry-After") == retry_after

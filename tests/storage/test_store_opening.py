@@ -1,0 +1,195 @@
+"""Opening: whose store it is, whether it is whole, and which run this is; the same for every store.
+
+Rules of this file: damage is done while no store is open; every refusal is one line that says what to do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from multiraft.errors import StorageError
+from multiraft.storage import layout
+from multiraft.types import Identity
+
+if TYPE_CHECKING:
+    from tests.storage.conftest import Place
+
+CLUSTER = bytes(range(16))
+
+
+def refusal(place: Place, node_id: str = "n1") -> str:
+    """Open, which must be refused, in one line; return it."""
+    with pytest.raises(StorageError) as caught:
+        place.open(node_id)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+async def formed(place: Place) -> Identity:
+    """Open, bind and close a store; return its identity."""
+    store = place.open()
+    store.bind_cluster(CLUSTER, {"n1": store.identity.store_id, "n2": b"2" * 16})
+    identity = store.identity
+    await store.close()
+    return identity
+
+
+async def test_a_new_store_draws_its_id_and_keeps_it(place: Place) -> None:
+    store = place.open()
+    first = store.identity
+    assert (first.node_id, len(first.store_id), first.formed) == ("n1", 16, False)
+    await store.close()
+    assert place.open().identity == first
+
+
+async def test_incarnations_rise_by_one_at_every_opening(place: Place) -> None:
+    for expected in range(1, 6):
+        store = place.open()
+        assert store.incarnation == expected
+        if expected % 2:
+            await store.close()
+        else:
+            place.end_abruptly(store)
+
+
+async def test_binding_is_in_both_places_when_it_returns(place: Place) -> None:
+    store = place.open()
+    stores = {"n1": store.identity.store_id, "n2": b"2" * 16}
+    store.bind_cluster(CLUSTER, stores)
+    bound = Identity("n1", store.identity.store_id, CLUSTER, stores)
+    assert store.identity == bound
+    place.end_abruptly(store)
+    assert layout.decode_identity(place.identity_file() or b"") == bound
+    assert layout.decode_identity(place.peek()[layout.IDENTITY_KEY]) == bound
+    assert place.open().identity == bound
+
+
+async def test_binding_again_is_no_harm_but_another_cluster_is_refused(place: Place) -> None:
+    identity = await formed(place)
+    store = place.open()
+    stores = dict(identity.stores)
+    store.bind_cluster(CLUSTER, stores)
+    with pytest.raises(StorageError, match="belongs to cluster 00010203 and cannot join cluster 78787878"):
+        store.bind_cluster(b"x" * 16, stores)
+    with pytest.raises(StorageError, match="cannot join"):
+        store.bind_cluster(CLUSTER, {**stores, "n2": b"3" * 16})
+    assert store.identity == identity
+
+
+async def test_a_cluster_that_knows_the_node_by_another_store_is_refused(place: Place) -> None:
+    store = place.open()
+    for stores in ({"n1": b"other" * 3}, {"n2": store.identity.store_id}):
+        with pytest.raises(StorageError, match="is not the store that cluster"):
+            store.bind_cluster(CLUSTER, stores)
+    assert not store.identity.formed
+
+
+async def test_another_nodes_store_is_refused_and_left_as_it_was(place: Place) -> None:
+    await formed(place)
+    before = place.peek()
+    text = refusal(place, "n3")
+    assert "belongs to node 'n1' of cluster 00010203..., but the configuration says node 'n3'" in text
+    assert "remove" in text
+    assert place.peek() == before
+    store = place.open()
+    assert (store.incarnation, store.closed_orderly) == (2, True)
+
+
+async def test_a_place_in_use_is_refused_and_its_holder_goes_on(place: Place) -> None:
+    store = place.open()
+    assert "in use" in refusal(place)
+    await place.found(store)
+    assert len(store.load_replicas()) == 1
+
+
+async def test_a_crash_while_binding_is_mended(place: Place) -> None:
+    store = place.open()
+    unbound = place.identity_file()
+    await store.close()
+    identity = await formed(place)
+    place.set_identity_file(unbound)
+    store = place.open()
+    assert store.identity == identity
+    assert layout.decode_identity(place.identity_file() or b"") == identity
+
+
+async def test_a_crash_in_the_first_opening_is_mended(place: Place) -> None:
+    store = place.open()
+    identity = store.identity
+    place.end_abruptly(store)
+    place.poke(layout.INCARNATION_KEY, None)
+    place.set_identity_file(None)
+    store = place.open()
+    assert (store.identity, store.incarnation) == (identity, 1)
+    assert layout.decode_identity(place.identity_file() or b"") == identity
+
+
+async def test_a_database_that_came_back_empty_is_refused(place: Place) -> None:
+    await formed(place)
+    for key in place.peek():
+        place.poke(key, None)
+    text = refusal(place)
+    assert "node 'n1' of cluster 00010203..., but its database came back empty" in text
+    assert "from a copy" in text
+    assert place.peek() == {}
+
+
+async def test_a_database_from_before_the_cluster_is_refused(place: Place) -> None:
+    store = place.open()
+    await store.close()
+    old = place.peek()
+    await formed(place)
+    place.poke(layout.IDENTITY_KEY, old[layout.IDENTITY_KEY])
+    assert "put together from two stores" in refusal(place)
+
+
+async def test_a_lost_identity_file_is_refused(place: Place) -> None:
+    await formed(place)
+    place.set_identity_file(None)
+    assert "has lost its IDENTITY file" in refusal(place)
+    assert place.identity_file() is None
+
+
+async def test_an_identity_file_of_another_store_is_refused(place: Place) -> None:
+    await formed(place)
+    place.set_identity_file(layout.encode_identity(Identity("n1", b"another store id")))
+    assert "put together from two stores" in refusal(place)
+
+
+@pytest.mark.parametrize("key", [layout.FORMAT_KEY, layout.IDENTITY_KEY, layout.INCARNATION_KEY, layout.CLOSING_KEY])
+async def test_a_damaged_store_wide_value_is_refused(place: Place, key: bytes) -> None:
+    await formed(place)
+    value = bytearray(place.peek()[key])
+    value[-1] ^= 1
+    place.poke(key, bytes(value))
+    text = refusal(place)
+    assert "is damaged" in text
+    assert "checksum" in text
+
+
+async def test_a_damaged_identity_file_is_refused_at_every_byte(place: Place) -> None:
+    await formed(place)
+    raw = place.identity_file() or b""
+    for position in range(len(raw)):
+        place.set_identity_file(raw[:position] + bytes([raw[position] ^ 0x20]) + raw[position + 1 :])
+        assert "is damaged" in refusal(place)
+    place.set_identity_file(b"")
+    assert "is damaged" in refusal(place)
+    place.set_identity_file(raw)
+    place.open()
+
+
+async def test_a_later_store_format_is_refused(place: Place) -> None:
+    await formed(place)
+    place.poke(layout.FORMAT_KEY, layout.encode_number(layout.FORMAT_KEY, layout.STORE_FORMAT + 1))
+    assert f"store format {layout.STORE_FORMAT + 1}, this version reads {layout.STORE_FORMAT}" in refusal(place)
+
+
+async def test_a_stale_closing_record_is_not_taken_for_the_last_runs(place: Place) -> None:
+    store = place.open()
+    place.end_abruptly(store)
+    place.poke(layout.CLOSING_KEY, layout.encode_number(layout.CLOSING_KEY, 7))
+    assert not place.open().closed_orderly

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final, Literal, Protocol
 
 from multiraft.config import Limits
@@ -100,10 +100,11 @@ class Group:
         """
         return self._host.membership(self.group_id)
 
-    async def watch_membership(self) -> AsyncIterator[Membership]:
+    async def watch_membership(self) -> AsyncGenerator[Membership, None]:
         """Yield the membership as it is, then at each change. A slow consumer gets the newest, not every one between.
 
-        Raises NotReady if this node has no replica of the group.
+        Raises NotReady if this node has no replica of the group. `contextlib.aclosing` ends it at once where a loop
+        over it is left early.
         """
         newest: Membership | None = None
         changed = asyncio.Event()

@@ -155,8 +155,14 @@ class Method:
         raise InvalidRequest(f"{self.label}{self._signature}: the arguments do not fit")
 
     def decode_result(self, raw: bytes) -> Any:
-        """Return the result that a replica encoded. Raises ValueMismatch or ValueError if it is none of this method."""
-        return self._result.decode(_unpackb(raw, strict_map_key=False))
+        """Return the result that a replica encoded.
+
+        Raises CommandFailed for one that is none of this method: the replica runs a release with another signature.
+        """
+        try:
+            return self._result.decode(_unpackb(raw, strict_map_key=False))
+        except Exception as problem:  # a dataclass may raise anything from its __post_init__
+            raise CommandFailed("InvalidResult", f"{self.label}: the answer is no result of it: {problem}") from problem
 
     # ------------------------------------------------------------------------------------------ at the replica
 
@@ -213,8 +219,8 @@ def check_declaration(function: Callable[..., Any], kind: Kind, key: str | None)
     if inspect.isgeneratorfunction(function):
         raise TypeError(f"{where}a {kind} cannot be a generator; return a list")
     if name.startswith("_") or name in RESERVED_NAMES:
-        raise TypeError(f"{where}the name {name!r} is reserved; choose one that does not start with _ or is not "
-                        f"one of {', '.join(sorted(RESERVED_NAMES))}")  # fmt: skip
+        reserved = ", ".join(sorted(RESERVED_NAMES))
+        raise TypeError(f"{where}the name {name!r} is reserved (so are {reserved}, and any that starts with _)")
     parameters = list(inspect.signature(function).parameters.values())
     if not parameters or parameters[0].kind not in (parameters[0].POSITIONAL_ONLY, parameters[0].POSITIONAL_OR_KEYWORD):
         raise TypeError(f"{where}the first parameter must be self")

@@ -180,6 +180,14 @@ class Node:
             await running.close("the node is stopping")
         self._ended.set()
 
+    def abandon(self) -> None:
+        """End at once, as a killed process does: nothing is sent, written or closed. For simulations."""
+        running, self._running = self._running, None
+        self._services.bind(None)
+        if running is not None:
+            running.abandon()
+        self._ended.set()
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -402,6 +410,14 @@ class _Running:
             await self.transport.close()
         if self.store is not None:
             await self.store.close()
+        self._wake()
+
+    def abandon(self) -> None:
+        """Stop acting, at once."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        self.engine.stop("the node was killed")
         self._wake()
 
     def _write_failed(self, error: Exception) -> None:

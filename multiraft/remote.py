@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Any, Final, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from multiraft.config import Limits
@@ -168,11 +168,12 @@ class RemoteShardQuery(_Remote[P, R]):
         result: R = self._method.decode_result(await caller.read_any(body, self._timeout_s))
         return result
 
-    async def on_each_shard(self, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[tuple[int, R]]:
+    async def on_each_shard(self, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[tuple[int, R], None]:
         """Ask every shard; yield (shard id, its result) in order of the shards' ranges.
 
         Some shards are asked ahead of the one whose result is awaited. The results together are no snapshot: each
-        shard answers at its own moment. Raises as a call does, at the first shard that fails.
+        shard answers at its own moment. Raises as a call does, at the first shard that fails. Where a loop over it is
+        left early, `contextlib.aclosing` ends at once what was asked ahead.
         """
         caller = self._caller()
         _, body = self._encode(caller, args, kwargs)

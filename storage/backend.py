@@ -64,12 +64,14 @@ class Backend(Reader, Protocol):
     def save_identity(self, raw: bytes) -> None:
         """Store `raw`, apart from all other keys; replaced as a whole, and synced on return. Raises StorageError."""
 
-    async def close(self, final: RawBatch) -> None:
-        """Finish what was submitted, write `final`, let go of the place. Called once; nothing is submitted after it.
+    async def finish(self, final: RawBatch) -> bool:
+        """Finish what was submitted, write `final`, and return once every `done` has been called.
 
-        Every `done` has been called when it returns, and none is called later. Where a write has failed, `final` is
-        not written.
+        Called once, and nothing is submitted after it. False: a write has failed, and `final` was not written.
         """
+
+    async def close(self) -> None:
+        """Let go of the place, after `finish`."""
 
     def abandon(self) -> None:
         """Finish what was submitted and let go, blocking, without calling `done`: for an opening that failed."""

@@ -1,8 +1,9 @@
 """What a store says of itself: format, identity, incarnation, and whether its last run ended orderly.
 
-The identity stands in the database and, apart from it, in a file of its own. At the first opening, and when the
-cluster is bound, the database is written first. So a crash in between leaves the file behind its database, which is
-mended at the next opening; a file ahead of its database means that the database lost something, and is refused.
+Identity, incarnation and closing stand in the database and, apart from it, in a file of their own. The database is
+always written first. So a crash in between leaves the file behind its database, which the next opening mends; a file
+ahead of its database means that the database has lost something that it had synced, and is refused. Without the file
+a LevelDB whose log is cut short, or gone, opens without a word, as of some moment before.
 
 Rules of this file: reads only; the node's start and the offline inspection judge by the same functions; every
 refusal says what was found and the ways out.
@@ -23,7 +24,7 @@ class Opening:
     """What was found before anything is written.
 
     identity        None: the place is empty, nothing was ever stored in it
-    file_is_behind  the identity's file must be written again from the database
+    file_is_behind  the file tells less than the database: a crash came between the two
     incarnation     that of the latest run; 0 before the first
     closed_orderly  whether that run wrote its closing record
     """
@@ -42,18 +43,18 @@ def read_opening(reader: Reader) -> Opening:
     name = reader.name
     try:
         _check_format(reader)
-        in_file = _identity(reader.load_identity())
-        in_database = _identity(reader.get(layout.IDENTITY_KEY))
+        raw_file, raw_database = reader.load_identity(), reader.get(layout.IDENTITY_KEY)
+        in_file, latest_run, closed = (None, 0, False) if raw_file is None else layout.decode_identity_file(raw_file)
+        in_database = None if raw_database is None else layout.decode_identity(raw_database)
         incarnation = _number(reader, layout.INCARNATION_KEY, "incarnation")
         closing = _number(reader, layout.CLOSING_KEY, "closing record")
     except CorruptRecord as problem:
-        raise CorruptRecord(f"{name} is damaged: {problem}. {_ways_out(name)}") from problem
-    orderly = closing is not None and closing == incarnation
+        raise CorruptRecord(f"{name} is damaged: {problem}. {ways_out(name)}") from problem
     if in_database is None:
         if in_file is not None:
             raise StorageError(
                 f"{name} belongs to node {in_file.node_id!r}{of_cluster(in_file)}, but its database came back empty. "
-                + _ways_out(name)
+                + ways_out(name)
             )
         if any(True for _ in reader.keys(b"", None)):
             raise StorageError(f"{name} holds a database that is not multiraft's; name another directory")
@@ -62,16 +63,24 @@ def read_opening(reader: Reader) -> Opening:
         if incarnation is not None:
             raise StorageError(
                 f"{name} has lost its IDENTITY file, though its database is that of node {in_database.node_id!r}"
-                f"{of_cluster(in_database)}. {_ways_out(name)}"
+                f"{of_cluster(in_database)}. {ways_out(name)}"
             )
         return Opening(in_database, True, 0, False)
     if in_file != in_database and not _is_behind(in_file, in_database):
         raise StorageError(
             f"{name} is put together from two stores: its IDENTITY file is of node {in_file.node_id!r}"
             f"{of_cluster(in_file)}, its database of node {in_database.node_id!r}{of_cluster(in_database)} or of an "
-            f"older copy. {_ways_out(name)}"
+            f"older copy. {ways_out(name)}"
         )
-    return Opening(in_database, in_file != in_database, incarnation or 0, orderly)
+    run = incarnation or 0
+    orderly = closing is not None and closing == run
+    if run < latest_run or (run == latest_run and closed and not orderly):
+        end = "ended" if closed else "was begun"
+        raise StorageError(
+            f"{name} has lost what node {in_file.node_id!r}{of_cluster(in_file)} last wrote: the database stands "
+            f"within run {run}, but run {latest_run} {end}. {ways_out(name)}"
+        )
+    return Opening(in_database, in_file != in_database or latest_run < run, run, orderly)
 
 
 def of_cluster(identity: Identity) -> str:
@@ -94,14 +103,11 @@ def _check_format(reader: Reader) -> None:
         )
 
 
-def _identity(raw: bytes | None) -> Identity | None:
-    return None if raw is None else layout.decode_identity(raw)
-
-
 def _number(reader: Reader, key: bytes, what: str) -> int | None:
     raw = reader.get(key)
     return None if raw is None else layout.decode_number(key, raw, what)
 
 
-def _ways_out(name: str) -> str:
-    return f"Put {name} back from a copy, or remove it if its contents may be lost"
+def ways_out(name: str) -> str:
+    """Return what to do about a damaged store. An older copy would forget promises that the node has made since."""
+    return f"Put back a copy made since its node last ran, or remove {name} if its contents may be lost"

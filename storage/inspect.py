@@ -23,6 +23,7 @@ from multiraft.storage.identity import read_opening
 from multiraft.storage.leveldb import (
     DATABASE_DIR,
     LevelReader,
+    has_database,
     in_use_by_another,
     in_use_by_this_process,
     open_linked,
@@ -84,8 +85,8 @@ def inspect_directory(path: str) -> StoreReport:
     that LevelDB cannot open it.
     """
     database = os.path.join(path, DATABASE_DIR)
-    if not os.path.isdir(database):
-        raise StorageError(f"{path} is not a data directory (it has no {DATABASE_DIR} folder); name that of a node")
+    if not has_database(path, database):
+        raise StorageError(f"{path} is not a data directory (it holds no database); name that of a node")
     with _held(path, database), tempfile.TemporaryDirectory(prefix="multiraft-inspect-") as scratch:
         with closing(open_linked(path, database, scratch, Limits())) as opened:
             report = _report(path, LevelReader(path, opened))
@@ -125,7 +126,7 @@ def _report(path: str, reader: LevelReader) -> StoreReport:
         found = read_opening(reader)
         report = StoreReport(path, found.identity, found.incarnation, found.closed_orderly, problems=problems)
         if found.file_is_behind:
-            problems.append("the IDENTITY file is behind the database; the next start mends it")
+            problems.append("a crash left the IDENTITY file behind the database; the next start mends it")
     except StorageError as problem:
         problems.append(str(problem))
         report = StoreReport(path, None, 0, False, problems=problems)

@@ -208,6 +208,20 @@ def decode_identity(value: bytes) -> Identity:
     return Identity(_text(node_id, what), _token(store_id, what, 1), _token(cluster_id, what, 0), stores)
 
 
+def encode_identity_file(identity: Identity, incarnation: int, closed: bool) -> bytes:
+    """Encode what stands apart from the database: whose store it is, its latest run, and whether that ended orderly."""
+    return seal(IDENTITY_KEY, msgpack.packb([encode_identity(identity), incarnation, closed]))
+
+
+def decode_identity_file(value: bytes) -> tuple[Identity, int, bool]:
+    """Return (identity, incarnation, closed). Raises CorruptRecord."""
+    what = "IDENTITY file"
+    identity, incarnation, closed = _fields(IDENTITY_KEY, value, what, 3)
+    if type(identity) is not bytes or type(closed) is not bool:
+        raise CorruptRecord(f"{what}: does not make sense")
+    return decode_identity(identity), _u64(incarnation, what), closed
+
+
 def decode_stored_record(group_id: GroupId, first: Index, value: bytes) -> Record:
     """Return the record found under the key of index `first`. Raises CorruptRecord, also when it is another one."""
     try:

@@ -1,6 +1,6 @@
 """The backend on LevelDB, written by a thread of its own.
 
-    data_dir/IDENTITY   the store's identity, apart from the database, so that a database that comes back empty shows
+    data_dir/IDENTITY   identity and latest run, apart from the database, so that a database that lost something shows
     data_dir/db/        LevelDB: its LOCK keeps a second process out
 
 The loop's thread reads; the writer thread writes. A put on the loop's thread would wait behind a large synced batch;
@@ -30,6 +30,7 @@ from typing import Any, Final, TypeAlias
 from multiraft.config import Limits
 from multiraft.errors import CorruptRecord, StorageError
 from multiraft.storage.backend import Done, RawBatch
+from multiraft.storage.identity import ways_out
 from multiraft.storage.memory import report_failed_completion
 
 try:
@@ -71,15 +72,10 @@ def open_database(path: str, limits: Limits) -> Any:
     """
     database = os.path.join(path, DATABASE_DIR)
     _make_directories(path, database)
-    has_database = os.path.lexists(os.path.join(database, "CURRENT"))
-    if not has_database and (os.path.lexists(os.path.join(path, IDENTITY_FILE)) or _has_tables(path, database)):
-        raise StorageError(
-            f"{path} has lost its database: {database} has no CURRENT file. Put {path} back from a copy, or remove it "
-            "if its contents may be lost"
-        )
+    existed = has_database(path, database)
     if in_use_by_this_process(database):
         raise StorageError(f"{path} is in use by this very process; give every node a data directory of its own")
-    opened = _open(path, database, limits, create=not has_database)
+    opened = _open(path, database, limits, create=not existed)
     _open_here.add(os.path.realpath(database))
     return opened
 
@@ -127,19 +123,25 @@ def _make_directories(path: str, database: str) -> None:
         if not os.path.isdir(path):
             os.makedirs(path)
             _sync_directory(os.path.dirname(os.path.abspath(path)))
-        if not os.path.isdir(database):
+        if not os.path.lexists(database):
             os.mkdir(database)
             _sync_directory(path)
     except OSError as problem:
         raise storage_error(path, "cannot be made", problem) from problem
 
 
-def _has_tables(path: str, database: str) -> bool:
-    """Whether LevelDB ever got as far as writing here: CURRENT comes before any of these files."""
+def has_database(path: str, database: str) -> bool:
+    """Whether there is a database to open. Raises StorageError where there was one."""
     try:
-        return any(name.endswith((".log", ".ldb", ".sst")) for name in os.listdir(database))
+        files = os.listdir(database) if os.path.isdir(database) else []
     except OSError as problem:
         raise storage_error(path, "cannot be read", problem) from problem
+    if "CURRENT" in files:
+        return True
+    # LevelDB makes CURRENT before it makes any of these.
+    if os.path.lexists(os.path.join(path, IDENTITY_FILE)) or any(f.endswith((".log", ".ldb", ".sst")) for f in files):
+        raise StorageError(f"{path} has lost its database: {database} has no CURRENT file. {ways_out(path)}")
+    return False
 
 
 def _opening_failed(path: str, database: str, problem: Exception) -> StorageError:
@@ -151,7 +153,7 @@ def _opening_failed(path: str, database: str, problem: Exception) -> StorageErro
             return in_use_by_another(path, database)
     if _errno_of(problem) in _HINTS:
         return storage_error(path, "cannot be opened", problem)
-    return StorageError(f"{path} is damaged: {text}. Put it back from a copy, or remove it if its contents may be lost")
+    return StorageError(f"{path} is damaged: {text}. {ways_out(path)}")
 
 
 def in_use_by_another(path: str, database: str) -> StorageError:
@@ -188,23 +190,29 @@ def message_of(problem: BaseException) -> str:
 
 
 def storage_error(path: str, what: str, problem: BaseException) -> StorageError:
-    """Return a StorageError (CorruptRecord for damage) for an error of the system or of LevelDB.
+    """Return a StorageError for an error of the system or of LevelDB.
 
     Its `__cause__` is an OSError with its errno wherever one can be told.
     """
-    text = message_of(problem)
-    if not _PLYVEL_PROBLEM and isinstance(problem, plyvel.CorruptionError):
-        # The text names the file.
-        damage = CorruptRecord(text)
-        damage.__cause__ = problem
-        return damage
     number = _errno_of(problem)
-    hint = _HINTS.get(number)
-    reason = os.strerror(number) if number else text
-    error = StorageError(f"{path} {what}: {reason}" + (f"; {hint}" if hint else ""))
-    known = isinstance(problem, OSError) and problem.errno == number
-    error.__cause__ = OSError(number, reason, path) if number and not known else problem
+    if isinstance(problem, OSError) and problem.errno:
+        reason = os.strerror(number)
+    else:
+        # LevelDB's text names the file.
+        reason = message_of(problem)
+        problem = OSError(number, os.strerror(number), path) if number else problem
+    error = StorageError(f"{path} {what}: {reason}; {_HINTS.get(number, 'name another directory, or mend this one')}")
+    error.__cause__ = problem
     return error
+
+
+def _read_error(path: str, problem: Exception) -> StorageError:
+    """The same for a read: what is not the system's doing is damage, and then a CorruptRecord."""
+    if _errno_of(problem) in _HINTS:
+        return storage_error(path, "cannot be read", problem)
+    damage = CorruptRecord(message_of(problem))
+    damage.__cause__ = problem
+    return damage
 
 
 def _errno_of(problem: BaseException) -> int:
@@ -267,7 +275,7 @@ class LevelReader:
         try:
             value: bytes | None = self._database.get(key, verify_checksums=True)
         except Exception as problem:
-            raise storage_error(self.name, "cannot be read", problem) from problem
+            raise _read_error(self.name, problem) from problem
         return value
 
     def items(self, start: bytes, stop: bytes | None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
@@ -287,7 +295,7 @@ class LevelReader:
             ) as found:
                 yield from found
         except Exception as problem:
-            raise storage_error(self.name, "cannot be read", problem) from problem
+            raise _read_error(self.name, problem) from problem
 
     def _check_open(self) -> None:
         if self._closed:
@@ -353,11 +361,13 @@ class LevelBackend(LevelReader):
         self._check_open()
         write_identity_file(self.name, raw)
 
-    async def close(self, final: RawBatch) -> None:
-        # Completions are delivered in order: every earlier `done` has been called when one of these is.
-        written: asyncio.Future[None] = self._loop.create_future()
-        self._queue.put(_Job(final, lambda _: written.set_result(None), None))
-        await written
+    async def finish(self, final: RawBatch) -> bool:
+        # Completions are delivered in order: every earlier `done` has been called when this one is.
+        written: asyncio.Future[bool] = self._loop.create_future()
+        self._queue.put(_Job(final, lambda error: written.set_result(error is None), None))
+        return await written
+
+    async def close(self) -> None:
         self._closed = True
         ended: asyncio.Future[None] = self._loop.create_future()
         self._at_end = lambda _: ended.set_result(None)

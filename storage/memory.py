@@ -95,7 +95,7 @@ class MemoryDisk:
         """Let the next write fail with `error`; `written`: its batch reaches the disk all the same."""
         self._failure = (error, written)
 
-    def keys(self) -> list[bytes]:
+    def stored_keys(self) -> list[bytes]:
         """Return all keys that the disk has now, ascending."""
         return list(self._keys)
 
@@ -265,11 +265,14 @@ class MemoryBackend:
         self._check_open()
         self._disk._identity = raw
 
-    async def close(self, final: RawBatch) -> None:
+    async def finish(self, final: RawBatch) -> bool:
         if not self._dead:
             self._idle = self._loop.create_future()
             self.submit(final, lambda _: None)
             await self._idle
+        return not self._dead and not self.failed
+
+    async def close(self) -> None:
         self._let_go()
 
     def abandon(self) -> None:

@@ -58,17 +58,16 @@ def _open(backend: Backend, node_id: NodeId, new_store_id: Callable[[], bytes]) 
         batch.put(layout.FORMAT_KEY, layout.encode_number(layout.FORMAT_KEY, layout.STORE_FORMAT))
         batch.put(layout.IDENTITY_KEY, layout.encode_identity(identity))
         backend.write(batch)
-        backend.save_identity(layout.encode_identity(identity))
+        backend.save_identity(layout.encode_identity_file(identity, 0, False))
     elif identity.node_id != node_id:
         raise StorageError(
             f"{backend.name} belongs to node {identity.node_id!r}{of_cluster(identity)}, but the configuration says "
             f"node {node_id!r}. Use that node's own directory, or remove {backend.name} if its contents may be lost"
         )
-    elif found.file_is_behind:
-        backend.save_identity(layout.encode_identity(identity))
     incarnation = found.incarnation + 1
     batch = backend.batch()
     batch.put(layout.INCARNATION_KEY, layout.encode_number(layout.INCARNATION_KEY, incarnation))
     batch.delete(layout.CLOSING_KEY)
     backend.write(batch)
+    backend.save_identity(layout.encode_identity_file(identity, incarnation, False))
     return PartitionedStore(backend, identity, incarnation, found.closed_orderly)

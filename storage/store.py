@@ -19,6 +19,7 @@ from multiraft.records import Record, cut_record
 from multiraft.storage import layout
 from multiraft.storage.backend import Backend, Done, RawBatch
 from multiraft.storage.check import chain_problem, scan_replicas
+from multiraft.storage.identity import ways_out
 from multiraft.types import (
     GroupId,
     HardState,
@@ -129,12 +130,11 @@ class PartitionedStore:
                 )
             return
         bound = Identity(mine.node_id, mine.store_id, cluster_id, dict(stores))
-        raw = layout.encode_identity(bound)
-        # The database first: a file that is ahead of its database is how an emptied database shows.
+        # The database first: a file that is ahead of its database is how a database that lost something shows.
         batch = self._backend.batch()
-        batch.put(layout.IDENTITY_KEY, raw)
+        batch.put(layout.IDENTITY_KEY, layout.encode_identity(bound))
         self._backend.write(batch)
-        self._backend.save_identity(raw)
+        self._backend.save_identity(layout.encode_identity_file(bound, self._incarnation, False))
         self._identity = bound
 
     def load_replicas(self) -> list[StoredReplica]:
@@ -146,10 +146,8 @@ class PartitionedStore:
             scans = scan_replicas(self._backend.items(layout.FIRST_GROUP_KEY, None))
             return [scan.stored() for scan in scans]
         except CorruptRecord as problem:
-            raise CorruptRecord(
-                f"{self._backend.name} is damaged: {problem}. Put it back from a copy, or remove it if its contents "
-                "may be lost"
-            ) from problem
+            name = self._backend.name
+            raise CorruptRecord(f"{name} is damaged: {problem}. {ways_out(name)}") from problem
 
     def read_records(self, group_id: GroupId, first: Index, last: Index, limit_bytes: int) -> list[Record]:
         """Return consecutive records that cover `first` onward, up to `last` or about `limit_bytes`; at least one.
@@ -215,6 +213,7 @@ class PartitionedStore:
 
         Reads are answered until the last completion was delivered. A caller that is cancelled does not stop it.
         After a failed write there is no closing record: the next start learns that this run did not end well.
+        Raises StorageError, after closing, when the closing cannot be written down.
         """
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
@@ -223,7 +222,11 @@ class PartitionedStore:
     async def _close(self) -> None:
         record = self._backend.batch()
         record.put(layout.CLOSING_KEY, layout.encode_number(layout.CLOSING_KEY, self._incarnation))
-        await self._backend.close(record)
+        try:
+            if await self._backend.finish(record):
+                self._backend.save_identity(layout.encode_identity_file(self._identity, self._incarnation, True))
+        finally:
+            await self._backend.close()
 
     def _key_covering(self, group_id: GroupId, index: Index) -> bytes:
         """Return the key of the record that would hold `index`: the last one at or below it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import typing
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -405,7 +406,7 @@ class LocalCaller:
         self.running = 0
         self.most_running = 0
         self.all_asked = asyncio.Event()
-        self.gate: asyncio.Event | None = None
+        self.silent: set[int] = set()
 
     async def _answer(self, result: bytes, timeout_s: float | None) -> bytes:
         self.timeouts.append(timeout_s)
@@ -428,7 +429,7 @@ class LocalCaller:
         if self.running == len(self.machines):
             self.all_asked.set()
         try:
-            await (self.gate.wait() if self.gate is not None else asyncio.sleep(0))
+            await (asyncio.Event().wait() if shard_id in self.silent else asyncio.sleep(0))
             return await self._answer(self.machines[shard_id].query(query), timeout_s)
         finally:
             self.running -= 1
@@ -515,7 +516,27 @@ async def test_each_shard_is_asked_and_named_in_order() -> None:
 
 async def test_leaving_the_shards_early_ends_what_was_asked_ahead() -> None:
     caller = LocalCaller(shards=4)
-    caller.gate = asyncio.Event()
+    caller.silent = {2, 3, 4}
+    async with aclosing(handle(caller).names.on_each_shard()) as shards:
+        async for shard_id, _ in shards:
+            assert shard_id == 1
+            assert caller.running == 3
+            break
+    assert caller.running == 0
+
+
+async def test_a_shard_that_fails_ends_the_rest() -> None:
+    caller = LocalCaller(shards=4)
+    caller.machines[2] = adapt(Echo())
+    caller.silent = {3, 4}
+    with pytest.raises(CommandFailed, match=r"InvalidResult: Shop.names: .* expected list, got int 48"):
+        _ = [shard_id async for shard_id, _ in handle(caller).names.on_each_shard()]
+    assert caller.running == 0
+
+
+async def test_cancelling_ends_all_that_was_asked() -> None:
+    caller = LocalCaller(shards=4)
+    caller.silent = {1, 2, 3, 4}
     shards = handle(caller).names.on_each_shard()
     first = asyncio.ensure_future(anext(aiter(shards)))
     await caller.all_asked.wait()

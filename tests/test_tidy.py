@@ -99,6 +99,17 @@ def relative(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, "relative import: the folder's own name is not the one it is imported under"
 
 
+def sleeping(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Waiting for time to pass. A loop that sleeps is taken for one that waits for a condition."""
+    loops = [node for node in ast.walk(tree) if isinstance(node, ast.While | ast.For)]
+    polling = {id(inner) for loop in loops for inner in ast.walk(loop)}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or id(node) in polling:
+            continue
+        if ast.unparse(node) != "asyncio.sleep(0)" and ast.unparse(node.func) in ("asyncio.sleep", "time.sleep"):
+            yield node.lineno, "sleeps instead of waiting for what it needs"
+
+
 def importing(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
     """Yield every import that runs, at any depth."""
     for child in ast.iter_child_nodes(node):
@@ -121,6 +132,10 @@ def test_no_assert_outside_tests() -> None:
 
 def test_no_exception_is_swallowed() -> None:
     refuse(offences(PRODUCT, swallowing))
+
+
+def test_tests_wait_for_events() -> None:
+    refuse(offences(("tests",), sleeping))
 
 
 def test_imports_are_absolute() -> None:
@@ -163,6 +178,10 @@ except (ValueError, Exception):
     pass
 with contextlib.suppress(BaseException):
     late()
+await asyncio.sleep(0.1)
+await asyncio.sleep(0)
+while not late():
+    time.sleep(0.01)
 """
 
 
@@ -174,6 +193,7 @@ with contextlib.suppress(BaseException):
         (swallowing, [13, 17, 19]),
         (impure, [2, 7, 10]),
         (relative, [8]),
+        (sleeping, [21]),
     ],
 )
 def test_the_rules_find_what_they_are_for(

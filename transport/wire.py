@@ -3,8 +3,8 @@
 A message on the wire is a flat msgpack array of byte strings. The first is its head: the code (one byte), then its
 numbers (8 bytes, big-endian) and flags (one byte) in the order of `__slots__`. The others are its variable parts in
 that order: each record of an Append; the rows of a lead set, packed like heads; bodies and texts as they are. So one
-`struct` call checks all numbers of a message at once, and a hostile frame cannot make the decoder build anything
-larger than itself: there is nothing nested to build.
+`struct` call checks all numbers of a message at once, and a hostile frame cannot make the decoder build more than a
+small multiple of itself: there is nothing nested to build.
 
 Rules of this file: pure functions; decoding checks every field's type and range, and raises WireError, never anything
 else.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import random
 import time
@@ -211,7 +212,8 @@ class Client:
             raise RuntimeError("use `async with Client(...)`")
         self.counts.attempts += 1
         try:
-            async with self._session.request(method, URL(url + path, encoded=True), data=body) as response:
+            data = body if body is None else io.BytesIO(body)  # aiohttp sends a large one in pieces that way
+            async with self._session.request(method, URL(url + path, encoded=True), data=data) as response:
                 content = await response.read()
         except aiohttp.ClientConnectorError as problem:
             self._avoid[url] = time.monotonic() + _AVOID_S

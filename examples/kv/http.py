@@ -48,6 +48,7 @@ from multiraft.errors import (
     InvalidRequest,
     MultiRaftError,
     NotCommitted,
+    NotReady,
     OutcomeUnknown,
     Overloaded,
 )
@@ -62,6 +63,7 @@ SCAN_LIMIT: Final = 10_000
 _SCAN_SHARE: Final = 64
 _APPLY_POLL_S: Final = 0.01
 _APPLY_WAIT_S: Final = 10.0
+_CLOSE_S: Final = 1.0
 _DUMP_BYTES: Final = 256 * 1024
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -134,6 +136,12 @@ def kv_app(node: Node, store: type[KV], *, allow_planted_loss: bool = False) -> 
         app.add_routes([web.delete("/replica/{group}/{key:(?s:.*)}", api.plant_loss)])
     app.add_subapp("/admin", admin_app(node))
     return app
+
+
+def kv_runner(app: web.Application) -> web.AppRunner:
+    """Return what serves `kv_app`: with room for the longest key, percent-encoded, in the first line of a request."""
+    line_bytes = 3 * KEY_LIMIT_BYTES + 1_024
+    return web.AppRunner(app, access_log=None, shutdown_timeout=_CLOSE_S, max_line_size=line_bytes)
 
 
 class _Api:
@@ -270,7 +278,7 @@ class _Api:
             try:
                 machine = self._node.local_machine(group_id)
                 reached = self._node.group_status(group_id)["applied"]
-            except KeyError:
+            except (KeyError, NotReady):
                 machine, reached = None, 0
             if not isinstance(machine, KV):
                 hint = "GET /admin/groups says which nodes have one"

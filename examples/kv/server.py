@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from examples.kv.http import SERVICE, kv_app
+from examples.kv.http import SERVICE, kv_app, kv_runner
 from examples.kv.machine import KV
 from multiraft.config import NodeConfig, parse_address
 from multiraft.errors import ConfigError, MultiRaftError, NotReady, StartError
@@ -40,7 +40,6 @@ EXIT_FAILED: Final = 4
 
 _GC_THRESHOLDS: Final = (50_000, 20, 20)
 _READY_NOTE_S: Final = 10.0
-_HTTP_CLOSE_S: Final = 1.0
 
 
 def run(
@@ -89,11 +88,7 @@ async def _serve(
     try:
         node = Node(config)
         store = node.service(SERVICE, KV, initial_shards=shards, replicas=replicas)
-        runner = web.AppRunner(
-            kv_app(node, store, allow_planted_loss=allow_planted_loss),
-            access_log=None,
-            shutdown_timeout=_HTTP_CLOSE_S,
-        )
+        runner = kv_runner(kv_app(node, store, allow_planted_loss=allow_planted_loss))
         await node.start()
         try:
             await runner.setup()

@@ -47,7 +47,7 @@ from multiraft.admin.view import (
     silence_problems,
 )
 from multiraft.config import parse_address
-from multiraft.errors import ConfigError, MultiRaftError, NotRunning, StartError
+from multiraft.errors import ConfigError, InvalidRequest, MultiRaftError, NotRunning, StartError
 from multiraft.shard.shard_map import ShardMap
 from multiraft.types import DIRECTORY_GROUP, U64_MAX, GroupId, NodeId
 
@@ -223,13 +223,15 @@ class _Api:
             reply = await asyncio.to_thread(msgpack.unpackb, body, strict_map_key=False)
             if "not_hosted" in reply:
                 raise _NotHosted
-            return reply["ok"] if "ok" in reply else Silence(f"answered with an error: {reply['error']}")
+            return reply["ok"] if "ok" in reply else Silence(f"answered with an error: {reply['error']}", reached=True)
+        except InvalidRequest as problem:
+            return Silence(f"{problem} (does it serve the admin API?)", reached=True)
         except MultiRaftError as problem:
             return Silence(str(problem))
         except TimeoutError:
             return Silence(f"no answer within {PEER_TIMEOUT_S:g} s")
         except (ValueError, KeyError, TypeError) as problem:
-            return Silence(f"its answer makes no sense here: {type(problem).__name__}")
+            return Silence(f"its answer makes no sense here: {type(problem).__name__}", reached=True)
 
     async def _ask_each(self, node_ids: list[NodeId], method: str, request: Facts) -> Answers:
         """Ask all at once. Nodes that do not host what is asked for are not in the result."""

@@ -81,6 +81,10 @@ class Unhealthy(Exception):
     """The result has been printed; what it says is not good."""
 
 
+class PipeClosed(Exception):
+    """Nobody reads the output any more. Apart from BrokenPipeError, which click would turn into exit code 1."""
+
+
 @dataclass(slots=True)
 class Options:
     """What stands before the command's name."""
@@ -285,14 +289,17 @@ def _console() -> Console:
 def _present(
     ask: Callable[[], Facts], page: Callable[[Facts], Page], as_json: bool, watch: float | None = None
 ) -> None:
-    """Print the answer; raises Unhealthy when the answer itself says so."""
-    if watch is not None:
-        _watch(ask, page, as_json, watch)
-    answer = ask()
-    if as_json:
-        click.echo(json.dumps(answer, indent=2))
-    else:
-        show(page(answer), _console())
+    """Print the answer. Raises Unhealthy when the answer itself says so, PipeClosed when nobody reads it."""
+    try:
+        if watch is not None:
+            _watch(ask, page, as_json, watch)
+        answer = ask()
+        if as_json:
+            click.echo(json.dumps(answer, indent=2))
+        else:
+            show(page(answer), _console())
+    except BrokenPipeError:
+        raise PipeClosed from None
     if not answer.get("healthy", True):
         raise Unhealthy
 
@@ -321,10 +328,10 @@ def _watch(ask: Callable[[], Facts], page: Callable[[Facts], Page], as_json: boo
             show(look(), console)
             click.echo()
             time.sleep(every_s)
-    with Live(render_rich(look()), console=console, screen=True, auto_refresh=False) as live:
+    with Live(render_rich(look(), console.width), console=console, screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(every_s)
-            live.update(render_rich(look()), refresh=True)
+            live.update(render_rich(look(), console.width), refresh=True)
 
 
 # ----------------------------------------------------------------------------------------------- entry point
@@ -334,13 +341,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; everything that goes wrong has been printed."""
     try:
         cli.main(args=list(arguments) if arguments is not None else None, prog_name="multiraft", standalone_mode=False)
-        sys.stdout.flush()
         return OK
     except Unhealthy:
         return UNHEALTHY
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
+    except PipeClosed:
         _silence_output()
         return PIPE_CLOSED
     except click.exceptions.NoArgsIsHelpError as problem:

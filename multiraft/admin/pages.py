@@ -28,6 +28,7 @@ _STATE_STYLES: Final[Mapping[str, str]] = {
     "up": GOOD,
     "ok": GOOD,
     "down": BAD,
+    "unknown": UNSURE,
     "leaderless": BAD,
     "halted": BAD,
     "unconfirmed": UNSURE,
@@ -63,7 +64,7 @@ def status_page(answer: Facts) -> Page:
 def _node_row(node: Facts, heard: str) -> list[Cell]:
     state: Cell = (node["state"], _STATE_STYLES[node["state"]])
     name, address = printable(node["node_id"]), printable(node.get("listen") or node.get("address"))
-    if node["state"] == "down":
+    if node["state"] != "up":
         return [name, state, address, *[(UNKNOWN, FAINT)] * 4, heard, *[(UNKNOWN, FAINT)] * 6]
     groups, loop, writer = node["groups"], node["loop"], node["writer"]
     lag = loop.get("lag_ms")

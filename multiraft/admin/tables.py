@@ -26,11 +26,15 @@ GOOD: Final = "green"
 BAD: Final = "bold red"
 UNSURE: Final = "yellow"
 FAINT: Final = "dim"
+_SPACE: Final = 2
+"""Between two columns."""
+_FLEXIBLE_LEAST: Final = 24
+"""What a flexible column gets however narrow the terminal is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """right: numbers. flexible: takes the space that is left and is cut when there is too little."""
+    """right: numbers. flexible: on a terminal, cut to the space that the other columns leave."""
 
     title: str
     right: bool = False
@@ -79,15 +83,18 @@ def render_plain(page: Page) -> str:
     return "".join(line + "\n" for line in lines)
 
 
-def render_rich(page: Page) -> RenderableType:
-    """Return the page as something that a rich console prints."""
-    return Group(*[_rich_table(part) if isinstance(part, Table) else _rich_text(part) for part in page.parts])
+def render_rich(page: Page, width: int) -> RenderableType:
+    """Return the page as something that a rich console `width` cells wide prints."""
+    return Group(*[_rich_table(part, width) if isinstance(part, Table) else _rich_text(part) for part in page.parts])
 
 
 def show(page: Page, console: Console) -> None:
     """Print the page: drawn when `console` is a terminal, as plain aligned text otherwise."""
     if console.is_terminal:
-        console.print(render_rich(page))
+        drawn = render_rich(page, console.width)
+        # rich would shorten every column of a table that is too wide; a terminal's own line breaks lose nothing.
+        console.width = max(console.width, *map(_fixed_width, page.parts))
+        console.print(drawn, soft_wrap=False)
     else:
         console.file.write(render_plain(page))
         console.file.flush()
@@ -105,15 +112,31 @@ def _rich_text(cell: Cell) -> Text:
     return Text(_words(cell), style=_style(cell))
 
 
-def _rich_table(table: Table) -> RichTable:
-    drawn = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in table.columns:
+def _fixed_width(part: Cell | Table) -> int:
+    return sum(_widths(part)) + _SPACE * len(part.columns) if isinstance(part, Table) else 0
+
+
+def _widths(table: Table) -> list[int]:
+    """The cells that each column needs; of a flexible one, at most _FLEXIBLE_LEAST."""
+    found = []
+    for at, column in enumerate(table.columns):
+        needed = max(cell_len(text) for text in [column.title, *(_words(row[at]) for row in table.rows)])
+        found.append(min(needed, _FLEXIBLE_LEAST) if column.flexible else needed)
+    return found
+
+
+def _rich_table(table: Table, width: int) -> RichTable:
+    widths = _widths(table)
+    spare = max(0, width - sum(widths) - _SPACE * len(widths))
+    drawn = RichTable(box=None, pad_edge=False, padding=(0, _SPACE, 0, 0), header_style="bold")
+    for column, needed in zip(table.columns, widths, strict=True):
         drawn.add_column(
             Text(column.title),
             justify="right" if column.right else "left",
             no_wrap=True,
             overflow="ellipsis",
-            ratio=1 if column.flexible else None,
+            min_width=needed,
+            max_width=needed + spare if column.flexible else None,
         )
     for row in table.rows:
         drawn.add_row(*[_rich_text(cell) for cell in row])

@@ -28,10 +28,12 @@ SORTS: Final = ("group", "service", "leader", "term", "commit", "lag", "state")
 class Silence:
     """What stands in for the answer of a node that gave none.
 
-    why  one line: what happened to the question
+    why      one line: what happened to the question
+    reached  the node is there, but did not say what it was asked for
     """
 
     why: str
+    reached: bool = False
 
 
 def merge_status(local: Facts, answers: Mapping[NodeId, Facts | Silence]) -> Facts:
@@ -50,7 +52,7 @@ def merge_status(local: Facts, answers: Mapping[NodeId, Facts | Silence]) -> Fac
         nodes.append(
             {
                 "node_id": node_id,
-                "state": "down",
+                "state": "unknown" if answer.reached else "down",
                 "why": answer.why,
                 "address": known.get("address"),
                 "heard_age_s": known.get("heard_age_s"),
@@ -69,6 +71,8 @@ def merge_status(local: Facts, answers: Mapping[NodeId, Facts | Silence]) -> Fac
 
 def _node_problems(node: Facts, nodes: Iterable[Facts]) -> list[str]:
     name = node["node_id"]
+    if node["state"] == "unknown":
+        return [f"node {name} is there, but does not give its status: {node['why']}"]
     if node["state"] == "down":
         heard = node.get("heard_age_s")
         return [

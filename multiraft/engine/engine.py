@@ -369,6 +369,8 @@ class Engine:
         except InvariantViolation as problem:
             self.broke(replica, problem)
             return
+        if core.commit_untold:
+            self._tell_commit_later(replica)
         if ready is None:
             return
         nodes = core.membership.nodes
@@ -381,8 +383,6 @@ class Engine:
             self._queue_apply(replica)
         for round_id, index in ready.read_states:
             replica.confirm_round(round_id, index)
-        if core.commit_untold:
-            self._tell_commit_later(replica)
         if replica.reads is not None:
             self.reading.resume(replica)
 

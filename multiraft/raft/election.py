@@ -196,6 +196,7 @@ class Elections(Replication):
         self.progress = {replica: Progress(replica, self._office_index) for replica in self.membership.replicas}
         own = self.progress.setdefault(self.replica_id, Progress(self.replica_id, self._office_index))
         own.match = log.stable
+        own.state = ProgressState.REPLICATE
         self._peers = [peer for replica, peer in self.progress.items() if replica != self.replica_id]
         # Stamped 0: the replicated clock never runs behind the entry before.
         log.append(encode_record(self.group_id, self._office_index, self.term, log.last_term, NOOP, 0, [b""]))

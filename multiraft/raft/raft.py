@@ -290,7 +290,7 @@ class Raft(Elections):
             "progress": {
                 peer.replica_id: {
                     "match": peer.match,
-                    "next": peer.next,
+                    "next": peer.next if peer.replica_id != self.replica_id else self.log.last_index + 1,
                     "state": peer.state.name.lower(),
                     "inflight": len(peer.inflight),
                     "inflight_bytes": peer.inflight_bytes,

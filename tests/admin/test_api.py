@@ -13,7 +13,7 @@ from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestClient, TestServer
 
 from multiraft.admin.api import ADMIN_HEADER, LOG_ANSWER_BYTES, admin_app, serve_admin
-from multiraft.errors import ConfigError, InvariantViolation, NotRunning, OutcomeUnknown, StartError
+from multiraft.errors import ConfigError, InvalidRequest, InvariantViolation, NotRunning, OutcomeUnknown, StartError
 from multiraft.messages import Request
 from multiraft.methods import compile_method
 from multiraft.shard.shard_map import ShardMap
@@ -71,7 +71,7 @@ async def test_a_node_that_answers_too_late_is_down(client: Client, cluster: Clu
 async def test_an_answer_that_makes_no_sense_is_shown_as_such(client: Client, cluster: Cluster, answer: bytes) -> None:
     cluster.nodes["n2"].handlers["admin.status"] = lambda body: answer
     found = await fetch(client, "/status")
-    assert found["nodes"][1]["state"] == "down"
+    assert found["nodes"][1]["state"] == "unknown"
     assert "makes no sense" in found["nodes"][1]["why"]
 
 
@@ -86,6 +86,13 @@ async def test_a_handler_that_fails_is_reported_to_who_asked(
         "answered with an error: the node is stopping",
     ]
     assert "admin.status" in caplog.text
+
+
+async def test_a_node_without_admin_api_is_not_called_down(client: Client, cluster: Cluster) -> None:
+    cluster.down["n2"] = InvalidRequest("this node answers no call named 'admin.status'")
+    found = await fetch(client, "/status")
+    assert [node["state"] for node in found["nodes"]] == ["up", "unknown", "up"]
+    assert "is there, but does not give its status" in found["problems"][0]
 
 
 async def test_status_names_what_is_wrong_on_each_node(client: Client, cluster: Cluster) -> None:

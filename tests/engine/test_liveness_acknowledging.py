@@ -1,4 +1,4 @@
-"""Each rule of liveness has the test that fails without it; here L1 to L10: what an acknowledgement says and counts for.
+"""Each rule of liveness has the test that fails without it; here L1 to L10: acknowledgements.
 
 `test_Lnn_...` is about rule Lnn of liveness.py.
 """
@@ -8,12 +8,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, TypeAlias
 
 import pytest
 
 from multiraft.engine.leadset import LeadSet
+from multiraft.errors import InvariantViolation
 from multiraft.messages import Beat, BeatAnswer, LeadAll, LeadAsk, LeadDelta, LivenessMessage, Refuse
 
 NewRig: TypeAlias = Callable[..., Any]
@@ -24,10 +27,6 @@ ET = 1.0
 
 def kinds(messages: list[LivenessMessage]) -> list[str]:
     return [type(message).__name__ for message in messages]
-
-
-def fields(message: LivenessMessage) -> tuple[object, ...]:
-    return tuple(getattr(message, name) for name in message.__slots__)
 
 
 # ------------------------------------------------------------------------------------------------- acknowledging
@@ -81,7 +80,7 @@ def test_L03_a_new_connection_repeats_refusals_before_its_first_acknowledgement(
         rig.node.connected("a", 1, START)
         messages = rig.take("a")
         assert kinds(messages) == ["LeadAll", "Refuse", "Beat"]
-        assert messages[2].ack_sequence == 1  # type: ignore[union-attr]
+        assert messages[2].ack_sequence == 1
         rig.node.disconnected("a", START)
     rig.hear("a", LeadDelta((), ((1, 5),)))  # the claim is gone, and its refusal with it
     rig.node.connected("a", 1, START)
@@ -271,3 +270,141 @@ def test_L10_a_round_whose_beat_was_not_accepted_is_asked_again_with_the_next(ne
     assert beat.answer_now
     rig.beat("a", START + 0.1, ack=beat.sequence)  # the answer may ride in a beat just as well
     assert ("acknowledged", "a", round_id) in rig.take_events()
+
+
+# --------------------------------------------------------------------------------- the contact that a leader counts
+
+
+def test_leaders_count_their_quorum_once_when_a_peer_falls_silent(new_rig: NewRig) -> None:
+    rig = new_rig().connect("a", "c")
+    rig.node.lead(1, 5, [("a", 1), ("c", 3)], START)
+    rig.node.lead(2, 5, [("c", 3)], START)
+    for step in range(15):
+        now = START + 0.1 * step
+        rig.node.tick(now)
+        rig.beat("a", now, ack=rig.last_beat("a").sequence)
+        rig.beat("c", now, ack=rig.last_beat("c").sequence)
+    rig.take_events()
+    last = START + 1.4
+    for step in range(30):  # "a" is not heard any more
+        now = last + 0.1 * step
+        rig.node.tick(now)
+        rig.beat("c", now, ack=rig.last_beat("c").sequence)
+        judged = [event for event in rig.take_events() if event[0] == "rejudge"]
+        assert judged == ([("rejudge", 1)] if step == 11 else [])
+    rig.beat("a", now, ack=rig.last_beat("a").sequence)
+    rig.node.tick(now)
+    rig.take_events()
+    rig.node.tick(now + ET + 0.1)  # its second silence, and the first of "c"
+    assert rig.take_events() == [("rejudge", 1, 2)]
+
+
+def test_a_group_won_while_a_peer_is_silent_counts_its_quorum_when_it_is_one_election_timeout_old(
+    new_rig: NewRig,
+) -> None:
+    rig = new_rig({1: 5, 2: 5, 3: 5}).connect("a", "c")
+    rig.node.lead(1, 5, [("a", 1), ("c", 3)], START)
+    rig.node.lead(2, 5, [("c", 3)], START)
+    rig.node.lead(3, 5, [("a", 1)], START)
+    rig.node.unlead(3, START)
+    for step in range(20):
+        now = START + 0.1 * step
+        rig.node.tick(now)
+        rig.beat("c", now, ack=rig.last_beat("c").sequence)
+        judged = [event for event in rig.take_events() if event[0] == "rejudge"]
+        assert judged == ([("rejudge", 1)] if step == 11 else [])
+
+
+def test_a_contact_of_a_beat_given_up_is_older_than_the_truth_never_newer(new_rig: NewRig) -> None:
+    rig = new_rig().connect("a")
+    rig.node.lead(1, 5, [("a", 1)], START)
+    first = 0
+    for step in range(6_000):
+        rig.node.tick(START + step)
+        first = first or rig.last_beat("a").sequence
+        rig.sent.clear()
+    rig.hear("a", BeatAnswer(MINE, first + 10), START + 6_000)
+    assert rig.node.contact_s(1, 5, "a") <= START + 10
+    rig.hear("a", BeatAnswer(MINE, first + 5_999), START + 6_000)
+    assert rig.node.contact_s(1, 5, "a") == START + 5_999
+
+
+# ---------------------------------------------------------------------------------------------- its cost and its look
+
+
+@pytest.mark.parametrize("groups", [10, 10_000])
+def test_a_beat_costs_the_same_whatever_the_number_of_groups(new_rig: NewRig, groups: int) -> None:
+    rig = new_rig(dict.fromkeys(range(1, 2 * groups + 1), 5)).connect("a", "c")
+    for group_id in range(1, groups + 1):
+        rig.node.lead(group_id, 5, [("a", 1), ("c", 3)], START)
+        rig.told["a"].put(groups + group_id, 5, 1)
+    rig.hear("a", LeadAll(rig.told["a"].rows()))
+    rig.node.tick(START)
+    rig.beat("a")
+    rig.take()
+    steps = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
+        nonlocal steps
+        steps += 1
+        return count
+
+    sys.settrace(count)
+    try:
+        for step in range(1, 11):
+            rig.node.tick(START + 0.1 * step)
+            rig.node.flush()
+            rig.beat("a", START + 0.1 * step, ack=rig.last_beat("a").sequence)
+    finally:
+        sys.settrace(None)
+    assert kinds(rig.take()) == ["Beat", "Beat", "BeatAnswer"] * 10
+    assert steps < 3_000
+
+
+def test_changes_of_one_turn_leave_in_one_message_and_only_what_differs(new_rig: NewRig) -> None:
+    rig = new_rig().connect("a")
+    for group_id in (3, 1, 2):
+        rig.node.lead(group_id, 5, [("a", 1)], START)
+    rig.node.unlead(2, START)
+    rig.node.flush()
+    rig.node.flush()
+    (delta,) = rig.take("a")
+    assert (delta.added, delta.removed) == (((1, 5, 1), (3, 5, 1)), ())
+    rig.node.unlead(3, START)
+    rig.node.unlead(1, START)
+    rig.node.lead(1, 6, [("a", 1)], START)
+    rig.node.flush()
+    (delta,) = rig.take("a")
+    assert (delta.added, delta.removed) == (((1, 6, 1),), ((3, 5),))
+    with pytest.raises(InvariantViolation):
+        rig.node.lead(1, 5, [("a", 1)], START)
+
+
+def test_one_seed_gives_one_run(new_rig: NewRig) -> None:
+    runs = []
+    for _ in range(2):
+        rig = new_rig(dict.fromkeys(range(1, 50), 5)).connect("c", "a")
+        orders: list[list[int]] = []
+        rig.electable = lambda group_ids, now, orders=orders: orders.append(list(group_ids))
+        rig.hear("a", LeadAll(tuple((group_id, 5, 1) for group_id in range(1, 50))))
+        rig.told["a"] = rig.node._peers["a"].hearing.held
+        rig.beat("a")
+        rig.node.tick(START + 2 * ET)
+        runs.append(orders)
+    assert runs[0] == runs[1]
+    assert sorted(runs[0][0]) == list(range(1, 50)) != runs[0][0]  # shuffled
+
+
+def test_the_status_says_what_is_known_of_each_peer(new_rig: NewRig) -> None:
+    rig = new_rig({1: 5, 2: 9}).connect("a")
+    rig.follow("a", 1, 5)
+    rig.claim("a", 2, 5)
+    rig.node.lead(3, 5, [("a", 1)], START)
+    rig.node.tick(START + 0.25)
+    rig.beat("a", START + 0.5, ack=rig.last_beat("a").sequence)
+    status = rig.node.status(START + 1.0)
+    assert list(status) == ["a", "c"]
+    a, c = status["a"], status["c"]
+    assert (a.connected, a.incarnation, a.silent, a.held, a.led, a.refused) == (True, 1, False, 2, 1, 1)
+    assert (a.heard_age_s, a.acked_age_s) == (0.5, 0.75)
+    assert (c.connected, c.silent, c.heard_age_s, c.acked_age_s) == (False, True, math.inf, math.inf)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from aiohttp import web
+
 from examples.kv.client import Client, key_path
 from examples.kv.cluster import free_ports
 from multiraft.errors import CommandFailed, DeadlineExceeded, InvalidRequest, OutcomeUnknown

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
 from examples.kv.client import Client
 from examples.kv.load import (
     BATCH_BYTES,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from examples.kv.machine import KEY_LIMIT_BYTES, KV, PAGE_BYTES, VALUE_LIMIT_BYTES, Page, Swap, TooLarge, check_key
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from examples.kv.machine import KEY_LIMIT_BYTES, KV, PAGE_BYTES, VALUE_LIMIT_BYTES, Page, Swap, TooLarge, check_key
 
 
 def test_put_get_delete() -> None:

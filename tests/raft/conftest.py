@@ -59,37 +59,39 @@ class Disk:
             self.sync()
         self.waiting.clear()
 
-    def chain(self) -> list[Record]:
-        """The log as a reader sees it: each record clipped where the next key begins. Refuses gaps."""
-        firsts = sorted(self.records)
-        found = []
-        after, before_term = self.start.index, self.start.term
-        for at, first in enumerate(firsts):
-            record = self.records[first]
-            last = min(record.last, firsts[at + 1] - 1) if at + 1 < len(firsts) else record.last
-            if first != after + 1 or record.prev_term != before_term:
-                raise CorruptRecord(f"record at {first} does not follow ({after}, term {before_term})")
-            found.append(cut_record(GROUP, record, first, last))
-            after, before_term = last, record.term
-        return found
-
     def last(self) -> tuple[int, int]:
-        chain = self.chain()
-        return (chain[-1].last, chain[-1].term) if chain else (self.start.index, self.start.term)
+        """Return the end of the log as a reader sees it. Refuses gaps."""
+        after, before_term = self.start.index, self.start.term
+        firsts = sorted(self.records)
+        for at in range(len(firsts)):
+            record = self._clipped(firsts, at)
+            if record.first != after + 1 or record.prev_term != before_term:
+                raise CorruptRecord(f"record at {record.first} does not follow ({after}, term {before_term})")
+            after, before_term = record.last, record.term
+        return after, before_term
+
+    def _clipped(self, firsts: list[int], at: int) -> Record:
+        """Return the record under the key `firsts[at]`, cut where the next key begins."""
+        record = self.records[firsts[at]]
+        last = min(record.last, firsts[at + 1] - 1) if at + 1 < len(firsts) else record.last
+        return cut_record(GROUP, record, record.first, last)
 
     def read_records(self, group_id: int, first: int, last: int, limit_bytes: int) -> list[Record]:
         assert group_id == GROUP
         self.reads += 1
-        chain = self.chain()
-        at = bisect_right([record.first for record in chain], first) - 1
-        if at < 0 or chain[at].last < first:
-            raise CorruptRecord(f"no record holds {first}")
-        found, size = [chain[at]], len(chain[at].raw)
-        for record in chain[at + 1 :]:
+        firsts = sorted(self.records)
+        at = bisect_right(firsts, first) - 1
+        found: list[Record] = []
+        size = 0
+        while 0 <= at < len(firsts) and firsts[at] <= last:
+            record = self._clipped(firsts, at)
             size += len(record.raw)
-            if record.first > last or size > limit_bytes:
+            if found and size > limit_bytes:
                 break
             found.append(record)
+            at += 1
+        if not found or found[0].last < first:
+            raise CorruptRecord(f"no record holds {first}")
         return found
 
     def read_term(self, group_id: int, index: int) -> int:

@@ -159,7 +159,7 @@ class MemoryPlace(Place):
         self.disk.fail_next_write(error)
 
     def peek(self) -> dict[bytes, bytes]:
-        return {key: value for key in self.disk.keys() if (value := self.disk.read(key)) is not None}
+        return {key: value for key in self.disk.stored_keys() if (value := self.disk.read(key)) is not None}
 
     def poke(self, key: bytes, value: bytes | None) -> None:
         self.disk.overwrite(key, value)

@@ -72,6 +72,7 @@ async def conflict(place: Place, store: Store, record: Record, deleted: list[Ind
     batch = store.batch()
     batch.delete_records(GROUP, deleted)
     batch.put_record(GROUP, record)
+    batch.put_hard_state(GROUP, HardState(record.term, 0, 1))
     await place.write(store, batch)
 
 

@@ -62,7 +62,7 @@ async def test_binding_is_in_both_places_when_it_returns(place: Place) -> None:
     bound = Identity("n1", store.identity.store_id, CLUSTER, stores)
     assert store.identity == bound
     place.end_abruptly(store)
-    assert layout.decode_identity(place.identity_file() or b"") == bound
+    assert layout.decode_identity_file(place.identity_file() or b"") == (bound, 1, False)
     assert layout.decode_identity(place.peek()[layout.IDENTITY_KEY]) == bound
     assert place.open().identity == bound
 
@@ -108,23 +108,65 @@ async def test_a_place_in_use_is_refused_and_its_holder_goes_on(place: Place) ->
 async def test_a_crash_while_binding_is_mended(place: Place) -> None:
     store = place.open()
     unbound = place.identity_file()
-    await store.close()
-    identity = await formed(place)
+    stores = {"n1": store.identity.store_id}
+    store.bind_cluster(CLUSTER, stores)
+    identity = store.identity
+    place.end_abruptly(store)
     place.set_identity_file(unbound)
     store = place.open()
     assert store.identity == identity
-    assert layout.decode_identity(place.identity_file() or b"") == identity
+    assert layout.decode_identity_file(place.identity_file() or b"") == (identity, 2, False)
 
 
-async def test_a_crash_in_the_first_opening_is_mended(place: Place) -> None:
+@pytest.mark.parametrize("file_written", [False, True])
+async def test_a_crash_in_the_first_opening_is_mended(place: Place, file_written: bool) -> None:
     store = place.open()
     identity = store.identity
     place.end_abruptly(store)
     place.poke(layout.INCARNATION_KEY, None)
-    place.set_identity_file(None)
+    place.set_identity_file(layout.encode_identity_file(identity, 0, False) if file_written else None)
     store = place.open()
     assert (store.identity, store.incarnation) == (identity, 1)
-    assert layout.decode_identity(place.identity_file() or b"") == identity
+    assert layout.decode_identity_file(place.identity_file() or b"") == (identity, 1, False)
+
+
+@pytest.mark.parametrize("orderly", [False, True])
+async def test_a_crash_in_a_later_opening_is_mended(place: Place, orderly: bool) -> None:
+    store = place.open()
+    if orderly:
+        await store.close()
+    else:
+        place.end_abruptly(store)
+    before = place.identity_file()
+    place.end_abruptly(place.open())
+    place.set_identity_file(before)
+    store = place.open()
+    assert (store.incarnation, store.closed_orderly) == (3, False)
+
+
+async def test_a_crash_at_the_end_of_closing_is_mended(place: Place) -> None:
+    store = place.open()
+    before = place.identity_file()
+    await store.close()
+    place.set_identity_file(before)
+    assert place.open().closed_orderly
+
+
+async def test_a_database_that_forgot_its_latest_run_is_refused(place: Place) -> None:
+    store = place.open()
+    await store.close()
+    old = place.peek()
+    place.end_abruptly(place.open())
+    for key in place.peek():
+        place.poke(key, old.get(key))
+    place.poke(layout.CLOSING_KEY, old[layout.CLOSING_KEY])
+    assert "has lost what node 'n1' last wrote: the database stands within run 1, but run 2 was begun" in refusal(place)
+
+
+async def test_a_database_that_forgot_its_orderly_end_is_refused(place: Place) -> None:
+    await formed(place)
+    place.poke(layout.CLOSING_KEY, None)
+    assert "the database stands within run 1, but run 1 ended" in refusal(place)
 
 
 async def test_a_database_that_came_back_empty_is_refused(place: Place) -> None:
@@ -155,7 +197,7 @@ async def test_a_lost_identity_file_is_refused(place: Place) -> None:
 
 async def test_an_identity_file_of_another_store_is_refused(place: Place) -> None:
     await formed(place)
-    place.set_identity_file(layout.encode_identity(Identity("n1", b"another store id")))
+    place.set_identity_file(layout.encode_identity_file(Identity("n1", b"another store id"), 1, True))
     assert "put together from two stores" in refusal(place)
 
 

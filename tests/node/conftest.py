@@ -1,0 +1,76 @@
+"""Fixtures for tests of whole nodes: a small service, and clusters of real nodes on virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from multiraft import BytesService, BytesStateMachine, Limits, Node
+from multiraft.testing import MemoryCluster, run_virtual
+
+
+class Ledger(BytesStateMachine):
+    """Keeps every command in order. `!name` raises that exception; a query returns all commands, joined by spaces."""
+
+    def __init__(self) -> None:
+        self.kept: list[bytes] = []
+
+    def apply(self, command: bytes) -> bytes:
+        if command == b"!ValueError":
+            raise ValueError("not this one")
+        if command == b"!OSError":
+            raise OSError("the environment failed")
+        self.kept.append(command)
+        return b"%d" % len(self.kept)
+
+    def query(self, query: bytes) -> bytes:
+        if query == b"!":
+            raise ValueError("no such question")
+        return b" ".join(self.kept)
+
+
+class Ledgers:
+    """A cluster whose nodes serve "ledger" on one group, 16; `services` are the handles by node name."""
+
+    GROUP = 16
+
+    def __init__(self, **options: Any) -> None:
+        self.services: dict[str, BytesService] = {}
+        options.setdefault("limits", Limits(request_timeout_ms=3_000))
+        self.cluster = MemoryCluster(self._declare, **options)
+
+    def _declare(self, node: Node) -> None:
+        self.services[node.node_id] = node.bytes_service("ledger", Ledger, initial_shards=1)
+
+    async def leader(self) -> str:
+        """Wait until exactly one node leads the group, and return it."""
+        await self.cluster.until(lambda: len(self.cluster.leaders(self.GROUP)) == 1)
+        return self.cluster.leaders(self.GROUP)[0]
+
+    def kept(self, name: str) -> list[bytes]:
+        """What the replica on a node has applied."""
+        machine = self.cluster.nodes[name].local_machine(self.GROUP)
+        if not isinstance(machine, Ledger):
+            raise TypeError("group 16 is not the ledger's")
+        return machine.kept
+
+
+Scenario = Callable[[Ledgers], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def play() -> Callable[..., None]:
+    """Run a scenario on a started, ready cluster of ledgers; options go to MemoryCluster."""
+
+    def run(scenario: Scenario, **options: Any) -> None:
+        async def main() -> None:
+            ledgers = Ledgers(**options)
+            async with ledgers.cluster as cluster:
+                await cluster.ready()
+                await scenario(ledgers)
+
+        run_virtual(main())
+
+    return run

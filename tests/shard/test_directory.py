@@ -1,0 +1,238 @@
+"""The directory: idempotent, deterministic, and clear about what it refuses."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multiraft.engine.machine import Context, Machine
+from multiraft.errors import CommandFailed, WireError
+from multiraft.shard import (
+    Declaration,
+    Directory,
+    NodeInfo,
+    ShardMap,
+    create_service_command,
+    decode_map,
+    decode_nodes,
+    decode_version,
+    map_query,
+    nodes_query,
+    register_node_command,
+)
+from multiraft.types import DIRECTORY_GROUP, FIRST_USER_GROUP
+
+CONTEXT = Context(2, 1, DIRECTORY_GROUP, 0)
+NODES = ["a", "b", "c"]
+COUNTERS = Declaration("counters", initial_shards=4, replicas=3, schema={"total": ["query", None, [], "int"]})
+
+
+def applied(*commands: bytes) -> Directory:
+    directory = Directory()
+    for command in commands:
+        directory.apply(command, CONTEXT)
+    return directory
+
+
+def test_it_is_a_machine_of_the_engine() -> None:
+    machine: Machine = Directory()
+    assert decode_version(machine.apply(create_service_command(COUNTERS, NODES), CONTEXT)) == 1
+
+
+def test_creating_a_service_makes_its_shards_and_groups() -> None:
+    directory = applied(create_service_command(COUNTERS, NODES))
+    shards = directory.map.services["counters"].shards
+    assert [shard.shard_id for shard in shards] == [1, 2, 3, 4]
+    assert [shard.group_id for shard in shards] == list(range(FIRST_USER_GROUP, FIRST_USER_GROUP + 4))
+    assert [directory.map.groups[shard.group_id][0] for shard in shards] == ["a", "b", "c", "a"]
+    assert {group.service for group in directory.groups.values()} == {"counters"}
+    assert {group_id: group.nodes for group_id, group in directory.groups.items()} == dict(directory.map.groups)
+
+
+def test_a_second_service_gets_ids_of_its_own() -> None:
+    directory = applied(
+        create_service_command(COUNTERS, NODES),
+        create_service_command(Declaration("names", "range", boundaries=(b"m",), replicas=2), NODES),
+    )
+    assert directory.map.version == 2
+    assert [shard.group_id for shard in directory.map.services["names"].shards] == [20, 21]
+    assert directory.map.services["names"].find(b"zoe").group_id == 21
+
+
+def test_declaring_again_changes_nothing() -> None:
+    directory = applied(create_service_command(COUNTERS, NODES))
+    state = directory.state()
+    told: list[int] = []
+    directory.subscribe(lambda changed: told.append(changed.map.version))
+    assert decode_version(directory.apply(create_service_command(COUNTERS, ["d", "e", "f"]), CONTEXT)) == 1
+    assert directory.state() == state
+    assert told == []
+
+
+def test_a_newer_release_adds_its_methods() -> None:
+    directory = applied(create_service_command(COUNTERS, NODES))
+    newer = replace(COUNTERS, schema={"add": ["command", "name", [["name", "str", False]], "int"]})
+    directory.apply(create_service_command(newer, NODES), CONTEXT)
+    assert sorted(directory.services["counters"].schema) == ["add", "total"]
+    assert directory.map.version == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "exception", "words"),
+    [
+        (create_service_command(replace(COUNTERS, initial_shards=5), NODES), "ServiceDiffers", "initial_shards = 5"),
+        (create_service_command(replace(COUNTERS, replicas=1), NODES), "ServiceDiffers", "replicas = 1"),
+        (create_service_command(Declaration("new"), ["a", "b"]), "TooFewNodes", "wants 3 replicas, but there are 2"),
+        (create_service_command(Declaration("new"), ["a", "b", "b"]), "InvalidDeclaration", "different names"),
+        (create_service_command(Declaration("new"), ["a", "b", ""]), "InvalidDeclaration", "different names"),
+        (msgpack.packb(["create_service", [], NODES]), "InvalidDeclaration", ""),
+        (msgpack.packb(["create_service", ["n", "hash", 0, [], 3, []], NODES]), "InvalidDeclaration", "initial_shards"),
+        (msgpack.packb(["create_service", ["n", "hash", 1, [], 3, [5]], NODES]), "InvalidDeclaration", ""),
+        (msgpack.packb(["create_service", None]), "UnknownCommand", "create_service"),
+        (register_node_command("", "127.0.0.1:1"), "InvalidNode", ""),
+        (msgpack.packb(["register_node", "a", "b", None]), "InvalidNode", ""),
+        (msgpack.packb(["drop_everything"]), "UnknownCommand", "drop_everything"),
+        (msgpack.packb([]), "InvalidCommand", ""),
+        (msgpack.packb({"a": 1}), "InvalidCommand", ""),
+        (b"", "InvalidCommand", ""),
+    ],
+)
+def test_a_refusal_names_its_reason_and_changes_nothing(command: bytes, exception: str, words: str) -> None:
+    directory = applied(create_service_command(COUNTERS, NODES), register_node_command("a", "127.0.0.1:7001"))
+    state = directory.state()
+    told: list[int] = []
+    directory.subscribe(lambda changed: told.append(changed.map.version))
+    with pytest.raises(CommandFailed) as refused:
+        directory.apply(command, CONTEXT)
+    assert refused.value.exception == exception
+    assert words in refused.value.detail
+    assert directory.state() == state
+    assert told == []
+
+
+def test_nodes_are_registered_and_move() -> None:
+    directory = applied(register_node_command("b", "127.0.0.1:7002"), register_node_command("a", "127.0.0.1:7001"))
+    directory.apply(register_node_command("b", "127.0.0.1:7003", "http://127.0.0.1:8003"), CONTEXT)
+    assert decode_nodes(directory.query(nodes_query())) == {
+        "a": NodeInfo("127.0.0.1:7001", ""),
+        "b": NodeInfo("127.0.0.1:7003", "http://127.0.0.1:8003"),
+    }
+    assert directory.map.version == 0
+
+
+def test_the_map_is_asked_for_by_version() -> None:
+    directory = Directory()
+    assert decode_map(directory.query(map_query())) == ShardMap()
+    directory.apply(create_service_command(COUNTERS, NODES), CONTEXT)
+    assert decode_map(directory.query(map_query())) == directory.map
+    assert decode_map(directory.query(map_query(0))) == directory.map
+    assert decode_map(directory.query(map_query(1))) is None
+
+
+@pytest.mark.parametrize("query", [b"", b"\xc1", msgpack.packb(["map"]), msgpack.packb(["map", "1"]), msgpack.packb(7)])
+def test_other_questions_are_refused(query: bytes) -> None:
+    with pytest.raises(CommandFailed, match="UnknownQuery"):
+        Directory().query(query)
+
+
+def test_subscribers_hear_of_each_change_and_cannot_harm(caplog: pytest.LogCaptureFixture) -> None:
+    directory = Directory()
+    told: list[int] = []
+
+    def broken(changed: Directory) -> None:
+        raise ValueError("broken subscriber")
+
+    directory.subscribe(broken)
+    unsubscribe = directory.subscribe(lambda changed: told.append(changed.map.version))
+    with caplog.at_level(logging.ERROR):
+        directory.apply(register_node_command("a", "127.0.0.1:7001"), CONTEXT)
+        directory.apply(register_node_command("a", "127.0.0.1:7001"), CONTEXT)
+        directory.apply(create_service_command(COUNTERS, NODES), CONTEXT)
+    assert told == [0, 1]
+    assert "broken subscriber" in caplog.text
+    unsubscribe()
+    unsubscribe()
+    directory.apply(register_node_command("a", "127.0.0.1:7009"), CONTEXT)
+    assert told == [0, 1]
+
+
+names = st.sampled_from(["counters", "names", "things"])
+declarations = st.one_of(
+    st.builds(Declaration, names, st.just("hash"), st.integers(1, 5), replicas=st.integers(1, 4)),
+    st.builds(Declaration, names, st.just("range"), boundaries=st.just((b"g", b"p")), replicas=st.integers(1, 4)),
+)
+commands = st.lists(
+    st.one_of(
+        st.builds(create_service_command, declarations, st.permutations(["a", "b", "c", "d"])),
+        st.builds(register_node_command, st.sampled_from(["a", "b"]), st.sampled_from(["127.0.0.1:1", "127.0.0.1:2"])),
+        st.binary(max_size=4),
+    ),
+    max_size=12,
+)
+
+
+def outcomes(directory: Directory, sequence: list[bytes]) -> list[Any]:
+    found: list[Any] = []
+    for command in sequence:
+        try:
+            found.append(directory.apply(command, CONTEXT))
+        except CommandFailed as refused:
+            found.append((refused.exception, refused.detail))
+    return found
+
+
+@given(commands)
+def test_the_same_commands_leave_the_same_bytes(sequence: list[bytes]) -> None:
+    one, other = Directory(), Directory()
+    versions: list[int] = []
+    other.subscribe(lambda changed: versions.append(changed.map.version))
+    assert outcomes(one, sequence) == outcomes(other, sequence)
+    assert one.state() == other.state()
+
+
+@given(commands, commands)
+def test_a_restored_directory_goes_on_as_the_original(before: list[bytes], after: list[bytes]) -> None:
+    original = Directory()
+    outcomes(original, before)
+    restored = applied(register_node_command("left over", "127.0.0.1:3"))
+    restored.restore(original.state())
+    assert restored.state() == original.state()
+    assert outcomes(restored, after) == outcomes(original, after)
+    assert restored.state() == original.state()
+
+
+@given(commands)
+def test_every_command_may_be_sent_twice(sequence: list[bytes]) -> None:
+    once, twice = Directory(), Directory()
+    creations = [command for command in sequence if b"create_service" in command]
+    outcomes(once, creations)
+    outcomes(twice, [command for command in creations for _ in range(2)])
+    assert once.state() == twice.state()
+
+
+def test_restoring_says_so_and_refuses_other_bytes() -> None:
+    source = applied(create_service_command(COUNTERS, NODES))
+    directory = Directory()
+    told: list[int] = []
+    directory.subscribe(lambda changed: told.append(changed.map.version))
+    directory.restore(source.state())
+    assert told == [1]
+    state = directory.state()
+    plain = msgpack.unpackb(state)
+    for damaged in (b"", b"\xc1", msgpack.packb([]), msgpack.packb([2, *plain[1:]]), msgpack.packb([*plain[:5], None])):
+        with pytest.raises(WireError):
+            directory.restore(damaged)
+    assert directory.state() == state
+
+
+@pytest.mark.parametrize("answer", [b"", b"\xc1", msgpack.packb("x")])
+def test_malformed_answers_are_refused(answer: bytes) -> None:
+    for decode in (decode_version, decode_map, decode_nodes):
+        with pytest.raises(WireError):
+            decode(answer)

@@ -1,0 +1,166 @@
+"""The group handle: bytes through to the leader, hooks, and a membership that can be watched."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from multiraft.config import Limits
+from multiraft.errors import InvalidRequest, NotReady
+from multiraft.group import CallKind, Group, GroupHost
+from multiraft.types import GroupId, Membership, NodeId, founding_membership
+
+
+class Host:
+    """A node with one replica, led as the test says."""
+
+    def __init__(self) -> None:
+        self.limits = Limits(entry_bytes=100, key_bytes=10)
+        self.calls: list[tuple[GroupId, str, bytes, float | None]] = []
+        self.leading = False
+        self.current: Membership | None = founding_membership(("a", "b", "c"))
+        self.membership_watchers: list[Callable[[Membership], None]] = []
+        self.role_watchers: list[Callable[[bool], None]] = []
+
+    async def _answer(self) -> bytes:
+        return b"done"
+
+    def call(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float | None) -> Awaitable[bytes]:
+        self.calls.append((group_id, kind, body, timeout_s))
+        return self._answer()
+
+    def leads(self, group_id: GroupId) -> bool:
+        return self.leading
+
+    def leader(self, group_id: GroupId) -> NodeId | None:
+        return "a" if self.leading else None
+
+    def membership(self, group_id: GroupId) -> Membership:
+        if self.current is None:
+            raise NotReady(f"this node has no replica of group {group_id}")
+        return self.current
+
+    def subscribe_membership(self, group_id: GroupId, changed: Callable[[Membership], None]) -> Callable[[], None]:
+        self.membership(group_id)
+        self.membership_watchers.append(changed)
+        return lambda: self.membership_watchers.remove(changed)
+
+    def subscribe_role(self, group_id: GroupId, changed: Callable[[bool], None]) -> Callable[[], None]:
+        self.role_watchers.append(changed)
+        return lambda: self.role_watchers.remove(changed)
+
+    def set_membership(self, index: int) -> Membership:
+        assert self.current is not None
+        self.current = Membership(index, self.current.voters, self.current.nodes, self.current.next_replica_id)
+        for watcher in list(self.membership_watchers):
+            watcher(self.current)
+        return self.current
+
+    def set_leading(self, leading: bool) -> None:
+        self.leading = leading
+        for watcher in list(self.role_watchers):
+            watcher(leading)
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
+@pytest.fixture
+def group(host: Host) -> Group:
+    port: GroupHost = host
+    return Group(17, port)
+
+
+async def test_commands_and_queries_go_to_the_leader(host: Host, group: Group) -> None:
+    assert await group.propose(b"command") == b"done"
+    assert await group.read(b"query", 0.5) == b"done"
+    assert host.calls == [(17, "propose", b"command", None), (17, "read", b"query", 0.5)]
+    assert repr(group) == "<group 17>"
+
+
+@pytest.mark.parametrize(
+    ("body", "timeout_s", "words"),
+    [
+        ("text", None, "the command must be bytes, not str"),
+        (bytearray(b"x"), None, "must be bytes, not bytearray"),
+        (b"x" * 101, None, "a command of 101 bytes is more than entry_bytes = 100"),
+        (b"x", 0.0, "timeout_s = 0.0"),
+        (b"x", -1.0, "timeout_s = -1.0"),
+        (b"x", float("nan"), "timeout_s = nan"),
+    ],
+)
+async def test_what_cannot_be_sent_is_refused(
+    host: Host, group: Group, body: Any, timeout_s: float | None, words: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        await group.propose(body, timeout_s)
+    assert words in str(refused.value)
+    assert host.calls == []
+    assert await group.propose(b"x" * 100) == b"done"
+
+
+async def test_the_membership_is_there_and_can_be_watched(host: Host, group: Group) -> None:
+    first = group.membership()
+    watching = aiter(group.watch_membership())
+    assert await anext(watching) == first
+    second = host.set_membership(5)
+    assert await anext(watching) == second
+    host.set_membership(6)
+    newest = host.set_membership(7)
+    assert await anext(watching) == newest
+    assert len(host.membership_watchers) == 1
+
+
+async def test_a_watcher_that_leaves_is_forgotten(host: Host, group: Group) -> None:
+    async with aclosing(group.watch_membership()) as watching:
+        async for _ in watching:
+            assert len(host.membership_watchers) == 1
+            break
+    assert host.membership_watchers == []
+
+
+async def test_without_a_replica_there_is_no_membership(host: Host, group: Group) -> None:
+    host.current = None
+    with pytest.raises(NotReady):
+        group.membership()
+    with pytest.raises(NotReady):
+        await anext(aiter(group.watch_membership()))
+
+
+def test_hooks_hear_of_their_half(host: Host, group: Group) -> None:
+    heard: list[str] = []
+    end_leader = group.on_leader(lambda: heard.append("leader"))
+    end_follower = group.on_follower(lambda: heard.append("follower"))
+    assert heard == []
+    for leading in (True, False, True):
+        host.set_leading(leading)
+    assert heard == ["leader", "follower", "leader"]
+    assert group.leader == "a"
+    group.on_leader(lambda: heard.append("already"))
+    assert heard[-1] == "already"
+    end_leader()
+    end_follower()
+    host.set_leading(False)
+    assert heard[-1] == "already"
+    assert group.leader is None
+
+
+def test_a_hook_that_raises_is_logged(host: Host, group: Group, caplog: pytest.LogCaptureFixture) -> None:
+    heard: list[str] = []
+
+    def broken() -> None:
+        raise ValueError("broken hook")
+
+    group.on_leader(broken)
+    group.on_leader(lambda: heard.append("leader"))
+    with caplog.at_level(logging.ERROR):
+        host.set_leading(True)
+    assert heard == ["leader"]
+    assert "group 17" in caplog.text
+    assert "broken hook" in caplog.text

@@ -123,8 +123,9 @@ class ReplicaScan:
             self.problem(
                 f"{where}: commit {self.hard_state.commit} is not within its log ({start.index} to {self.last_index})"
             )
-        if self.hard_state.term < max(self._top_term, start.term):
-            self.problem(f"{where}: term {self.hard_state.term} is below that of its log, {self._top_term}")
+        top_term = max(self._top_term, start.term)
+        if self.hard_state.term < top_term:
+            self.problem(f"{where}: term {self.hard_state.term} is below that of its log, {top_term}")
 
     def _add_record(self, first: Index, value: bytes) -> None:
         self.records += 1

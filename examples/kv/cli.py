@@ -10,6 +10,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -22,7 +23,7 @@ from examples.kv import server
 from examples.kv.client import Client
 from examples.kv.load import LoadError, Record, check_file, file_records, load, unicode_records
 from examples.kv.server import EXIT_USAGE, report
-from multiraft.config import NodeConfig
+from multiraft.config import Limits, NodeConfig
 from multiraft.errors import ConfigError, MultiRaftError, OutcomeUnknown
 
 DEFAULT_URL: Final = "http://127.0.0.1:7101"
@@ -85,6 +86,17 @@ def _members(context: click.Context, parameter: click.Parameter, values: tuple[s
     return members
 
 
+def _limits(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
+    known = [item.name for item in fields(Limits)]
+    limits: dict[str, int] = {}
+    for value in values:
+        name, _, number = value.partition("=")
+        if name not in known or name in limits or not number.isascii() or not number.isdigit():
+            raise click.BadParameter(f"{value!r}: must be NAME=NUMBER, each name once; known: {', '.join(known)}")
+        limits[name] = int(number)
+    return limits
+
+
 @cli.command()
 @click.option("--config", metavar="FILE", help="TOML with node_id, data_dir, listen, [members] and [limits].")
 @click.option("--id", "node_id", metavar="NAME", help="This node's name; one of the members.")
@@ -96,6 +108,7 @@ def _members(context: click.Context, parameter: click.Parameter, values: tuple[s
 @click.option("--http", required=True, metavar="HOST:PORT", help="Where it serves the HTTP API.")
 @click.option("--shards", type=click.IntRange(1, 4096), default=server.INITIAL_SHARDS, show_default=True)
 @click.option("--replicas", type=click.IntRange(1, 7), help="Of each shard. [3, or the number of members if less]")
+@click.option("--limit", "limits", multiple=True, callback=_limits, metavar="NAME=VALUE", help="As in [limits].")
 @click.option("--insecure", is_flag=True, help="Allow addresses beyond loopback although nobody is authenticated.")
 @click.option("--until-stdin-closes", is_flag=True, hidden=True)
 @click.option("--allow-planted-loss", is_flag=True, hidden=True)
@@ -108,6 +121,7 @@ def node(
     http: str,
     shards: int,
     replicas: int | None,
+    limits: dict[str, int],
     insecure: bool,
     until_stdin_closes: bool,
     allow_planted_loss: bool,
@@ -122,7 +136,7 @@ def node(
       python -m examples.kv node --id a --listen 127.0.0.1:7001 --http 127.0.0.1:7101 --data data/a \\
           --member a=127.0.0.1:7001 --member b=127.0.0.1:7002 --member c=127.0.0.1:7003
     """
-    given = {"--id": node_id, "--listen": listen, "--data": data, "--member": members}
+    given = {"--id": node_id, "--listen": listen, "--data": data, "--member": members, "--limit": limits}
     try:
         if config is not None:
             named = [name for name, value in given.items() if value]
@@ -130,10 +144,10 @@ def node(
                 raise ConfigError(f"{named[0]} and --config: say it in one place, {config} or the options")
             settings = NodeConfig.from_toml(config)
         else:
-            missing = [name for name, value in given.items() if not value]
+            missing = [name for name, value in given.items() if not value and name != "--limit"]
             if missing:
                 raise ConfigError(f"{missing[0]} is missing; give it, or --config FILE")
-            settings = NodeConfig(node_id or "", data or "", listen or "", members, insecure)
+            settings = NodeConfig(node_id or "", data or "", listen or "", members, insecure, Limits(**limits))
     except ConfigError as problem:
         sys.exit(report(problem, EXIT_USAGE))
     copies = replicas or min(server.REPLICAS, len(settings.members))

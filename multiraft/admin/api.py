@@ -47,7 +47,15 @@ from multiraft.admin.view import (
     silence_problems,
 )
 from multiraft.config import parse_address
-from multiraft.errors import ConfigError, InvalidRequest, MultiRaftError, NotRunning, StartError
+from multiraft.errors import (
+    ConfigError,
+    InvalidRequest,
+    MultiRaftError,
+    NotRunning,
+    OutcomeUnknown,
+    StartError,
+    Unreachable,
+)
 from multiraft.shard.shard_map import ShardMap
 from multiraft.types import DIRECTORY_GROUP, U64_MAX, GroupId, NodeId
 
@@ -226,10 +234,12 @@ class _Api:
             return reply["ok"] if "ok" in reply else Silence(f"answered with an error: {reply['error']}", reached=True)
         except InvalidRequest as problem:
             return Silence(f"{problem} (does it serve the admin API?)", reached=True)
+        except Unreachable:
+            return Silence("not connected")
+        except (OutcomeUnknown, TimeoutError):
+            return Silence(f"no answer within {PEER_TIMEOUT_S:g} s")
         except MultiRaftError as problem:
             return Silence(str(problem))
-        except TimeoutError:
-            return Silence(f"no answer within {PEER_TIMEOUT_S:g} s")
         except (ValueError, KeyError, TypeError) as problem:
             return Silence(f"its answer makes no sense here: {type(problem).__name__}", reached=True)
 

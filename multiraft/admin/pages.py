@@ -35,6 +35,8 @@ _STATE_STYLES: Final[Mapping[str, str]] = {
 }
 _SLOW_LOOP_MS: Final = 50.0
 _BUSY: Final = 0.9
+_EDGE_BYTES: Final = 16
+"""Shown of a shard's limit: hashes have 8, keys may have thousands."""
 
 
 def status_page(answer: Facts) -> Page:
@@ -316,10 +318,8 @@ def _shard(shard: Facts | None, long: bool = False) -> str:
 
 
 def _edge(routing_key: str) -> str:
-    """A limit of a shard, given as hex, without the zeros that hashes end in; printable text as text."""
-    if not routing_key:
-        return "start"
-    return routing_key.rstrip("0") or "0"
+    """A limit of a shard, given as hex."""
+    return cut(routing_key, 2 * _EDGE_BYTES) or "start"
 
 
 def _bad_if(count: int) -> Cell:

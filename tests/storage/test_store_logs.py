@@ -231,7 +231,7 @@ async def test_what_does_not_fit_together_is_refused(place: Place, damage: Damag
     await place.found(store, group_id=GROUP - 1)
     records, hard_state = damage(place)
     await place.found(store, records, hard_state)
-    with pytest.raises(CorruptRecord, match=f"is damaged: group {GROUP}: .*{expected}.*from a copy"):
+    with pytest.raises(CorruptRecord, match=f"is damaged: group {GROUP}: .*{expected}.*[.] Put back a copy"):
         store.load_replicas()
 
 

@@ -175,7 +175,7 @@ async def test_a_database_that_came_back_empty_is_refused(place: Place) -> None:
         place.poke(key, None)
     text = refusal(place)
     assert "node 'n1' of cluster 00010203..., but its database came back empty" in text
-    assert "from a copy" in text
+    assert "Put back a copy" in text
     assert place.peek() == {}
 
 

@@ -105,7 +105,7 @@ class Peer:
 
     async def counted(self, *names: str, times: int = 1) -> None:
         """Wait until these counters add up to `times`. A refusal has no event but its counter and its log line."""
-        while sum(self.count(name) for name in names) < times:
+        while sum(self.count(name) for name in names) < times:  # noqa: ASYNC110
             await asyncio.sleep(0)
 
 
@@ -256,7 +256,8 @@ class Proxy:
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.address = "127.0.0.1:{}".format(self._server.sockets[0].getsockname()[1])
+        port: int = self._server.sockets[0].getsockname()[1]
+        self.address = f"127.0.0.1:{port}"
 
     def break_off(self) -> None:
         for writer in self._writers:
@@ -303,10 +304,12 @@ class Proxy:
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+    """Return a port that nobody listens on, below those that the system gives to outgoing connections."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
 
 
 @pytest.fixture(params=["sockets", "memory"])

@@ -375,7 +375,11 @@ async def test_a_server_that_never_answers_is_given_up_and_dialled_again(
 
 @pytest.mark.parametrize(
     ("answer", "counter"),
-    [(b"", "refused_hello"), (hello_frame(b"nonsense"), "refused_hello"), (messages_frame(BULK, [GOOD]), "refused_hello")],
+    [
+        (b"", "refused_hello"),
+        (hello_frame(b"nonsense"), "refused_hello"),
+        (messages_frame(BULK, [GOOD]), "refused_hello"),
+    ],
 )
 async def test_a_server_that_answers_nonsense_is_refused(
     answer: bytes, counter: str, socket_world: SocketWorld, greeting: Greeting
@@ -429,7 +433,7 @@ async def test_closing_does_not_wait_for_a_peer_that_reads_nothing(
         server.reads = False
         a = await socket_world.start("a", entry_bytes=65_536, outbox_bytes=16 * 1024 * 1024)
         await a.ear.hears("connected", "b")
-        while a.send("b", *range(10_000)):
+        while a.send("b", *range(10_000)):  # noqa: ASYNC110 - a full outbox is no event
             await asyncio.sleep(0)
         async with asyncio.timeout(20):
             await socket_world.stop(a)
@@ -437,5 +441,5 @@ async def test_closing_does_not_wait_for_a_peer_that_reads_nothing(
 
 async def fill(a: Peer) -> None:
     """Send urgent messages, turn by turn, until they are refused."""
-    while a.send("b", *range(1000), urgent=True):
+    while a.send("b", *range(1000), urgent=True):  # noqa: ASYNC110 - a full outbox is no event
         await asyncio.sleep(0)

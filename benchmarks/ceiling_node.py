@@ -142,14 +142,14 @@ class Group:
     def apply(self) -> int:
         """Apply what is committed, answer whoever waits for it, and return how many entries that was."""
         count = self.commit - self.applied
+        entries, self.entries = self.entries, self.entries[count:]
+        waiting, self.waiting = self.waiting, self.waiting[count:]
+        del entries[count:], waiting[count:]
         state = self.state
-        for entry in self.entries[:count]:
+        for entry in entries:
             state[entry[:KEY_BYTES]] = entry
-        del self.entries[:count]
-        if self.waiting:
-            for index, waiter in enumerate(self.waiting[:count], self.applied + 1):
-                waiter.set_result(index)
-            del self.waiting[:count]
+        for index, waiter in enumerate(waiting, self.applied + 1):
+            waiter.set_result(index)
         self.applied = self.commit
         return count
 
@@ -212,9 +212,13 @@ class Leader:
         for position in range(0, len(marks), 2):
             group = groups[marks[position]]
             group.match[node] = marks[position + 1]
-            committed = sorted(group.match)[NODES // 2]
-            if committed > group.commit:
-                group.commit = committed
+            low, median, high = group.match
+            if low > median:
+                low, median = median, low
+            if median > high:
+                median = high if high > low else low
+            if median > group.commit:
+                group.commit = median
                 self.applied += group.apply()
 
     def acknowledged(self, node: int, frame: bytes) -> None:

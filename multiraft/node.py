@@ -34,7 +34,7 @@ from multiraft.services import BytesService, Services
 from multiraft.shard import Directory, Router, ShardMap
 from multiraft.shard.partition import Mode
 from multiraft.statemachine import BytesStateMachine, StateMachine
-from multiraft.status import group_counts, peer_states, read_log, replica_state, shard_of
+from multiraft.status import group_counts, peer_states, process_use, read_log, replica_state, shard_of
 from multiraft.storage import open_leveldb
 from multiraft.transport import AiohttpTransport
 from multiraft.types import DIRECTORY_GROUP, GroupId, Identity, Membership, NodeId
@@ -578,6 +578,7 @@ class _Running:
             "version": package_version(),
             "listen": config.listen,
             "started_orderly": store.closed_orderly,
+            "process": process_use(),
             "peers": peer_states(engine, dict(config.members)),
             "groups": group_counts(engine),
             "loop": {"lag_ms": round(lag_s * 1e3, 3), "busy": round(busy, 4), "turns": engine.pacing.turns},

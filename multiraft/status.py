@@ -5,6 +5,8 @@ Rules of this file: reading changes nothing; ids of bytes are given as hex, ages
 
 from __future__ import annotations
 
+import os
+import resource
 from math import isfinite
 from typing import Any, Final
 
@@ -23,6 +25,16 @@ _ROLES: Final = {
 }
 _KINDS: Final = {NOOP: "no-op", COMMANDS: "command"}
 _READ_BYTES: Final = 1024 * 1024
+
+
+def process_use() -> dict[str, Any]:
+    """What this process has used: CPU seconds, user and system, and its largest memory in bytes."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "pid": os.getpid(),
+        "cpu_s": round(used.ru_utime + used.ru_stime, 3),
+        "max_rss_bytes": used.ru_maxrss * 1024,
+    }
 
 
 def group_counts(engine: Engine) -> dict[str, int]:

@@ -164,17 +164,16 @@ class Router:
                 asked.add(node_id)
                 try:
                     answer = await self._ask(node_id, group_id, kind, body, left_s)
-                except Halted as problem:
-                    cause = halted = problem
-                except _PASSING as problem:
+                except (Halted, *_PASSING) as problem:
+                    if self._hints.get(group_id) == node_id:
+                        del self._hints[group_id]
                     if isinstance(problem, OutcomeUnknown) and kind == "propose":
                         raise
+                    halted = problem if isinstance(problem, Halted) else halted
                     cause = problem
                 else:
                     self._hints[group_id] = node_id
                     return answer
-                if self._hints.get(group_id) == node_id:
-                    del self._hints[group_id]
                 node_id = self._next(group_id, asked, cause)
             if halted is not None:
                 raise halted

@@ -77,7 +77,7 @@ class AiohttpTransport(PeerTransport):
         try:
             self._server = await loop.create_server(self._listener, host, port, backlog=128)
         except OSError as problem:
-            why = os.strerror(problem.errno) if (problem.errno or 0) > 0 else str(problem)
+            why = os.strerror(problem.errno) if problem.errno and problem.errno > 0 else str(problem)
             raise StartError(
                 f"node {self._config.node_id!r} cannot listen on {self._config.listen}: {why}; "
                 "stop the process that uses the address (perhaps this node already runs), or change `listen`"

@@ -51,7 +51,9 @@ def metrics_text(status: Facts) -> str:
     for name, value in sorted(status.get("counters", {}).items()):
         if isinstance(value, (int, float)):
             safe = _NOT_IN_NAMES.sub("_", name)
-            add(f"transport_{safe.removesuffix('_total')}_total", "counter", "Transport counter.", [("", value)])
+            add(
+                f"node_{safe.removesuffix('_total')}_total", "counter", "Counted by engine or transport.", [("", value)]
+            )
     return "\n".join(lines) + "\n"
 
 

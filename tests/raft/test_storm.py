@@ -21,6 +21,7 @@ from multiraft.records import COMMANDS
 
 STEPS: Final = 8_000
 SEEDS: Final = 200
+GROUP: Final = 16
 
 
 class Claim:
@@ -46,6 +47,7 @@ class Storm:
         self.leader_of: dict[int, int] = {}
         self.vote_of: dict[tuple[int, int], int] = {}
         self.committed: dict[int, tuple[int, bytes]] = {}
+        self.seen_stable: dict[int, int] = {}
         self.seen_commit = dict.fromkeys(group.replicas, 1)
         self.seen_term = dict.fromkeys(group.replicas, 0)
         self.reads: dict[tuple[int, int, int], int] = {}
@@ -213,6 +215,11 @@ class Storm:
                         assert term > core.term or held.get(index) == (term, entry), "leader completeness"
             elif core.role is Role.LEADER:
                 raise AssertionError(f"two leaders in term {core.term}")
+            stable = core.log.stable
+            if stable != self.seen_stable.get(one):
+                self.seen_stable[one] = stable
+                if stable > core.log.start.index:
+                    assert replica.disk.read_term(GROUP, stable) == core.log.term(stable), "stable, but not on disk"
             for round_id, index in replica.read_states:
                 assert index >= self.reads[one, self.life[one], round_id], "an outdated read"
                 self.reads_answered += 1

@@ -171,6 +171,19 @@ async def test_who_answered_is_asked_first_the_next_time() -> None:
     assert cluster.order == "abcccbb"
 
 
+@pytest.mark.parametrize("problem", [NotLeader(GROUP), OutcomeUnknown("silent"), Halted("disk")])
+async def test_who_failed_is_not_asked_first_the_next_time(problem: MultiRaftError) -> None:
+    cluster = Cluster({"a": [NotLeader(GROUP)], "b": [NotLeader(GROUP)], "c": [b"1", problem]})
+    router = router_of(cluster)
+    await router.call(GROUP, "propose", b"x")
+    with pytest.raises(MultiRaftError):
+        await router.call(GROUP, "propose", b"y", 0.001)
+    cluster.asked.clear()
+    cluster.answers["a"] = [b"2"]
+    assert await router.call(GROUP, "propose", b"z") == b"2"
+    assert cluster.order == "a"
+
+
 async def test_a_hint_that_points_back_does_not_loop() -> None:
     cluster = Cluster({"a": [NotLeader(GROUP, "b")], "b": [NotLeader(GROUP, "a")], "c": [NotLeader(GROUP), b"done"]})
     assert await router_of(cluster).call(GROUP, "propose", b"x") == b"done"
@@ -381,8 +394,10 @@ async def test_a_service_that_is_not_there_yet_is_waited_for() -> None:
     waiting = asyncio.ensure_future(router.shards("late"))
     await asyncio.sleep(0)
     assert not calling.done()
+    cluster.now += 3.0
     directory.apply(create_service_command(Declaration("late", replicas=1), ["a"]), context)
     assert await calling == b"done"
+    assert cluster.asked[0][3] == 2.0  # what the waiting has left of the time
     assert len((await waiting).shards) == 1
 
 

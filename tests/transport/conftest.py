@@ -152,7 +152,8 @@ class World(ABC):
 
     async def pair(self, **limits: int) -> tuple[Peer, Peer]:
         """Start a and b and wait until each can send to the other."""
-        one, other = await self.start("a", **limits), await self.start("b", **limits)
+        start: Any = self.start
+        one, other = await start("a", **limits), await start("b", **limits)
         await one.ear.hears("connected", "b")
         await other.ear.hears("connected", "a")
         return one, other

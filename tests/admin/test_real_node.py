@@ -1,0 +1,162 @@
+"""The admin API and the command line on three real nodes in this process: real store, transport and elections."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgpack
+import pytest
+from aiohttp import ClientSession
+
+from multiraft import Limits, Node, NodeConfig, StateMachine, command, query
+from multiraft.admin.api import admin_app, serve_admin
+
+Run: TypeAlias = Callable[..., Awaitable[Any]]
+LIMITS = Limits(beat_ms=50, election_timeout_ms=400)
+DEADLINE_S = 60.0
+
+
+class Notes(StateMachine):
+    def __init__(self) -> None:
+        self.notes: dict[str, bytes] = {}
+
+    @command(key="key")
+    def put(self, key: str, value: bytes) -> int:
+        self.notes[key] = value
+        return len(self.notes)
+
+    @query(key="key")
+    def get(self, key: str) -> bytes | None:
+        return self.notes.get(key)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(found.getsockname()[1]) for found in sockets]
+    for found in sockets:
+        found.close()
+    return ports
+
+
+@dataclass
+class Cluster:
+    """Three nodes; the admin API of the first is at `url`, the others answer its questions."""
+
+    nodes: list[Node]
+    notes: type[Notes]
+    url: str
+    session: ClientSession
+    data: Path
+
+    async def fetch(self, path: str) -> tuple[int, dict[str, Any]]:
+        async with self.session.get(self.url + path) as response:
+            return response.status, await response.json()
+
+    async def until(self, path: str, holds: Callable[[int, dict[str, Any]], bool]) -> dict[str, Any]:
+        """Ask again until the answer fits. There is no event to wait for: the cluster finds out by silence."""
+        found: Any = None
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                while True:
+                    status, found = await self.fetch(path)
+                    if holds(status, found):
+                        return dict(found)
+        except TimeoutError:
+            raise AssertionError(f"{path} never answered as expected; the last answer: {found}") from None
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    *peers, admin = free_ports(4)
+    members = {f"n{number}": f"127.0.0.1:{port}" for number, port in enumerate(peers, 1)}
+    nodes = [
+        Node(NodeConfig(name, str(tmp_path / name), address, members, limits=LIMITS))
+        for name, address in members.items()
+    ]
+    handles = [node.service("notes", Notes, initial_shards=4, replicas=3) for node in nodes]
+    for node in nodes[1:]:
+        admin_app(node)
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(ClientSession())
+        await asyncio.gather(*[stack.enter_async_context(node) for node in nodes])
+        url = await stack.enter_async_context(serve_admin(nodes[0], f"127.0.0.1:{admin}"))
+        await asyncio.gather(*[node.ready("notes", timeout_s=DEADLINE_S) for node in nodes])
+        yield Cluster(nodes, handles[1], url, session, tmp_path)
+
+
+async def test_a_healthy_cluster_from_all_sides(cluster: Cluster, run_cli: Run) -> None:
+    await cluster.notes.put("user:7", b"hello")
+    found = await cluster.until("/status", lambda status, answer: answer["healthy"])
+    assert [node["state"] for node in found["nodes"]] == ["up"] * 3
+    assert len({node["cluster_id"] for node in found["nodes"]}) == 1
+    assert sum(node["groups"]["led"] for node in found["nodes"]) == 5  # four shards and the directory
+
+    found = await cluster.until("/groups", lambda _, answer: all(row["lag"] == 0 for row in answer["groups"]))
+    assert found["healthy"]
+    assert [row["state"] for row in found["groups"]] == ["ok"] * 5
+    assert [row["service"] for row in found["groups"]] == ["directory"] + ["notes"] * 4
+    for row in found["groups"]:
+        assert [replica["role"] for replica in row["replicas"]].count("leader") == 1
+        assert cluster.nodes[0].leader(row["group_id"]) == row["leader"]
+
+    _, route = await cluster.fetch("/route?key=user:7&service=notes")
+    _, log = await cluster.fetch(f"/groups/{route['group_id']}/log?last=1")
+    (entry,) = log["entries"]
+    assert msgpack.unpackb(base64.b64decode(entry["entry"])) == ["put", "user:7", b"hello"]  # it went where it was said
+    assert entry["committed"]
+    assert log["node_id"] == route["leader"]
+
+    assert (await cluster.fetch("/readyz"))[0] == 200
+    assert (await cluster.fetch("/groups/99"))[0] == 404
+    async with cluster.session.get(cluster.url + "/metrics") as response:
+        assert 'multiraft_groups{state="hosted"} 5' in (await response.text()).splitlines()
+
+    group = str(route["group_id"])
+    runs = await asyncio.gather(
+        *[
+            run_cli("--url", cluster.url, *command_line)
+            for command_line in (("status",), ("groups",), ("group", group), ("route", "user:7"), ("log", group))
+        ]
+    )
+    assert [finished.code for finished in runs] == [0] * 5, runs
+    assert "put('user:7', b'hello')" in runs[4].out
+
+
+async def test_losing_nodes_is_seen_and_explained(cluster: Cluster, run_cli: Run) -> None:
+    await cluster.nodes[2].stop()
+    found = await cluster.until("/status", lambda _, answer: answer["nodes"][2]["state"] == "down")
+    assert found["nodes"][2]["heard_age_s"] is not None
+    assert not found["healthy"]
+    found = await cluster.until("/groups", lambda _, answer: {row["state"] for row in answer["groups"]} == {"ok"})
+    assert {row["leader"] for row in found["groups"]} <= {"n1", "n2"}
+    assert (await cluster.fetch("/groups?state=leaderless"))[1]["groups"] == []
+
+    await cluster.nodes[1].stop()
+    found = await cluster.until(
+        "/groups", lambda _, answer: {row["state"] for row in answer["groups"]} == {"leaderless"}
+    )
+    assert all("no quorum: 2 of 3 voters do not answer" in row["why"] for row in found["groups"])
+    assert (await cluster.fetch("/livez"))[0] == 200
+    status, ready = await cluster.fetch("/readyz")
+    assert (status, ready["groups_ready"], ready["groups"]) == (503, 0, 5)
+    unhealthy, in_use, stopped = await asyncio.gather(
+        run_cli("--url", cluster.url, "groups", "--json"),
+        run_cli("storage", str(cluster.data / "n1")),
+        run_cli("storage", str(cluster.data / "n2"), "--json"),
+    )
+    assert unhealthy.code == 1
+    assert len(json.loads(unhealthy.out)["problems"]) == 2 + 5
+    assert in_use.code == 5
+    assert "in use" in in_use.err
+    assert stopped.code == 0, stopped
+    report = json.loads(stopped.out)
+    assert report["closed_orderly"]
+    assert [group["service"] for group in report["groups"]] == ["directory"] + ["notes"] * 4

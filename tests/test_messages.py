@@ -1,0 +1,224 @@
+"""Every message comes back from the wire as it was, and what is not a message is a WireError.
+
+Rules of this file: a list of all message types is taken from the module itself, so that a new one cannot be forgotten.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multiraft import messages
+from multiraft.errors import InvariantViolation, WireError
+from multiraft.messages import (
+    Append,
+    AppendAnswer,
+    Beat,
+    CommitTo,
+    Form,
+    Formed,
+    LeadAll,
+    LeadAsk,
+    LeadDelta,
+    Message,
+    PreVote,
+    Request,
+    RequestVote,
+    Response,
+)
+from multiraft.records import COMMANDS, Record, encode_record
+from multiraft.transport.frames import encode_message
+from multiraft.transport.wire import ID_BYTES_MAX, from_wire, to_wire
+from multiraft.types import U64_MAX
+
+KINDS: list[Any] = [kind for _, kind in inspect.getmembers(messages, inspect.isclass) if "CODE" in vars(kind)]
+
+u64 = st.one_of(st.integers(0, U64_MAX), st.sampled_from([0, 1, 255, 256, 2**63, U64_MAX]))
+names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "added": st.lists(st.tuples(u64, u64, u64), max_size=5).map(tuple),
+    "led": st.lists(st.tuples(u64, u64, u64), max_size=5).map(tuple),
+    "removed": st.lists(st.tuples(u64, u64), max_size=5).map(tuple),
+    "body": st.binary(max_size=100),
+    "method": names,
+    "cluster_id": st.binary(max_size=ID_BYTES_MAX),
+    "stores": st.lists(st.tuples(names, st.binary(max_size=ID_BYTES_MAX)), max_size=4).map(tuple),
+    **dict.fromkeys(("accepted", "granted", "forced", "answer_now"), st.booleans()),
+}
+
+
+@st.composite
+def appends(draw: st.DrawFn) -> Append:
+    group_id, after, term = draw(u64), draw(st.integers(0, 2**40)), draw(st.integers(0, 100))
+    prev_index, prev_term, records = after, term, []
+    for entries in draw(st.lists(st.lists(st.binary(max_size=20), min_size=1, max_size=4), max_size=4)):
+        before, term = term, term + draw(st.integers(0, 3))
+        record = encode_record(group_id, after + 1, term, before, COMMANDS, draw(u64), entries)
+        records.append(record)
+        after = record.last
+    leader_term = term + draw(st.integers(0, 3))
+    return Append(draw(u64), group_id, prev_index, prev_term, tuple(records), draw(u64), leader_term, draw(u64))
+
+
+def of_kind(kind: Any) -> st.SearchStrategy[Message]:
+    if kind is Append:
+        return appends()
+    return st.builds(kind, **{name: FIELDS.get(name, u64) for name in kind.__slots__})
+
+
+def same(value: Any) -> Any:
+    """Return a value that is equal for equal messages, which compare by identity."""
+    if isinstance(value, tuple):
+        return tuple(same(item) for item in value)
+    if isinstance(value, Record) or type(value) in KINDS:
+        return (type(value), *[same(getattr(value, name)) for name in type(value).__slots__])
+    return value
+
+
+def over_the_wire(message: Message) -> Message:
+    parts = msgpack.unpackb(encode_message(message))
+    assert all(type(part) is bytes for part in parts), "a flat array of byte strings"
+    return from_wire(parts)
+
+
+@given(st.sampled_from(KINDS).flatmap(of_kind))
+def test_every_message_comes_back_as_it_was(message: Message) -> None:
+    assert same(over_the_wire(message)) == same(message)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_comes_back_as_itself(kind: Any) -> None:
+    samples: dict[str, Any] = {"records": (), "led": ((1, 2, 3),), "added": ((1, 2, 3),), "removed": ((4, 5),)}
+    samples |= {"stores": (("a", b"s"),), "body": b"b", "method": "m", "cluster_id": b"c", "prev_term": 1, "term": 2}
+    fields = {name: samples.get(name, index % 2 == 0) for index, name in enumerate(kind.__slots__)}
+    numbers = {name: index + 3 for index, name in enumerate(kind.__slots__)}
+    flags = ("accepted", "granted", "forced", "answer_now")
+    fields |= {name: numbers[name] for name in fields if name not in flags and name not in samples}
+    message = kind(**fields)
+    found = over_the_wire(message)
+    assert type(found) is kind
+    assert same(found) == same(message)
+
+
+def test_codes_are_unique_and_slots_sorted_and_in_the_order_of_arguments() -> None:
+    assert len({kind.CODE for kind in KINDS}) == len(KINDS) == 18
+    for kind in KINDS:
+        assert list(kind.__slots__) == sorted(kind.__slots__)
+        assert list(inspect.signature(kind).parameters) == list(kind.__slots__)
+
+
+GOLDEN: list[tuple[Message, str]] = [
+    (CommitTo(1, 2, 3, 4, 5), "07" + "".join(f"{number:016x}" for number in (1, 2, 3, 4, 5))),
+    (AppendAnswer(True, 1, 2, 3, 4, 5, 6, 7), "0601" + "".join(f"{n:016x}" for n in (1, 2, 3, 4, 5, 6, 7))),
+    (RequestVote(False, 1, 2, 3, 4, 5, 6), "0300" + "".join(f"{number:016x}" for number in (1, 2, 3, 4, 5, 6))),
+    (PreVote(1, 2, 3, 4, 5, 6), "01" + "".join(f"{number:016x}" for number in (1, 2, 3, 4, 5, 6))),
+    (Beat(1, 2, True, 3, 4, 5), "14" + f"{1:016x}{2:016x}01{3:016x}{4:016x}{5:016x}"),
+    (LeadAsk(), "18"),
+    (LeadAll(((1, 2, 3),)), f"16,{1:016x}{2:016x}{3:016x}"),
+    (LeadDelta(((1, 2, 3),), ((4, 5),)), f"17,{1:016x}{2:016x}{3:016x},{4:016x}{5:016x}"),
+    (Form(b"\xcc", (("a", b"\xaa"), ("b", b"\xbb"))), "1e,cc,61,aa,62,bb"),
+    (Formed(b"\xcc"), "1f,cc"),
+    (Request(b"\x01", "m", 2, 3), f"28{2:016x}{3:016x},01,6d"),
+    (Response(b"\x01", 2), f"29{2:016x},01"),
+]
+
+
+@pytest.mark.parametrize(("message", "expected"), GOLDEN)
+def test_the_layout_stays_what_nodes_of_other_versions_expect(message: Message, expected: str) -> None:
+    assert ",".join(part.hex() for part in to_wire(message)) == expected
+
+
+def test_an_append_carries_its_records_byte_for_byte() -> None:
+    records = tuple(encode_record(16, index, 3, 3, COMMANDS, 0, [b"x"]) for index in (8, 9))
+    assert to_wire(Append(1, 16, 7, 3, records, 1, 3, 2))[1:] == tuple(record.raw for record in records)
+
+
+def append_parts(*records: Record, prev_index: int = 7, prev_term: int = 3, term: int = 3) -> list[Any]:
+    return list(to_wire(Append(1, 16, prev_index, prev_term, records, 1, term, 2)))
+
+
+def record(first: int, term: int = 3, prev_term: int = 3, group_id: int = 16) -> Record:
+    return encode_record(group_id, first, term, prev_term, COMMANDS, 0, [b"x"])
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        None,
+        (),
+        b"\x18",
+        [],
+        [24],
+        [b""],
+        ["\x18"],
+        [b"\x00"],
+        [b"\xff"],
+        [b"\x18\x00"],  # a head too long
+        [b"\x07" + bytes(39)],  # a head too short
+        [b"\x18", b""],  # a part too many
+        [b"\x16"],  # a part too few
+        [b"\x16", bytes(23)],  # half a row
+        [b"\x16", 1],
+        [b"\x17", bytes(24), bytes(15)],
+        [b"\x1e"],
+        [b"\x1e", b"c", b"a"],  # a node without a store
+        [b"\x1e", b"c", b"", b"s"],  # a node without a name
+        [b"\x1e", b"c", b"\xff", b"s"],  # a name that is no text
+        [b"\x1e", b"c", b"a" * 256, b"s"],
+        [b"\x1e", b"c", b"a", bytes(ID_BYTES_MAX + 1)],
+        [b"\x1f", bytes(ID_BYTES_MAX + 1)],
+        [b"\x28" + bytes(16), b"body", b""],
+        [b"\x28" + bytes(16), None, b"m"],
+        [b"\x29" + bytes(8), "text"],
+        append_parts(record(9)),  # does not follow prev_index
+        append_parts(record(8), record(10)),  # a gap
+        append_parts(record(8), record(8)),  # an overlap
+        append_parts(record(8, prev_term=2)),  # of another history
+        append_parts(record(8, term=4)),  # of a later term than its leader
+        append_parts(record(8, group_id=17)),  # of another group
+        [*append_parts(), record(8).raw[:-1]],
+        [*append_parts(), bytes(record(8).raw[:-1]) + b"y"],
+        [*append_parts(), b""],
+        [*append_parts(), 5],
+    ],
+)
+def test_what_is_no_message_is_a_wire_error(parts: Any) -> None:
+    with pytest.raises(WireError):
+        from_wire(parts)
+
+
+@given(st.recursive(st.none() | st.integers() | st.binary(max_size=80) | st.text(max_size=5), st.lists))
+def test_any_value_is_a_message_or_a_wire_error(value: Any) -> None:
+    try:
+        message = from_wire(value)
+    except WireError:
+        return
+    assert same(over_the_wire(message)) == same(message)
+
+
+@given(st.sampled_from(KINDS).flatmap(of_kind), st.data())
+def test_a_message_with_one_byte_changed_is_a_message_or_a_wire_error(message: Message, data: st.DataObject) -> None:
+    parts: list[Any] = list(to_wire(message))
+    which = data.draw(st.sampled_from([index for index, part in enumerate(parts) if part]))
+    at = data.draw(st.integers(0, len(parts[which]) - 1))
+    changed = bytearray(parts[which])
+    changed[at] ^= data.draw(st.integers(1, 255))
+    parts[which] = bytes(changed)
+    try:
+        found = from_wire(parts)
+    except WireError:
+        return
+    assert type(found) in KINDS
+    assert not (type(message) is Append and which > 0), "a damaged record never passes"
+
+
+@pytest.mark.parametrize("number", [-1, U64_MAX + 1])
+def test_a_message_that_must_not_exist_is_not_sent(number: int) -> None:
+    for message in (CommitTo(number, 1, 1, 1, 1), LeadAll(((1, number, 1),)), Response(b"", number)):
+        with pytest.raises(InvariantViolation):
+            to_wire(message)

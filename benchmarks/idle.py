@@ -28,7 +28,7 @@ async def _status(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
     """The node at `url`, as it describes itself."""
     async with session.get(f"{url}/admin/status") as answer:
         status: dict[str, Any] = await answer.json()
-    found: dict[str, Any] = next(row for row in status["nodes"] if row["node_id"] == status["node_id"])
+    found: dict[str, Any] = next(row for row in status["nodes"] if row["node_id"] == status["asked"])
     return found
 
 

@@ -81,5 +81,5 @@ async def _load(
 async def _counts(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
     async with session.get(f"{url}/admin/status") as answer:
         status = await answer.json()
-    me = next(row for row in status["nodes"] if row["node_id"] == status["node_id"])
+    me = next(row for row in status["nodes"] if row["node_id"] == status["asked"])
     return {"cpu_s": me["process"]["cpu_s"], "syncs": me["writer"]["syncs"]}

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Final, Literal
 
 from multiraft.engine.engine import Engine
+from multiraft.engine.waiting import fail_future
 from multiraft.errors import InvalidRequest, MultiRaftError, OutcomeUnknown, ReadFailed
 from multiraft.outcome import decode_outcome, encode_outcome
 from multiraft.ports import Transport
@@ -81,12 +82,12 @@ class Forwarding:
                 return
             error = response.exception()
             if error is not None:
-                answer.set_exception(error)
+                fail_future(answer, error)
                 return
             try:
                 answer.set_result(decode_outcome(response.result(), read=method == "read"))
             except MultiRaftError as problem:
-                answer.set_exception(problem)
+                fail_future(answer, problem)
 
         asked.add_done_callback(answered)
         return answer
@@ -144,7 +145,7 @@ class Forwarding:
 
 def _expire(future: Future[bytes], error: Callable[[], MultiRaftError]) -> None:
     if not future.done():
-        future.set_exception(error())
+        fail_future(future, error())
 
 
 def _outcome_of(done: Future[bytes]) -> bytes:

@@ -460,6 +460,8 @@ class _Running:
                 return f"shard {shard.shard_id} of {name!r} (group {shard.group_id}) has no leader"
             if replica is None and self._config.node_id in self.router.map.groups[shard.group_id]:
                 return f"shard {shard.shard_id} of {name!r} (group {shard.group_id}) is being created"
+        if name not in self._node._services.accepted:
+            return f"the directory has not confirmed yet that service {name!r} is declared as it knows it"
         return None
 
     async def wait_ready(self, name: str) -> None:

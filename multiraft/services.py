@@ -53,6 +53,7 @@ class Services:
     """All services that one node declares.
 
     machines  how to make each one's state machine: (what the engine applies to, the user's object)
+    accepted  the services whose declaration the directory has confirmed since the start
     refused   why the directory refused a declaration
     """
 
@@ -61,6 +62,7 @@ class Services:
         self._declarations: dict[str, Declaration] = {}
         self._bindings: dict[str, ServiceBinding] = {}
         self.machines: dict[str, Callable[[], tuple[Machine, object]]] = {}
+        self.accepted: set[str] = set()
         self.refused: dict[str, ConfigError] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -147,4 +149,6 @@ class Services:
                     log.info("service %r is not declared yet: %s", name, problem)
                     await asyncio.sleep(0.1)
                 else:
+                    self.accepted.add(name)
+                    changed()
                     break

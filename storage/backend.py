@@ -29,17 +29,21 @@ class Reader(Protocol):
     @property
     def name(self) -> str:
         """What a message to the operator calls this place: the path of the data directory."""
+        ...
 
     def get(self, key: bytes) -> bytes | None: ...
 
     def items(self, start: bytes, stop: bytes | None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         """Yield keys and values with start <= key < stop (None: to the end), in order of the keys or against it."""
+        ...
 
     def keys(self, start: bytes, stop: bytes | None, reverse: bool = False) -> Iterator[bytes]:
         """The same, keys only: values are not copied."""
+        ...
 
     def load_identity(self) -> bytes | None:
         """Return what `save_identity` stored, apart from all other keys; None if it never did."""
+        ...
 
 
 class Backend(Reader, Protocol):
@@ -48,6 +52,7 @@ class Backend(Reader, Protocol):
     @property
     def syncs(self) -> int:
         """How many synced writes have completed. Batches that were waiting together may share one."""
+        ...
 
     def batch(self) -> RawBatch: ...
 
@@ -69,6 +74,7 @@ class Backend(Reader, Protocol):
 
         Called once, and nothing is submitted after it. False: a write has failed, and `final` was not written.
         """
+        ...
 
     async def close(self) -> None:
         """Let go of the place, after `finish`."""

@@ -36,9 +36,10 @@ from multiraft.storage.memory import report_failed_completion
 try:
     import plyvel
 
-    _PLYVEL_PROBLEM = ""
+    _plyvel_problem = ""
 except ImportError as problem:  # pragma: no cover - only where no wheel fits
-    _PLYVEL_PROBLEM = str(problem)
+    plyvel = None
+    _plyvel_problem = str(problem)
 
 IDENTITY_FILE: Final = "IDENTITY"
 DATABASE_DIR: Final = "db"
@@ -102,8 +103,8 @@ def in_use_by_this_process(database: str) -> bool:
 
 
 def _open(path: str, database: str, limits: Limits, create: bool) -> Any:
-    if _PLYVEL_PROBLEM:  # pragma: no cover - only where no wheel fits
-        raise StorageError(f"LevelDB is not available ({_PLYVEL_PROBLEM}); install plyvel: wheels are for Linux x86-64")
+    if plyvel is None:  # pragma: no cover - only where no wheel fits
+        raise StorageError(f"LevelDB is not available ({_plyvel_problem}); install plyvel: wheels are for Linux x86-64")
     try:
         return plyvel.DB(
             database,

@@ -1,11 +1,10 @@
-"""The class that users write: declared, called as a plain object, applied from bytes, and called from afar."""
+"""The class that users write: declared, called as a plain object, and applied from bytes."""
 
 from __future__ import annotations
 
 import asyncio
 import typing
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multiraft.config import Limits
 from multiraft.engine.machine import Context, Machine, command_failed, environmental
-from multiraft.errors import CommandFailed, InvalidRequest, NotRunning
+from multiraft.errors import CommandFailed, InvalidRequest
 from multiraft.methods import Method
-from multiraft.remote import SHARDS_AT_ONCE, ServiceBinding
-from multiraft.service import bind_service
 from multiraft.statemachine import (
     BytesStateMachine,
     StateMachine,
@@ -390,169 +386,3 @@ def test_what_a_command_raised_reaches_its_caller_in_bounded_words() -> None:
     assert len(command_failed(ValueError("x" * 5_000)).detail) == 1_000
     already = CommandFailed("InvalidResult", "x")
     assert command_failed(already) is already
-
-
-# --------------------------------------------------------------------------------------------------- from afar
-
-
-class LocalCaller:
-    """Every shard is one Shop in this process; records what it was asked."""
-
-    def __init__(self, shards: int = 1, limits: Limits | None = None) -> None:
-        self.machines = {shard_id: adapt(Shop()) for shard_id in range(1, shards + 1)}
-        self.limits = limits if limits is not None else Limits()
-        self.timeouts: list[float | None] = []
-        self.keys: list[bytes] = []
-        self.running = 0
-        self.most_running = 0
-        self.all_asked = asyncio.Event()
-        self.silent: set[int] = set()
-
-    async def _answer(self, result: bytes, timeout_s: float | None) -> bytes:
-        self.timeouts.append(timeout_s)
-        return result
-
-    def propose(self, key: bytes, command: bytes, timeout_s: float | None) -> Awaitable[bytes]:
-        self.keys.append(key)
-        return self._answer(self.machines[1].apply(command, CONTEXT), timeout_s)
-
-    def read(self, key: bytes, query: bytes, timeout_s: float | None) -> Awaitable[bytes]:
-        self.keys.append(key)
-        return self._answer(self.machines[1].query(query), timeout_s)
-
-    def read_any(self, query: bytes, timeout_s: float | None) -> Awaitable[bytes]:
-        return self._answer(self.machines[1].query(query), timeout_s)
-
-    async def read_shard(self, shard_id: int, query: bytes, timeout_s: float | None) -> bytes:
-        self.running += 1
-        self.most_running = max(self.most_running, self.running)
-        if self.running == len(self.machines):
-            self.all_asked.set()
-        try:
-            await (asyncio.Event().wait() if shard_id in self.silent else asyncio.sleep(0))
-            return await self._answer(self.machines[shard_id].query(query), timeout_s)
-        finally:
-            self.running -= 1
-
-    async def shard_ids(self, timeout_s: float | None) -> Sequence[int]:
-        return list(self.machines)
-
-
-def handle(caller: LocalCaller | None) -> type[Shop]:
-    return bind_service(Shop, "shop", ServiceBinding("shop", caller))
-
-
-async def test_the_handle_calls_with_the_same_parameters() -> None:
-    caller = LocalCaller()
-    shop = handle(caller)
-    assert await shop.add("nail", place="bin") == Stock(1, ["bin"])
-    assert await shop.find("nail") == Stock(1, ["bin"])
-    assert await shop.names() == ["nail"]
-    assert await shop.remove("nail") is None  # type: ignore[func-returns-value]
-    assert await shop.find("nail") is None
-    assert caller.keys == [b"nail"] * 4
-    assert caller.timeouts == [None] * 5
-
-
-async def test_options_make_a_copy() -> None:
-    caller = LocalCaller()
-    shop = handle(caller)
-    quick = shop.add.with_options(timeout_ms=250)
-    await quick("nail")
-    await shop.add("nail")
-    await shop.find.with_options(timeout_ms=1)("nail")
-    await shop.names.with_options(timeout_ms=2)()
-    assert caller.timeouts == [0.25, None, 0.001, 0.002]
-
-
-def test_options_that_cannot_be_are_refused() -> None:
-    shop = handle(LocalCaller())
-    with pytest.raises(InvalidRequest, match="stale reads are not supported yet"):
-        shop.find.with_options(stale_ms=500)
-    with pytest.raises(InvalidRequest, match="stale reads are not supported yet"):
-        shop.names.with_options(stale_ms=500)
-    for wrong in (0, -1, 1.5, True):
-        with pytest.raises(InvalidRequest, match="timeout_ms"):
-            shop.add.with_options(timeout_ms=typing.cast(int, wrong))
-
-
-async def test_limits_hold_to_the_byte() -> None:
-    caller = LocalCaller(limits=Limits(key_bytes=8, entry_bytes=len(encode(Shop, "add", "12345678"))))
-    shop = handle(caller)
-    await shop.add("12345678")
-    with pytest.raises(InvalidRequest, match="parameter 'name': a key of 9 bytes is longer than key_bytes = 8"):
-        await shop.add("123456789")
-    with pytest.raises(InvalidRequest, match="more than entry_bytes"):
-        await shop.add("12345678", place="shelf+")
-    with pytest.raises(InvalidRequest, match="more than entry_bytes"):
-        await shop.names("x" * 100)
-    assert caller.keys == [b"12345678"]
-
-
-async def test_calls_need_a_running_node() -> None:
-    binding = ServiceBinding("shop")
-    shop = bind_service(Shop, "shop", binding)
-    with pytest.raises(NotRunning, match="service 'shop': its node is not running"):
-        await shop.add("nail")
-    with pytest.raises(NotRunning):
-        await anext(aiter(shop.names.on_each_shard()))
-    with pytest.raises(NotRunning, match=r"Shop.add was called on the class itself"):
-        await Shop.add("nail")
-    binding.caller = LocalCaller()
-    assert (await shop.add("nail")).count == 1
-    binding.caller = None
-    with pytest.raises(NotRunning):
-        await shop.find("nail")
-
-
-async def test_each_shard_is_asked_and_named_in_order() -> None:
-    caller = LocalCaller(shards=SHARDS_AT_ONCE + 4)
-    for shard_id, machine in caller.machines.items():
-        machine.apply(encode(Shop, "add", f"nail{shard_id}"), CONTEXT)
-    found = [pair async for pair in handle(caller).names.on_each_shard("nail")]
-    assert found == [(shard_id, [f"nail{shard_id}"]) for shard_id in caller.machines]
-    assert 1 < caller.most_running <= SHARDS_AT_ONCE
-
-
-async def test_leaving_the_shards_early_ends_what_was_asked_ahead() -> None:
-    caller = LocalCaller(shards=4)
-    caller.silent = {2, 3, 4}
-    async with aclosing(handle(caller).names.on_each_shard()) as shards:
-        async for shard_id, _ in shards:
-            assert shard_id == 1
-            assert caller.running == 3
-            break
-    assert caller.running == 0
-
-
-async def test_a_shard_that_fails_ends_the_rest() -> None:
-    caller = LocalCaller(shards=4)
-    caller.machines[2] = adapt(Echo())
-    caller.silent = {3, 4}
-    with pytest.raises(CommandFailed, match=r"InvalidResult: Shop.names: .* expected list, got int 48"):
-        _ = [shard_id async for shard_id, _ in handle(caller).names.on_each_shard()]
-    assert caller.running == 0
-
-
-async def test_cancelling_ends_all_that_was_asked() -> None:
-    caller = LocalCaller(shards=4)
-    caller.silent = {1, 2, 3, 4}
-    shards = handle(caller).names.on_each_shard()
-    first = asyncio.ensure_future(anext(aiter(shards)))
-    await caller.all_asked.wait()
-    first.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await first
-    assert caller.running == 0
-
-
-def test_a_handle_is_no_class_and_says_what_it_has() -> None:
-    shop = handle(None)
-    with pytest.raises(TypeError, match=r"makes no machine; write Shop\(\.\.\.\)"):
-        shop()
-    with pytest.raises(AttributeError, match=r"no command or query 'ad'.*add"):
-        _ = shop.ad  # type: ignore[attr-defined]
-    assert repr(shop) == "<service 'shop' of Shop>"
-    assert repr(shop.add) == "<command Shop.add of service 'shop'>"
-    with pytest.raises(TypeError, match="must be a class that derives from StateMachine"):
-        bind_service(typing.cast(Any, Echo), "echo", ServiceBinding("echo"))

@@ -23,8 +23,7 @@ CHECK_S: Final = 100
 PROGRAM: Final = """
 from dataclasses import dataclass
 
-from multiraft.remote import ServiceBinding
-from multiraft.service import bind_service
+from multiraft.node import Node
 from multiraft.statemachine import StateMachine, command, query
 
 
@@ -60,11 +59,11 @@ class Counters(StateMachine):
 
 
 assert Counters().add("x") == 1
-counters = bind_service(Counters, "counters", ServiceBinding("counters"))
-reveal_type(counters)  # reveals: type[Counters]
 
 
-async def main() -> None:
+async def main(node: Node) -> None:
+    counters = node.service("counters", Counters, initial_shards=16, replicas=3)
+    reveal_type(counters)  # reveals: type[Counters]
     reveal_type(Counters().add("x"))  # reveals: int
     reveal_type(await counters.add("hits"))  # reveals: int
     reveal_type(await counters.add("hits", amount=2))  # reveals: int
@@ -132,7 +131,7 @@ def test_the_program_has_lines_of_both_kinds() -> None:
 
 
 def test_mypy_sees_the_remote_calls(program: Path) -> None:
-    options = ["--strict", "--no-error-summary", "--config-file=", "--disable-error-code=import-untyped"]
+    options = ["--strict", "--no-error-summary", "--config-file=", "--follow-imports=silent"]
     printed = run([sys.executable, "-m", "mypy", *options, f"--cache-dir={program.parent}/cache", str(program)])
     revealed, wrong = {}, set()
     for line in printed.splitlines():

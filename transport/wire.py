@@ -77,11 +77,11 @@ def to_wire(message: Message) -> tuple[bytes, ...]:
     """
     kind = type(message)
     try:
-        fixed = _FIXED.get(kind)
-        if fixed is not None:
-            head, fields = fixed
-            return (head.pack(kind.CODE, *fields(message)),)
-        return _ENCODERS[kind](message)
+        encode = _ENCODERS.get(kind)
+        if encode is not None:
+            return encode(message)
+        head, fields = _FIXED[kind]
+        return (head.pack(kind.CODE, *fields(message)),)
     except struct.error as problem:
         raise InvariantViolation(f"{kind.__name__} cannot be encoded: {problem}") from problem
 
@@ -110,6 +110,8 @@ def _encode_append(message: Append) -> tuple[bytes, ...]:
         message.term,
         message.to,
     )
+    if len(message.records) == 1:
+        return (head, message.records[0].raw)
     return (head, *[record.raw for record in message.records])
 
 

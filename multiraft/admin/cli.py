@@ -157,11 +157,12 @@ def status(client: AdminClient, as_json: bool, watch: float | None) -> None:
     """Show every node: up or down, its groups, and what keeps it busy.
 
     \b
-    GROUPS   replicas on the node        HEARD    since the asked node heard it
-    LEADS    groups it leads             STARTS   how often it has been started
-    LAG      worst lateness of its loop within the last second
-    LOOP     share of time in turns      DISK     share of time writing
-    PENDING  proposals not yet answered
+    GROUPS      replicas on the node          LEADS   groups that it leads
+    LEADERLESS  those without known leader    HALTED  those that stopped applying
+    HEARD       since the asked node heard it
+    LAG         worst lateness of its loop within the last second
+    LOOP        share of time in turns        DISK    share of time writing
+    PENDING     proposals not yet answered
 
     Exits with 1 when a node is down or a group has no leader or is halted.
 

@@ -87,14 +87,30 @@ def entry_text(kind: str, entry: bytes, cut_off: bool = False) -> str:
     """
     if not entry:
         return UNKNOWN if not cut_off else _CUT
-    if not cut_off:
-        value, whole = _unpacked(entry)
-        if whole:
-            if kind == "command" and isinstance(value, list) and value and isinstance(value[0], str):
-                return printable(f"{value[0]}({', '.join(_literal(argument) for argument in value[1:])})")
-            if kind != "command" or isinstance(value, (list, dict)):
-                return printable(_literal(value))
-    return "0x" + entry.hex() + (_CUT if cut_off else "")
+    if cut_off:
+        return (_call_begun(entry) if kind == "command" else "") or f"0x{entry.hex()}{_CUT}"
+    value, whole = _unpacked(entry)
+    if whole and kind == "command" and isinstance(value, list) and value and isinstance(value[0], str):
+        return printable(f"{value[0]}({', '.join(map(_literal, value[1:]))})")
+    if whole and (kind != "command" or isinstance(value, (list, dict))):
+        return printable(_literal(value))
+    return "0x" + entry.hex()
+
+
+def _call_begun(entry: bytes) -> str:
+    """Return the method and those arguments of a command that are whole in its first bytes; empty if it is none."""
+    stream = msgpack.Unpacker(strict_map_key=False)
+    stream.feed(entry)
+    words: list[str] = []
+    try:
+        for _ in range(stream.read_array_header()):
+            value = stream.unpack()
+            if not words and not isinstance(value, str):
+                return ""
+            words.append(_literal(value) if words else str(value))
+    except Exception:  # bytes of any origin: what follows is missing, or was never msgpack
+        pass
+    return printable(f"{words[0]}({', '.join([*words[1:], _CUT])}") if words else ""
 
 
 def _unpacked(entry: bytes) -> tuple[Any, bool]:

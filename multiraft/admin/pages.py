@@ -36,7 +36,9 @@ _STATE_STYLES: Final[Mapping[str, str]] = {
 _SLOW_LOOP_MS: Final = 50.0
 _BUSY: Final = 0.9
 _EDGE_BYTES: Final = 16
-"""Shown of a shard's limit: hashes have 8, keys may have thousands."""
+"""Shown of a shard's limit, in hex: hashes have 8, keys may have thousands."""
+_EDGE_DIGITS: Final = 9
+"""Shown of it in the list of groups."""
 
 
 def status_page(answer: Facts) -> Page:
@@ -50,9 +52,9 @@ def status_page(answer: Facts) -> Page:
         [
             Column("NODE"),
             Column("STATE"),
-            Column("ADDRESS"),
             *[Column(title, right=True) for title in ("GROUPS", "LEADS", "LEADERLESS", "HALTED")],
-            *[Column(title, right=True) for title in ("HEARD", "UPTIME", "STARTS", "LAG", "LOOP", "DISK", "PENDING")],
+            *[Column(title, right=True) for title in ("HEARD", "UPTIME", "LAG", "LOOP", "DISK", "PENDING")],
+            Column("ADDRESS"),
         ]
     )
     heard: Facts = next((node.get("peers", {}) for node in nodes if node["node_id"] == answer["asked"]), {})
@@ -67,25 +69,23 @@ def _node_row(node: Facts, heard: str) -> list[Cell]:
     state: Cell = (node["state"], _STATE_STYLES[node["state"]])
     name, address = printable(node["node_id"]), printable(node.get("listen") or node.get("address"))
     if node["state"] != "up":
-        return [name, state, address, *[(UNKNOWN, FAINT)] * 4, heard, *[(UNKNOWN, FAINT)] * 6]
+        return [name, state, *[(UNKNOWN, FAINT)] * 4, heard, *[(UNKNOWN, FAINT)] * 5, address]
     groups, loop, writer = node["groups"], node["loop"], node["writer"]
     lag = loop.get("lag_ms")
-    pending = node["proposals"]["pending"]
     return [
         name,
         state,
-        address,
         str(groups["hosted"]),
         str(groups["led"]),
         _bad_if(groups["leaderless"]),
         _bad_if(groups["halted"]),
         heard,
         seconds(node.get("uptime_s")),
-        printable(node.get("incarnation")),
         (milliseconds(lag), UNSURE if lag is not None and lag > _SLOW_LOOP_MS else ""),
         _busy(loop.get("busy")),
         _busy(writer.get("busy")),
-        f"{pending} ({size(node['proposals']['pending_bytes'])})" if pending else "0",
+        str(node["proposals"]["pending"]),
+        address,
     ]
 
 
@@ -100,8 +100,8 @@ def groups_page(answer: Facts, limit: int = 0) -> Page:
             Column("STATE"),
             Column("LEADER"),
             *[Column(title, right=True) for title in ("TERM", "COMMIT", "LAG", "PENDING")],
-            Column("SHARD"),
-            Column("REPLICAS", flexible=True),
+            Column("REPLICAS"),
+            Column("SHARD", flexible=True),
         ]
     )
     for row in shown:
@@ -112,8 +112,8 @@ def groups_page(answer: Facts, limit: int = 0) -> Page:
                 _state(row["state"]),
                 printable(row["leader"]),
                 *[printable(row[name]) for name in ("term", "commit", "lag", "pending")],
+                " ".join(_member(replica, row["leader"]) for replica in sorted(row["replicas"], key=_node_name)),
                 _shard(row["shard"]),
-                " ".join(_member(replica, row["leader"]) for replica in row["replicas"]),
             ]
         )
     page.gap()
@@ -121,6 +121,10 @@ def groups_page(answer: Facts, limit: int = 0) -> Page:
     page.line(counted + (f", the first {len(shown)} shown" if len(shown) < len(rows) else ""))
     _add_problems(page, answer)
     return page
+
+
+def _node_name(replica: Facts) -> str:
+    return str(replica["node_id"])
 
 
 def _member(replica: Facts, leader: str | None) -> str:
@@ -312,14 +316,10 @@ def _shard(shard: Facts | None, long: bool = False) -> str:
     if shard is None:
         return UNKNOWN
     start, end = shard["start"] or "", shard["end"]
-    limits = f"[{_edge(start)}, {'end' if end is None else _edge(end)})"
+    digits = 2 * _EDGE_BYTES if long else _EDGE_DIGITS
+    limits = f"[{cut(start, digits) or 'start'}, {'end' if end is None else cut(end, digits)})"
     text = f"{shard['shard_id']} {limits}"
     return printable(f"{text}, epoch {shard['epoch']}" if long else text)
-
-
-def _edge(routing_key: str) -> str:
-    """A limit of a shard, given as hex."""
-    return cut(routing_key, 2 * _EDGE_BYTES) or "start"
 
 
 def _bad_if(count: int) -> Cell:

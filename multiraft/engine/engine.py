@@ -508,7 +508,7 @@ class Engine:
                 self.outgoing.consensus(node_id, message)
 
     def _audit(self, now: float) -> None:
-        """Look at a share of all replicas: each leads, is loyal, or holds a deadline (and each leader has a quorum)."""
+        """Look at a share of all replicas: each leads, holds a deadline, or has a leader whose silence will be judged."""
         if not self._audit_queue:
             self._audit_queue = list(self.replicas)
         share = 1 + len(self.replicas) * self.limits.beat_ms // self.limits.sweep_ms
@@ -520,7 +520,7 @@ class Engine:
                     core.check_quorum(now)
                     self.note(replica, now)
                 continue
-            if not self.liveness.loyal(group_id, core.term, now):
+            if not self.liveness.watched(group_id, core.term):
                 self.counters["audit_repairs"] += 1
                 log.warning("group %d: nobody was responsible for it; it campaigns soon", group_id)
                 self.view.electable([group_id], now)

@@ -40,22 +40,26 @@ class LivenessSettings:
 
 
 class Led:
-    """One group that this node leads: its term, and the replicas that are told, by node."""
+    """One group that this node leads.
 
-    __slots__ = ("targets", "term")
+    targets  the replicas that are told, by node
+    leased   L14: cleared for the rest of the term when another is asked to take over
+    """
 
-    def __init__(self, term: Term, targets: dict[NodeId, ReplicaId]) -> None:
+    __slots__ = ("leased", "targets", "term")
+
+    def __init__(self, term: Term, targets: dict[NodeId, ReplicaId], leased: bool) -> None:
         self.term = term
         self.targets = targets
+        self.leased = leased
 
 
 class Leading:
     """The groups that one node leads.
 
-    tellings    of every peer; whoever adds a peer adds it here
-    _led        the groups led now
-    _young      (due, group, term) of leaders whose quorum is to be counted once they are one ET old, ascending
-    _leaseless  L14: the term in which a group's leader here asked another to take over
+    tellings  of every peer; whoever adds a peer adds it here
+    _led      the groups led now. Who stops leading a group never leads it at the same term again
+    _young    (due, group, term) of leaders whose quorum is to be counted once they are one ET old, ascending
     """
 
     def __init__(self, node_id: NodeId, settings: LivenessSettings) -> None:
@@ -65,7 +69,6 @@ class Leading:
         self._lease_s = settings.election_timeout_s * (1.0 - settings.drift) / (1.0 + settings.drift)
         self._led: dict[GroupId, Led] = {}
         self._young: deque[tuple[float, GroupId, Term]] = deque()
-        self._leaseless: dict[GroupId, Term] = {}
 
     def lead(self, group_id: GroupId, term: Term, targets: dict[NodeId, ReplicaId], now: float) -> None:
         """Claim the group at `term` toward exactly these replicas. Raises InvariantViolation for a lower term."""
@@ -76,7 +79,8 @@ class Leading:
                 self.tellings[node_id].want(group_id, None)
         for node_id in sorted(targets):
             self.tellings[node_id].want(group_id, (term, targets[node_id]))
-        self._led[group_id] = Led(term, targets)
+        leased = led is None or led.leased or led.term < term
+        self._led[group_id] = Led(term, targets, leased)
         self._young.append((now + self._timeout_s + _SLACK_S, group_id, term))
 
     def unlead(self, group_id: GroupId) -> None:
@@ -85,10 +89,6 @@ class Leading:
         if led is not None:
             for node_id in sorted(led.targets):
                 self.tellings[node_id].want(group_id, None)
-
-    def forget_group(self, group_id: GroupId) -> None:
-        """The replica here is gone, and with it every term that it could lead."""
-        self._leaseless.pop(group_id, None)
 
     def term_of(self, group_id: GroupId) -> Term:
         """Return the term at which this node leads the group; 0 when it does not."""
@@ -114,7 +114,8 @@ class Leading:
         Raises InvariantViolation without voters.
         """
         invariant(bool(voters), f"group {group_id}: a lease is asked for without voters")
-        if self.term_of(group_id) != term or self._leaseless.get(group_id) == term:
+        led = self._led.get(group_id)
+        if led is None or led.term != term or not led.leased:
             return -math.inf
         sent_s = self._quorum_sent_s(group_id, term, voters, real_s)
         if outgoing:
@@ -122,10 +123,10 @@ class Leading:
         return sent_s + self._lease_s
 
     def forget_lease(self, group_id: GroupId) -> None:
-        """No lease for the group until it is led at a higher term."""
+        """The group has no lease until it is led at a higher term."""
         led = self._led.get(group_id)
         if led is not None:
-            self._leaseless[group_id] = led.term
+            led.leased = False
 
     def due(self, now: float) -> list[GroupId]:
         """Return the groups whose quorum must be counted now: each time one may have been lost, once.

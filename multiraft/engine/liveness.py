@@ -224,7 +224,6 @@ class Liveness:
 
     def replica_removed(self, group_id: GroupId) -> None:
         """The replica is gone from this node: whoever claims its group must not count this node any more (L24)."""
-        self._leading.forget_group(group_id)
         for node_id in self._order:
             peer = self._peers[node_id]
             if peer.hearing.held.get(group_id) is not None:

@@ -125,11 +125,8 @@ class Telling:
         return Beat(hearing.incarnation, hearing.accepted, answer_now, self.told.digest, incarnation, self.sequence)
 
     def note_round(self, round_id: int) -> None:
-        """The round is acknowledged by any beat that is yet to be sent."""
-        sequence = self.sequence + 1
-        if self._rounds and self._rounds[-1][0] == sequence:
-            self._rounds.pop()
-        self._rounds.append((sequence, round_id))
+        """The round is acknowledged by any beat that is yet to be sent (L10)."""
+        self._rounds.append((self.sequence + 1, round_id))
 
     def acknowledge(self, sequence: int) -> int:
         """Note that the peer accepted beat `sequence`; return the newest read round this acknowledges, or 0."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from math import inf
 from time import perf_counter
 from typing import Final
 
@@ -19,6 +20,8 @@ from multiraft.ports import Clock
 
 _FORGIVEN_FROM_S: Final = 0.02
 _WINDOW_S: Final = 1.0
+_LEAST_S: Final = 1e-6
+"""A loop fires timers up to its clock's resolution early; time must have passed before the timer is set again."""
 
 
 class Pacing:
@@ -30,7 +33,7 @@ class Pacing:
         self._wake = wake
         self._stalled_s = 0.0
         self._handle: asyncio.TimerHandle | None = None
-        self._due_s = 0.0
+        self._due_s = inf
         self.turns = 0
         self._busy_s = 0.0
         self._lag_s = 0.0
@@ -38,30 +41,38 @@ class Pacing:
         self._window: tuple[float, float] = (0.0, 0.0)
 
     def now(self) -> float:
-        """Seconds on the patience clock."""
-        return self._clock() - self._stalled_s
+        """Seconds on the patience clock.
+
+        That the time at which it wanted to be woken is past tells that this process was late, whoever looks first:
+        what a stopped process finds in its queue when it goes on may run before the timer does.
+        """
+        now = self._clock() - self._stalled_s
+        late_s = now - self._due_s
+        if late_s > self._lag_s:
+            self._lag_s = late_s
+        if late_s > _FORGIVEN_FROM_S:
+            self._stalled_s += late_s
+            return self._due_s
+        return now
 
     def wake_at(self, due_s: float) -> None:
         """Have `wake` called when the patience clock reaches `due_s`, in place of what was set before."""
+        now = self.now()
         if self._handle is not None:
             if self._due_s == due_s:
                 return
             self._handle.cancel()
         self._due_s = due_s
-        self._handle = self._loop.call_later(max(0.0, due_s - self.now()), self._fired)
+        self._handle = self._loop.call_later(max(_LEAST_S, due_s - now), self._fired)
 
     def cancel(self) -> None:
+        self._due_s = inf
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
 
     def _fired(self) -> None:
         self._handle = None
-        late_s = self.now() - self._due_s
-        if late_s > 0.0:
-            self._lag_s = max(self._lag_s, late_s)
-        if late_s > _FORGIVEN_FROM_S:
-            self._stalled_s += late_s
         self._wake()
 
     def turn_took(self, began_s: float) -> None:

@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import Final
 
 from multiraft.engine.machine import Context, Machine, command_failed, environmental
-from multiraft.engine.waiting import Budget, Proposals, Reads
+from multiraft.engine.waiting import Budget, Proposals, Reads, fail_future
 from multiraft.errors import CommandFailed, Halted, MultiRaftError, NotCommitted, NotLeader, OutcomeUnknown, invariant
 from multiraft.raft import Raft, Role
 from multiraft.records import COMMANDS, MEMBERSHIP, Record
@@ -184,7 +184,7 @@ class Replica:
                     if type(result) is bytes:
                         future.set_result(result)
                     else:
-                        future.set_exception(_not_bytes(result))
+                        fail_future(future, _not_bytes(result))
             now_s = perf_counter()
             if now_s - began_s > self.slow_command_s:
                 log.warning("group %d: command at index %d took %.0f ms", self.group_id, index, (now_s - began_s) * 1e3)
@@ -240,7 +240,7 @@ class Replica:
                     future.set_result(query(body))
                 except Exception as problem:
                     error = problem if isinstance(problem, MultiRaftError) else None
-                    future.set_exception(error or command_failed(problem))
+                    fail_future(future, error or command_failed(problem))
             reads.queries, reads.futures = [], []
 
     def fail_reads(self, error: Callable[[], MultiRaftError]) -> None:

@@ -73,4 +73,10 @@ def fail_all(futures: list[Future[bytes]], error: Callable[[], MultiRaftError]) 
     """Set `error()` on every future that is not done; each gets an exception object of its own."""
     for future in futures:
         if not future.done():
-            future.set_exception(error())
+            fail_future(future, error())
+
+
+def fail_future(future: Future[bytes], error: BaseException) -> None:
+    """Set `error`. A caller that was cancelled in the same moment never looks, which is no mistake worth a warning."""
+    future.set_exception(error)
+    future.exception()

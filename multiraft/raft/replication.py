@@ -243,13 +243,17 @@ class Replication(ReplicaState):
         """Store what is new of `records`, whose first one follows an entry that matches.
 
         Entries that match stay, those after the append included; from the first one that does not, the log is
-        taken away (section 3.5). Entries up to the commit match by leader completeness (section 3.6.3).
+        taken away (section 3.5). Entries up to the commit match by leader completeness (section 3.6.3), or this
+        replica must halt.
         """
         log = self.log
         for record in records:
             if record.first == log.last_index + 1:
                 log.append(record)
                 continue
+            known = min(record.last, self.commit)
+            if known >= record.first and known > log.start.index:
+                invariant(log.term(known) == record.term, "a leader has every committed entry")
             low = max(record.first, self.commit + 1)
             high = min(record.last, log.last_index)
             new = log.last_index + 1  # the first entry of the record that is not in the log as it is
@@ -258,7 +262,6 @@ class Replication(ReplicaState):
             if new > record.last:
                 continue
             if new <= log.last_index:
-                invariant(new > self.commit, "a committed entry is never taken away")
                 invariant(new > self._verified, "a leader does not contradict itself")
                 log.truncate(new)
             log.append(cut_record(self.group_id, record, new, record.last))

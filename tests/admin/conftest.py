@@ -20,6 +20,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from multiraft.admin.api import admin_app
+from multiraft.admin.cli import run
 from multiraft.errors import Unreachable
 from multiraft.shard.partition import hash_ranges
 from multiraft.shard.shard_map import ServiceShards, Shard, ShardMap
@@ -208,9 +209,11 @@ class Finished:
     err: str
 
 
+UNWANTED = ("MULTIRAFT_URL", "MULTIRAFT_DEBUG", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "http_proxy", "HTTP_PROXY")
+
+
 def environment(**more: str) -> dict[str, str]:
-    dropped = ("MULTIRAFT_URL", "MULTIRAFT_DEBUG", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "http_proxy", "HTTP_PROXY")
-    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    kept = {name: value for name, value in os.environ.items() if name not in UNWANTED}
     return {**kept, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **more}
 
 
@@ -242,3 +245,18 @@ def run_cli(start_cli: Callable[..., subprocess.Popen[bytes]]) -> Callable[..., 
         return await asyncio.to_thread(work)
 
     return run
+
+
+@pytest.fixture
+def call_cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Awaitable[Finished]]:
+    """Run the command line in a thread of this process: much faster than a process, the same but for its ends."""
+    for name in UNWANTED:
+        monkeypatch.delenv(name, raising=False)
+
+    async def call(*arguments: str) -> Finished:
+        capsys.readouterr()
+        code = await asyncio.to_thread(run, arguments)
+        written = capsys.readouterr()
+        return Finished(code, written.out, written.err)
+
+    return call

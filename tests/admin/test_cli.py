@@ -65,9 +65,10 @@ def checked_error(finished: Any, code: int, *parts: str) -> None:
 async def test_status(client: Client, run_cli: Run) -> None:
     finished = await run_cli("--url", url_of(client), "status")
     assert finished.code == 0, finished
-    assert fields(finished.out, "NODE")[:5] == ["NODE", "STATE", "ADDRESS", "GROUPS", "LEADS"]
-    assert fields(finished.out, "n1")[:8] == ["n1", "up", "127.0.0.1:7011", "3", "2", "0", "0", "here"]
-    assert fields(finished.out, "n2")[:8] == ["n2", "up", "127.0.0.1:7021", "3", "1", "0", "0", "0.05s"]
+    assert fields(finished.out, "NODE")[:4] == ["NODE", "STATE", "GROUPS", "LEADS"]
+    assert fields(finished.out, "n1")[:7] == ["n1", "up", "3", "2", "0", "0", "here"]
+    assert fields(finished.out, "n2")[:7] == ["n2", "up", "3", "1", "0", "0", "0.05s"]
+    assert fields(finished.out, "n2")[7:] == ["1h02m", "1.2ms", "3%", "42%", "0", "127.0.0.1:7021"]
     assert "3 of 3 nodes up" in finished.out
     assert finished.err == ""
     assert "\x1b" not in finished.out
@@ -77,7 +78,7 @@ async def test_status_with_a_node_down_is_unhealthy(client: Client, cluster: Clu
     cluster.stop("n3")
     finished = await run_cli("--url", url_of(client), "status")
     assert finished.code == 1
-    assert fields(finished.out, "n3")[:3] == ["n3", "down", "127.0.0.1:7031"]
+    assert fields(finished.out, "n3") == ["n3", "down", *"----", "12.5s", *"-----", "127.0.0.1:7031"]
     assert "! node n3 is down: not connected; last heard 12.5 s ago" in finished.out.splitlines()
 
 
@@ -103,9 +104,9 @@ async def test_an_api_mounted_under_admin_is_found(cluster: Cluster, run_cli: Ru
     assert [finished.code for finished in runs] == [0, 0], runs
 
 
-async def test_json_is_the_answer_as_it_came(client: Client, run_cli: Run) -> None:
+async def test_json_is_the_answer_as_it_came(client: Client, call_cli: Run) -> None:
     commands = [("status",), ("groups",), ("group", "16"), ("route", "a"), ("log", "17", "--last", "2")]
-    runs = await asyncio.gather(*[run_cli("--url", url_of(client), *command, "--json") for command in commands])
+    runs = [await call_cli("--url", url_of(client), *command, "--json") for command in commands]
     assert [finished.code for finished in runs] == [0] * 5
     found = [json.loads(finished.out) for finished in runs]
     assert len(found[0]["nodes"]) == 3
@@ -115,47 +116,45 @@ async def test_json_is_the_answer_as_it_came(client: Client, run_cli: Run) -> No
     assert [row["index"] for row in found[4]["entries"]] == [5, 6]
 
 
-async def test_groups(client: Client, cluster: Cluster, run_cli: Run) -> None:
+async def test_groups(client: Client, cluster: Cluster, call_cli: Run) -> None:
     cluster.nodes["n1"].views[16] |= {"last": 11}
-    finished = await run_cli("--url", url_of(client), "groups", "--sort", "-lag")
+    finished = await call_cli("--url", url_of(client), "groups", "--sort", "-lag")
     assert finished.code == 0, finished
     rows = [line.split() for line in finished.out.splitlines()[1:4]]
     assert [row[0] for row in rows] == ["16", "17", "1"]
     assert rows[0][:8] == ["16", "kv", "ok", "n1", "2", "6", "5", "0"]
-    assert rows[0][-3:] == ["n1*", "n2+5", "n3+5"]
-    assert rows[2][-4:] == ["-", "n1*", "n2", "n3"]  # the directory has no shard
+    assert rows[0][8:] == ["n1*", "n2+5", "n3+5", "1", "[start,", "80000000…)"]
+    assert rows[2][8:] == ["n1*", "n2", "n3", "-"]  # the directory has no shard
     assert finished.out.splitlines()[-1] == "3 groups"
 
 
-async def test_groups_filtered_and_limited(client: Client, run_cli: Run) -> None:
-    finished = await run_cli("--url", url_of(client), "groups", "--service", "kv", "--limit", "1")
+async def test_groups_filtered_and_limited(client: Client, call_cli: Run) -> None:
+    finished = await call_cli("--url", url_of(client), "groups", "--service", "kv", "--limit", "1")
     assert finished.code == 0
     assert finished.out.splitlines()[-1] == "2 of 3 groups, the first 1 shown"
     assert fields(finished.out, "16")[1] == "kv"
 
 
-async def test_unhealthy_groups_end_with_1_and_say_why(client: Client, cluster: Cluster, run_cli: Run) -> None:
+async def test_unhealthy_groups_end_with_1_and_say_why(client: Client, cluster: Cluster, call_cli: Run) -> None:
     for node in cluster.each():
         node.lose_leader(16)
     cluster.nodes["n2"].halt(17, "OSError: no \x1b[31mspace left")
     url = url_of(client)
-    groups, leaderless, one, route = await asyncio.gather(
-        run_cli("--url", url, "groups"),
-        run_cli("--url", url, "groups", "--state", "leaderless"),
-        run_cli("--url", url, "group", "17"),
-        run_cli("--url", url, "groups", "--state", "ok"),
-    )
-    assert [finished.code for finished in (groups, leaderless, one, route)] == [1, 1, 1, 0]
+    groups = await call_cli("--url", url, "groups")
+    leaderless = await call_cli("--url", url, "groups", "--state", "leaderless")
+    one = await call_cli("--url", url, "group", "17")
+    fine = await call_cli("--url", url, "groups", "--state", "ok")
+    assert [finished.code for finished in (groups, leaderless, one, fine)] == [1, 1, 1, 0]
     assert "! group 16 is leaderless: a quorum is up: an election should be under way" in groups.out
     assert "! group 17 is halted: on node n2: OSError: no \\x1b[31mspace left" in groups.out
-    assert fields(groups.out, "17")[-2] == "n2*!"
+    assert fields(groups.out, "17")[8:11] == ["n1", "n2*!", "n3"]
     assert "halted: OSError: no \\x1b[31mspace left" in one.out
     assert "\x1b" not in groups.out + one.out
 
 
-async def test_one_group(client: Client, cluster: Cluster, run_cli: Run) -> None:
+async def test_one_group(client: Client, cluster: Cluster, call_cli: Run) -> None:
     cluster.stop("n3")
-    finished = await run_cli("--url", url_of(client), "group", "17")
+    finished = await call_cli("--url", url_of(client), "group", "17")
     assert finished.code == 1
     assert fields(finished.out, "leader") == ["leader", "n2"]
     assert fields(finished.out, "log") == ["log", "2..6,", "committed", "6,", "applied", "6"]
@@ -163,16 +162,16 @@ async def test_one_group(client: Client, cluster: Cluster, run_cli: Run) -> None
     assert "no answer: not connected" in finished.out
 
 
-async def test_route(client: Client, cluster: Cluster, run_cli: Run) -> None:
+async def test_route(client: Client, cluster: Cluster, call_cli: Run) -> None:
     shard = cluster.nodes["n1"].shard_map.services["kv"].find(b"user:42")
-    finished = await run_cli("--url", url_of(client), "route", "user:42", "--service", "kv")
+    finished = await call_cli("--url", url_of(client), "route", "user:42", "--service", "kv")
     assert finished.code == 0, finished
     assert fields(finished.out, "group") == ["group", str(shard.group_id)]
     assert fields(finished.out, "leader") == ["leader", {16: "n1", 17: "n2"}[shard.group_id]]
 
 
-async def test_log_shows_commands_as_calls_and_the_rest_in_hex(client: Client, run_cli: Run) -> None:
-    finished = await run_cli("--url", url_of(client), "log", "17", "--last", "4")
+async def test_log_shows_commands_as_calls_and_the_rest_in_hex(client: Client, call_cli: Run) -> None:
+    finished = await call_cli("--url", url_of(client), "log", "17", "--last", "4")
     assert finished.code == 0, finished
     assert "\x1b" not in finished.out
     entries = [line.split(maxsplit=7) for line in finished.out.splitlines()[3:]]
@@ -191,12 +190,11 @@ async def test_log_shows_commands_as_calls_and_the_rest_in_hex(client: Client, r
     assert entries[0][4:6] == ["2023-11-14", "22:13:20.123Z"]
 
 
-async def test_log_entries_are_cut_unless_asked_for_in_full(client: Client, cluster: Cluster, run_cli: Run) -> None:
+async def test_log_entries_are_cut_unless_asked_for_in_full(client: Client, cluster: Cluster, call_cli: Run) -> None:
     entry = cluster.nodes["n2"].entries[2]
     cluster.nodes["n2"].entries = [{**entry, "entry": b"\xc1" * 3000, "size_bytes": 3000}]
-    short, full = await asyncio.gather(
-        run_cli("--url", url_of(client), "log", "17"), run_cli("--url", url_of(client), "log", "17", "--full")
-    )
+    short = await call_cli("--url", url_of(client), "log", "17")
+    full = await call_cli("--url", url_of(client), "log", "17", "--full")
     assert short.out.splitlines()[-1].endswith("c1c1c…")
     assert len(short.out.splitlines()[-1]) < 200
     assert full.out.count("c1") == 3000
@@ -211,32 +209,34 @@ def free_port() -> int:
         return port
 
 
-async def test_nobody_there(run_cli: Run) -> None:
+async def test_nobody_there(call_cli: Run, run_cli: Run) -> None:
     url = f"http://127.0.0.1:{free_port()}"
+    checked_error(await run_cli("--url", url, "status"), 3, f"cannot reach {url}", "MULTIRAFT_URL")
     for command in (("status",), ("groups",), ("group", "1"), ("route", "a"), ("log", "1"), ("status", "--json")):
-        checked_error(await run_cli("--url", url, *command), 3, f"cannot reach {url}", "MULTIRAFT_URL")
+        checked_error(await call_cli("--url", url, *command), 3, f"cannot reach {url}", "MULTIRAFT_URL")
 
 
-async def test_somebody_who_does_not_answer(run_cli: Run) -> None:
+async def test_somebody_who_does_not_answer(call_cli: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        checked_error(await run_cli("--url", url, "--timeout", "0.3", "status"), 3, "within 0.3 s", "--timeout")
+        checked_error(await call_cli("--url", url, "--timeout", "0.3", "status"), 3, "within 0.3 s", "--timeout")
 
 
 @pytest.mark.parametrize("body", ["hello", "<html>", json.dumps({"nodes": []})])
-async def test_somebody_else(run_cli: Run, body: str) -> None:
+async def test_somebody_else(call_cli: Run, body: str) -> None:
     async def anything(request: web.Request) -> web.Response:
         return web.Response(text=body)
 
     other = web.Application()
     other.add_routes([web.get("/{tail:.*}", anything)])
     async with TestServer(other) as server:
-        finished = await run_cli("--url", str(server.make_url("")), "status")
+        finished = await call_cli("--url", str(server.make_url("")), "status")
     checked_error(finished, 3, "is not the admin API")
 
 
-async def test_wrong_usage(client: Client, run_cli: Run) -> None:
+async def test_wrong_usage(client: Client, call_cli: Run, run_cli: Run) -> None:
     url = url_of(client)
+    checked_error(await run_cli("--url", "ftp://x", "status"), 2, "ftp://x")
     for arguments, part in (
         (("--url", "ftp://x", "status"), "ftp://x"),
         (("--url", "http://[::1", "status"), "URL"),
@@ -249,10 +249,10 @@ async def test_wrong_usage(client: Client, run_cli: Run) -> None:
         (("--url", url, "groups", "--sort", "size"), "size"),
         (("--url", url, "route", "xyz", "--type", "bytes"), "hex"),
     ):
-        checked_error(await run_cli(*arguments), 2, part)
+        checked_error(await call_cli(*arguments), 2, part)
 
 
-async def test_what_does_not_exist(client: Client, run_cli: Run) -> None:
+async def test_what_does_not_exist(client: Client, call_cli: Run) -> None:
     url = url_of(client)
     for arguments, part in (
         (("group", "99"), "no group 99"),
@@ -261,39 +261,35 @@ async def test_what_does_not_exist(client: Client, run_cli: Run) -> None:
         (("groups", "--node", "n9"), "n1, n2, n3"),
         (("route", "a", "--service", "none"), "known: kv"),
     ):
-        checked_error(await run_cli("--url", url, *arguments), 4, part)
+        checked_error(await call_cli("--url", url, *arguments), 4, part)
 
 
-async def test_a_node_that_cannot_answer_now(client: Client, cluster: Cluster, run_cli: Run) -> None:
+async def test_a_node_that_cannot_answer_now(client: Client, cluster: Cluster, call_cli: Run) -> None:
     del cluster.nodes["n1"].views[17]
     cluster.stop("n2")
     cluster.stop("n3")
-    checked_error(await run_cli("--url", url_of(client), "group", "17"), 5, "n2, n3")
+    checked_error(await call_cli("--url", url_of(client), "group", "17"), 5, "n2, n3")
 
 
-async def test_an_answer_of_an_unknown_shape_is_no_traceback(run_cli: Run) -> None:
+async def test_an_answer_of_an_unknown_shape_is_no_traceback(call_cli: Run) -> None:
     async def strange(request: web.Request) -> web.Response:
         return web.json_response({"nodes": 7}, headers={"Multiraft-Admin": "1"})
 
     other = web.Application()
     other.add_routes([web.get("/status", strange)])
     async with TestServer(other) as server:
-        checked_error(await run_cli("--url", str(server.make_url("")), "status"), 70, "MULTIRAFT_DEBUG")
+        checked_error(await call_cli("--url", str(server.make_url("")), "status"), 70, "MULTIRAFT_DEBUG")
 
 
-async def test_help_and_version(run_cli: Run) -> None:
-    top, version, nothing, *each = await asyncio.gather(
-        run_cli("--help"),
-        run_cli("--version"),
-        run_cli(),
-        *[run_cli(name, "-h") for name in ("status", "groups", "group", "route", "log", "storage")],
-    )
+async def test_help_and_version(run_cli: Run, call_cli: Run) -> None:
+    top, version, nothing = await asyncio.gather(run_cli("--help"), run_cli("--version"), run_cli())
     assert top.code == 0
     assert "Exit codes:" in top.out
     assert "Examples:" in top.out
     assert (version.code, version.out.split()[0]) == (0, "multiraft")
     assert nothing.code == 2
-    for finished in each:
+    for name in ("status", "groups", "group", "route", "log", "storage"):
+        finished = await call_cli(name, "-h")
         assert finished.code == 0
         assert "Example" in finished.out
         assert "--json" in finished.out
@@ -453,14 +449,13 @@ async def test_storage_of_a_stopped_node(tmp_path: Path, run_cli: Run) -> None:
     assert sorted((file.name, file.stat().st_size) for file in (tmp_path / "n1").rglob("*")) == before
 
 
-async def test_storage_names_what_is_damaged(tmp_path: Path, run_cli: Run) -> None:
+async def test_storage_names_what_is_damaged(tmp_path: Path, call_cli: Run) -> None:
     await make_store(tmp_path / "n1")
     with plyvel.DB(str(tmp_path / "n1" / "db")) as database:
         key = next(key for key, _ in database.iterator(reverse=True))
         database.put(key, database.get(key)[:-1] + b"X")
-    finished, as_json = await asyncio.gather(
-        run_cli("storage", str(tmp_path / "n1")), run_cli("storage", str(tmp_path / "n1"), "--json")
-    )
+    finished = await call_cli("storage", str(tmp_path / "n1"))
+    as_json = await call_cli("storage", str(tmp_path / "n1"), "--json")
     assert finished.code == as_json.code == 1
     assert any(line.startswith("! ") and "checksum" in line for line in finished.out.splitlines())
     assert fields(finished.out, "1")[-1] == "ok"  # the damage of one group hides no other
@@ -478,10 +473,10 @@ async def test_storage_of_a_running_node_is_refused(tmp_path: Path, run_cli: Run
         await store.close()
 
 
-async def test_storage_of_something_else(tmp_path: Path, run_cli: Run) -> None:
+async def test_storage_of_something_else(tmp_path: Path, call_cli: Run) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
-    checked_error(await run_cli("storage", str(tmp_path / "none")), 4, "no directory")
-    checked_error(await run_cli("storage", str(tmp_path / "file")), 4, "no directory")
-    checked_error(await run_cli("storage", str(tmp_path / "empty")), 5, "not a data directory")
+    checked_error(await call_cli("storage", str(tmp_path / "none")), 4, "no directory")
+    checked_error(await call_cli("storage", str(tmp_path / "file")), 4, "no directory")
+    checked_error(await call_cli("storage", str(tmp_path / "empty")), 5, "not a data directory")
     assert list((tmp_path / "empty").iterdir()) == []

@@ -63,7 +63,13 @@ def test_entries_in_words(kind: str, entry: bytes, expected: str) -> None:
 
 
 def test_the_beginning_of_an_entry_is_never_taken_for_the_whole() -> None:
-    assert entry_text("command", msgpack.packb(["touch"]), cut_off=True) == "0x91a5746f756368…"
+    whole = msgpack.packb(["put", "a", bytes(100)])
+    assert entry_text("command", whole[:20], cut_off=True) == "put('a', …"
+    assert entry_text("command", whole, cut_off=True).endswith(", …")
+    assert entry_text("command", whole[:5], cut_off=True) == "put(…"
+    assert entry_text("command", whole[:3], cut_off=True) == "0x93a370…"
+    assert entry_text("command", msgpack.packb([1, 2]), cut_off=True) == "0x920102…"
+    assert entry_text("membership", whole[:5], cut_off=True) == "0x93a3707574…"
     assert entry_text("command", b"", cut_off=True) == "…"
 
 

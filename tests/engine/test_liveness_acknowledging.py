@@ -186,6 +186,8 @@ def test_L08_only_beats_sent_after_the_peer_was_told_count_for_a_group(new_rig: 
     assert rig.node.contact_s(1, 5, "a") == START + 0.3
     assert rig.node.contact_s(1, 4, "a") == -math.inf
     assert rig.node.contact_s(1, 5, "c") == -math.inf
+    rig.node.lead(1, 6, [("a", 1)], START + 0.5)
+    assert rig.node.contact_s(1, 6, "a") == -math.inf
     rig.node.unlead(1, START + 0.5)
     assert rig.node.contact_s(1, 5, "a") == -math.inf
 
@@ -349,6 +351,7 @@ def test_a_beat_costs_the_same_whatever_the_number_of_groups(new_rig: NewRig, gr
         steps += 1
         return count
 
+    before = sys.gettrace()
     sys.settrace(count)
     try:
         for step in range(1, 11):
@@ -356,9 +359,16 @@ def test_a_beat_costs_the_same_whatever_the_number_of_groups(new_rig: NewRig, gr
             rig.node.flush()
             rig.beat("a", START + 0.1 * step, ack=rig.last_beat("a").sequence)
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
     assert kinds(rig.take()) == ["Beat", "Beat", "BeatAnswer"] * 10
     assert steps < 3_000
+
+
+def test_a_ticker_that_ticks_too_often_sends_no_more_beats(new_rig: NewRig) -> None:
+    rig = new_rig().connect("a", "c")
+    for step in range(100):
+        rig.node.tick(START + 0.01 * step)
+    assert 20 <= len(rig.take("a")) <= 22  # 1 s at two per interval of 0.1 s at most
 
 
 def test_changes_of_one_turn_leave_in_one_message_and_only_what_differs(new_rig: NewRig) -> None:

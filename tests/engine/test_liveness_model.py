@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from random import Random
 
@@ -76,9 +76,9 @@ class Node:
         return ET * self.world.rng.uniform(0.3, 1.0)
 
     def send(self, peer: str, message: LivenessMessage) -> None:
-        if self.world.time_s < self.world.forgetful_until_s and isinstance(message, LeadAll | LeadDelta):
-            if self.world.rng.random() < 0.5:
-                return  # the digest must notice
+        forgetful = self.world.time_s < self.world.forgetful_until_s
+        if forgetful and isinstance(message, LeadAll | LeadDelta) and self.world.rng.random() < 0.5:
+            return  # the digest must notice
         self.world.send(self.name, peer, 1, partial(Node.liveness_message, message=message, sender=self.name))
 
     def say(self, peer: str, handler: Callable[..., None], *arguments: object) -> None:
@@ -444,6 +444,11 @@ def simulate(seed: int) -> World:
     return world
 
 
+def simulate_all(seeds: Iterable[int]) -> None:
+    for seed in seeds:
+        simulate(seed)
+
+
 @pytest.mark.parametrize("first_seed", range(0, 150, 30))
 def test_no_stale_read_and_nobody_left_without_a_leader(first_seed: int) -> None:
     reads = {"lease": 0, "ReadIndex": 0}
@@ -476,5 +481,4 @@ def test_the_model_notices_a_missing_rule(
 ) -> None:
     monkeypatch.setattr(owner, name, broken)
     with pytest.raises(Violation, match=expected):
-        for seed in range(150):
-            simulate(seed)
+        simulate_all(range(150))

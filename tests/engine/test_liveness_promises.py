@@ -16,7 +16,7 @@ import pytest
 
 from multiraft.engine.leadset import LeadSet
 from multiraft.errors import InvariantViolation
-from multiraft.messages import Beat, BeatAnswer, LeadAll, LeadDelta, LivenessMessage, Refuse
+from multiraft.messages import Beat, BeatAnswer, LeadAll, LeadAsk, LeadDelta, LivenessMessage, Refuse
 
 NewRig: TypeAlias = Callable[..., Any]
 MINE = 7  # the incarnation of the node under test
@@ -296,9 +296,8 @@ def test_L21_the_set_told_follows_the_roles_and_its_digest_the_set(new_rig: NewR
 def test_L22_what_an_older_life_of_the_peer_said_is_dropped(new_rig: NewRig) -> None:
     rig = new_rig().connect("a")
     rig.node.heard("a", 2, START)
-    rig.hear("a", LeadDelta(((1, 9, 1),), ()), incarnation=1)
+    rig.hear("a", LeadDelta(((2, 9, 1),), ()), incarnation=1)
     rig.hear("a", Beat(0, 0, True, 0, 1, 50), incarnation=1)
-    rig.node.heard("a", 1, START)  # a connection of that life, accepted late
     rig.hear("a", Beat(0, 0, True, 0, 1, 51), incarnation=2)  # a beat that names another life than its connection
     assert rig.take() == []
     assert rig.take_events() == []
@@ -310,6 +309,9 @@ def test_L22_what_an_older_life_of_the_peer_said_is_dropped(new_rig: NewRig) -> 
     assert isinstance(answer, BeatAnswer)
     assert (answer.incarnation, answer.sequence) == (2, 1)
     assert rig.take_events() == [("claimed", 1, 6, "a")]
+    rig.node.heard("a", 1, START)  # a connection of the older life, accepted late
+    assert rig.take_events() == []
+    assert rig.node.loyal(1, 6, START)
 
 
 # ------------------------------------------------------------------------------------------------------ membership
@@ -333,6 +335,29 @@ def test_L24_who_has_no_replica_says_so_first_and_takes_it_back_when_it_has(new_
     del rig.terms[1]
     rig.node.replica_removed(1)
     assert [fields(message) for message in rig.take("a")] == [(1, 0, 5)]
+
+
+def test_L24_a_full_set_is_answered_anew_and_makes_the_peer_count_again(new_rig: NewRig) -> None:
+    rig = new_rig({}).connect("a")
+    rig.follow("a", 1, 5)
+    rig.take()
+    rig.hear("a", LeadAll(rig.told["a"].rows()))
+    assert [fields(message) for message in rig.take("a")] == [(1, 0, 5)]
+    rig.node.lead(2, 5, [("a", 1)], START)
+    rig.node.tick(START + 0.1)
+    rig.hear("a", Refuse(2, 0, 5))
+    rig.hear("a", LeadAsk())
+    rig.hear("a", BeatAnswer(MINE, rig.last_beat("a").sequence))  # nothing was refused before it
+    assert rig.node.contact_s(2, 5, "a") == START
+
+
+def test_L24_a_refusal_outlives_the_replica_that_it_was_given_for(new_rig: NewRig) -> None:
+    rig = new_rig({1: 9})
+    rig.claim("a", 1, 5)
+    del rig.terms[1]
+    rig.node.replica_removed(1)
+    rig.node.connected("a", 1, START)
+    assert [fields(message) for message in rig.take("a") if isinstance(message, Refuse)] == [(1, 9, 5)]
 
 
 def test_L24_a_new_replica_refuses_claims_below_its_term(new_rig: NewRig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
 import json
 import os
@@ -12,8 +13,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +24,7 @@ import aiohttp
 import pytest
 
 from examples.kv import server
+from examples.kv.cli import main
 from examples.kv.client import Client
 from examples.kv.cluster import Cluster, free_ports
 from examples.kv.verify import compare_everywhere, read_groups
@@ -77,7 +81,7 @@ async def settled(session: aiohttp.ClientSession, url: str) -> Counter[str]:
 
 
 async def assert_all_there(cluster: Cluster, session: aiohttp.ClientSession, *writers: Writer) -> None:
-    """Every acknowledged write is served by every node and held by every replica; beyond them only doubtful ones are."""
+    """Every acknowledged write is served by every node and held by every replica; nothing else is but doubtful ones."""
     acknowledged = {key: value for writer in writers for key, value in writer.acknowledged.items()}
     doubtful = {key for writer in writers for key in writer.doubtful}
     assert len(acknowledged) >= BEFORE_CRASH * len(writers)
@@ -158,11 +162,13 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "examples.kv", *arguments]
 
 
-def refused(*arguments: str, user: int | None = None) -> Ended:
+def refused(*arguments: str) -> Ended:
     """Run a command that is to end with one line of error."""
-    done = subprocess.run(
-        command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False, user=user
-    )
+    return complained(command(*arguments))
+
+
+def complained(arguments: list[str]) -> Ended:
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in done.stderr
     assert len(lines) == 1, done.stderr
@@ -195,12 +201,29 @@ class Alone:
         assert "Traceback" not in self.complained
 
 
-def call(place: Place, *arguments: str) -> str:
-    done = subprocess.run(
-        command("--url", place.url, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+def get(place: Place, key: str) -> bytes | None:
+    async def ask() -> bytes | None:
+        async with Client([place.url]) as client:
+            return await client.get(key)
+
+    return asyncio.run(ask())
+
+
+def put(place: Place, key: str, value: bytes) -> None:
+    async def ask() -> None:
+        async with Client([place.url]) as client:
+            await client.put(key, value)
+
+    asyncio.run(ask())
+
+
+def use(place: Place, *arguments: str) -> tuple[int, str, str]:
+    """Run a user's command in this process; return its exit code and what it wrote to stdout and stderr."""
+    out, complaint = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(complaint), pytest.raises(SystemExit) as ended:
+        main(["--url", place.url, *arguments])
+    out.seek(0)
+    return int(ended.value.code or 0), out.read(), complaint.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +232,9 @@ def founded(tmp_path_factory: pytest.TempPathFactory) -> Place:
     ports = free_ports(2)
     place = Place(tmp_path_factory.mktemp("founded"), f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}")
     with Alone(place):
-        call(place, "put", "kept", "safe")
+        put(place, "kept", b"safe")
+    with Alone(place):  # the second start leaves what the first one wrote in a table
+        put(place, "more", b"data")
     return place
 
 
@@ -223,15 +248,11 @@ def place(founded: Place, tmp_path: Path) -> Place:
 def test_an_orderly_stop_and_start_keep_everything(place: Place) -> None:
     for number in range(2):
         with Alone(place):
-            assert call(place, "get", "kept") == "safe"
-            assert call(place, "increment", "starts") == f"{number + 1}\n"
-            done = subprocess.run(
-                [sys.executable, "-m", "multiraft.admin.cli", "--url", place.url, "status", "--json"],
-                cwd=ROOT,
-                capture_output=True,
-                check=True,
-            )
-            assert json.loads(done.stdout)["nodes"][0]["started_orderly"] is True
+            assert get(place, "kept") == b"safe"
+            assert get(place, "starts") == (b"%d" % number if number else None)
+            put(place, "starts", b"%d" % (number + 1))
+            with urllib.request.urlopen(f"{place.url}/admin/status", timeout=SECONDS) as answer:
+                assert json.load(answer)["nodes"][0]["started_orderly"] is True
 
 
 def test_ctrl_c_stops_it_in_order(place: Place) -> None:
@@ -263,7 +284,7 @@ def test_a_second_process_on_the_same_directory_is_refused(place: Place) -> None
     with Alone(place):
         ended = refused("node", *place.options(http=f"127.0.0.1:{free_ports(1)[0]}"))
         assert (ended.code, "in use by another process" in ended.complaint) == (server.EXIT_START, True)
-        assert call(place, "get", "kept") == "safe"
+        assert get(place, "kept") == b"safe"
 
 
 @pytest.mark.parametrize("option", ["listen", "http"])
@@ -279,7 +300,7 @@ def test_an_address_in_use_is_named(place: Place, option: str) -> None:
 
 def assert_unharmed(place: Place) -> None:
     with Alone(place):
-        assert call(place, "get", "kept") == "safe"
+        assert get(place, "kept") == b"safe"
 
 
 def other_node(place: Place) -> list[str]:
@@ -340,8 +361,6 @@ def scribble_over_the_identity(data: Path) -> None:
     "damage", [flip_a_byte, lose_current, lose_the_database, lose_the_identity, scribble_over_the_identity]
 )
 def test_a_damaged_store_is_refused(place: Place, damage: Callable[[Path], None]) -> None:
-    with Alone(place):
-        call(place, "put", "more", "data")
     damage(place.data)
     ended = refused("node", *place.options())
     assert ended.code == server.EXIT_START
@@ -356,12 +375,21 @@ def test_a_file_in_place_of_the_directory_is_refused(place: Place, tmp_path: Pat
     assert (tmp_path / "file").read_text() == "mine"
 
 
+AS_NOBODY = """
+import os, sys
+from examples.kv.cli import main  # while the interpreter may still be read
+if os.geteuid() == 0:
+    os.setuid(65_534)
+main(sys.argv[1:])
+"""
+
+
 def test_a_directory_that_may_not_be_written_is_refused(place: Place) -> None:
-    """Permissions bind nobody who is root, so that then the node runs as somebody else."""
+    """Permissions bind nobody who is root, so that the node then runs as somebody else."""
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "data").mkdir(mode=0o555)
         os.chmod(name, 0o755)
-        ended = refused("node", *place.options(data=f"{name}/data"), user=65_534 if os.geteuid() == 0 else None)
+        ended = complained([sys.executable, "-c", AS_NOBODY, "node", *place.options(data=f"{name}/data")])
         assert list((Path(name) / "data").iterdir()) == []
     assert ended.code == server.EXIT_START
     assert f"{name}/data" in ended.complaint
@@ -426,7 +454,7 @@ def test_a_configuration_file_starts_a_node(place: Place) -> None:
         command("node", f"--http={place.http}", f"--config={path}"), cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     try:
-        assert call(place, "get", "kept") == "safe"
+        assert get(place, "kept") == b"safe"
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=SECONDS)
     finally:
@@ -438,39 +466,44 @@ def test_a_configuration_file_starts_a_node(place: Place) -> None:
 
 
 def test_the_commands_of_a_user(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "some.csv").write_text("key,value\nb/1,x\nb/2,y\n")
     with Alone(place):
-        assert call(place, "put", "a/1", "one") == ""
-        assert call(place, "put", "a/2", "zwei ☃") == ""
-        assert call(place, "get", "a/2") == "zwei ☃"
-        assert call(place, "scan", "a/") == "a/1\tone\na/2\tzwei ☃\n"
-        assert call(place, "scan", "a/", "--limit", "1") == "a/1\tone\n"
-        assert call(place, "delete", "a/1") == ""
-        assert call(place, "cas", "a/3", "first") == "first"
-        assert call(place, "cas", "a/3", "second", "--expect", "first") == "second"
-        (tmp_path / "some.csv").write_text("key,value\nb/1,x\nb/2,y\n")
-        assert "2 records acknowledged" in load(place, str(tmp_path / "some.csv")).stdout
-        assert call(place, "scan", "b/") == "b/1\tx\nb/2\ty\n"
-        for arguments, code in ((("get", "none"), 1), (("delete", "none"), 1), (("increment", "b/1"), 6)):
-            assert refused("--url", place.url, *arguments).code == code
-    assert refused("--url", place.url, "--timeout", "0.2", "get", "a/2").code == 6
+        for arguments, code, said in (
+            (["put", "a/1", "one"], 0, ""),
+            (["put", "a/2", "zwei ☃"], 0, ""),
+            (["get", "a/2"], 0, "zwei ☃"),
+            (["scan", "a/"], 0, "a/1\tone\na/2\tzwei ☃\n"),
+            (["scan", "a/", "--limit", "1"], 0, "a/1\tone\n"),
+            (["delete", "a/1"], 0, ""),
+            (["cas", "a/3", "first"], 0, "first"),
+            (["cas", "a/3", "second", "--expect", "first"], 0, "second"),
+            (["cas", "a/3", "third", "--expect", "first"], 1, "second"),
+            (["increment", "n"], 0, "1\n"),
+            (["increment", "n", "41"], 0, "42\n"),
+            (["scan", "b/"], 0, ""),
+        ):
+            assert use(place, *arguments) == (code, said, "")
+        code, said, _ = use(place, "load", str(tmp_path / "some.csv"))
+        assert (code, said.startswith("2 records acknowledged in ")) == (0, True)
+        assert use(place, "scan", "b/") == (0, "b/1\tx\nb/2\ty\n", "")
+        assert use(place, "get", "none") == (1, "", "error: there is no key 'none'\n")
+        assert use(place, "delete", "none") == (1, "", "error: there is no key 'none'\n")
+        code, _, complaint = use(place, "increment", "b/1")
+        assert (code, "does not hold a whole number" in complaint) == (6, True)
+        done = subprocess.run(  # and once as a process of its own
+            command("--url", place.url, "get", "a/2"), cwd=ROOT, capture_output=True, timeout=SECONDS, check=False
+        )
+        assert (done.returncode, done.stdout.decode(), done.stderr) == (0, "zwei ☃", b"")
+    code, _, complaint = use(place, "--timeout", "0.2", "get", "a/2")
+    assert (code, "cannot be reached" in complaint) == (6, True)
     assert refused("--url", "nonsense", "get", "k").code == 2
+    assert refused("put", "k").code == 2
+    assert refused().code == 2
 
 
 def test_a_file_with_a_mistake_loads_nothing(place: Place, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"key": "bad/1", "value": "x"}\n{"key": "bad/2"\n')
     with Alone(place):
-        ended = refused("--url", place.url, "load", str(tmp_path / "bad.jsonl"))
-        assert ended.code == 2
-        assert "bad.jsonl:2: is not JSON" in ended.complaint
-        assert call(place, "scan", "bad") == ""
-
-
-def load(place: Place, source: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command("--url", place.url, "load", source),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=True,
-    )
+        code, _, complaint = use(place, "load", str(tmp_path / "bad.jsonl"))
+        assert (code, "bad.jsonl:2: is not JSON" in complaint, complaint.count("\n")) == (2, True, 1)
+        assert get(place, "bad/1") is None

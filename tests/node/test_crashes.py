@@ -92,9 +92,11 @@ def test_a_disk_that_acknowledges_before_it_syncs_is_caught(play: Play) -> None:
         lost = 20 - len(set(await what_survived(ledgers)) - {b"last"})
 
     # Everything is lost, the cluster's own founding included, so the nodes may not even come back.
-    with pytest.raises((AssertionError, MultiRaftError, TimeoutError)):
+    try:
         play(scenario, sync=False)
-        assert lost == 0
+    except (MultiRaftError, TimeoutError):
+        lost = 20
+    assert lost > 0
 
 
 def test_no_acknowledgement_before_a_quorum_has_synced(play: Play) -> None:
@@ -176,7 +178,7 @@ def test_a_failed_write_ends_the_node_and_acknowledges_nothing(play: Play) -> No
             await service.propose(b"k", b"x")
         with pytest.raises(MultiRaftError, match="Input/output error"):
             await node.failed()
-        with pytest.raises(MultiRaftError, match="not running|ended"):
+        with pytest.raises(MultiRaftError, match=r"not running|ended"):
             node.status()
         del cluster.nodes[leader]
         other = next(iter(cluster.nodes))

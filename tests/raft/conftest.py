@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from multiraft.errors import CorruptRecord
-from multiraft.messages import RaftMessage, VoteAnswer
+from multiraft.messages import Append, RaftMessage
 from multiraft.raft import CoreSettings, Raft, Ready, Role
 from multiraft.records import COMMANDS, Record, cut_record, encode_record
 from multiraft.types import (
@@ -307,26 +307,43 @@ class Cluster:
     def leaders(self) -> list[int]:
         return [one for one, replica in self.replicas.items() if replica.alive and replica.core.role is Role.LEADER]
 
-    def votes(self) -> Iterable[VoteAnswer]:
-        return [message for message in self.trace if isinstance(message, VoteAnswer)]
 
-
-def make_disk(terms: Sequence[int], term: int, vote: int, commit: int, run: int, empty: bool) -> Disk:
-    """A disk whose log has entries of these terms from index 2 on, in records of at most `run` entries."""
-    start = LogStart(0, 0) if empty else LogStart(1, 1)
-    disk = Disk(start, HardState(term, vote, commit))
-    index, before = start.index, start.term
-    at = 0
+def make_records(prev_index: int, prev_term: int, terms: Sequence[int], run: int, tag: bytes = b"") -> list[Record]:
+    """Entries of these terms after (prev_index, prev_term), in records of at most `run` entries each."""
+    records: list[Record] = []
+    index, before, at = prev_index, prev_term, 0
     while at < len(terms):
         count = 1
         while at + count < len(terms) and terms[at + count] == terms[at] and count < run:
             count += 1
-        entries = [b"%d@%d" % (index + step, terms[at]) for step in range(1, count + 1)]
-        record = encode_record(GROUP, index + 1, terms[at], before, COMMANDS, 0, entries)
-        disk.records[record.first] = record
-        index, before = record.last, record.term
+        entries = [b"%d@%d" % (index + step, terms[at]) + tag for step in range(1, count + 1)]
+        records.append(encode_record(GROUP, index + 1, terms[at], before, COMMANDS, 0, entries))
+        index, before = records[-1].last, terms[at]
         at += count
+    return records
+
+
+def make_disk(terms: Sequence[int], term: int, vote: int, commit: int, run: int, empty: bool) -> Disk:
+    """A disk whose log has entries of these terms from index 2 on."""
+    start = LogStart(0, 0) if empty else LogStart(1, 1)
+    disk = Disk(start, HardState(term, vote, commit))
+    disk.records = {record.first: record for record in make_records(start.index, start.term, terms, run)}
     return disk
+
+
+def make_append(
+    prev_index: int,
+    prev_term: int,
+    terms: Sequence[int] = (),
+    commit: int = 0,
+    term: int = 0,
+    sender: int = 2,
+    to: int = 1,
+    run: int = 1_000,
+) -> Append:
+    """An append of entries of these terms, from the leader `sender` of `term` (0: of the last entry's term)."""
+    records = tuple(make_records(prev_index, prev_term, terms, run))
+    return Append(commit, GROUP, prev_index, prev_term, records, sender, term or (terms or [prev_term])[-1], to)
 
 
 def make_replica(
@@ -362,13 +379,31 @@ def make_cluster(
     return Cluster(replicas)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def replica() -> Callable[..., Replica]:
     """Make one replica; see `make_replica`."""
     return make_replica
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cluster() -> Callable[..., Cluster]:
     """Make several that can talk; see `make_cluster`."""
     return make_cluster
+
+
+@pytest.fixture(scope="session")
+def append() -> Callable[..., Append]:
+    """Make an append; see `make_append`."""
+    return make_append
+
+
+@pytest.fixture(scope="session")
+def records() -> Callable[..., list[Record]]:
+    """Make records; see `make_records`."""
+    return make_records
+
+
+@pytest.fixture(scope="session")
+def disk() -> Callable[..., Disk]:
+    """Make a disk; see `make_disk`."""
+    return make_disk

@@ -1,7 +1,6 @@
-"""LevelDB alone: bad directories, damaged files, other processes, and the writer thread.
+"""LevelDB's directory: what is no data directory, and what becomes of each damaged file.
 
-Rules of this file: every refusal is one line that says what to do; children are waited for; a test that needs the
-writer to be busy blocks it, and never hopes that it is.
+Rules of this file: every refusal is one line that says what to do.
 """
 
 from __future__ import annotations
@@ -11,15 +10,9 @@ import errno
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import plyvel
 import pytest
@@ -28,7 +21,7 @@ from multiraft.config import Limits
 from multiraft.errors import CorruptRecord, StorageError
 from multiraft.ports import Store
 from multiraft.records import COMMANDS, encode_record
-from multiraft.storage import inspect_directory, leveldb, open_leveldb
+from multiraft.storage import inspect_directory, open_leveldb
 from multiraft.types import HardState, LogStart, ReplicaDescriptor, founding_membership
 
 if TYPE_CHECKING:
@@ -73,25 +66,6 @@ async def test_a_file_is_no_directory(tmp_path: Path) -> None:
 
 async def test_a_path_that_is_too_long(tmp_path: Path) -> None:
     assert "File name too long; name a directory with a shorter path" in refusal(tmp_path / ("x" * 300))
-
-
-def test_a_directory_that_may_not_be_written() -> None:
-    """Root may write everywhere, so the child gives up its rights first."""
-    base = Path(tempfile.mkdtemp())
-    try:
-        for path in (base, base / "n1", base / "n2", base / "n2" / "db"):
-            path.mkdir(exist_ok=True)
-            path.chmod(0o555)
-        with child(OPEN_WITHOUT_RIGHTS, str(base / "n1"), str(base / "n2"), str(base / "n3")) as running:
-            lines = running.communicate(timeout=60)[0].splitlines()
-    finally:
-        for path in (base, base / "n2"):
-            path.chmod(0o755)
-        shutil.rmtree(base)
-    assert len(lines) == 3
-    for name, line in zip(("n1", "n2", "n3"), lines, strict=True):
-        assert str(base / name) in line
-        assert line.endswith("Permission denied; let this user read and write there, or name another directory")
 
 
 # ------------------------------------------------------------------------------------------------ damaged files
@@ -254,307 +228,7 @@ async def test_a_log_cut_below_the_commit_is_refused(level_place: LevelPlace) ->
         level_place.open().load_replicas()
 
 
-# ----------------------------------------------------------------------------------------------- other processes
-
-OPEN_WITHOUT_RIGHTS: Final = """
-import asyncio, os, sys
-from multiraft.config import Limits
-from multiraft.errors import StorageError
-from multiraft.storage import open_leveldb
-
-if os.geteuid() == 0:
-    os.setuid(65_534)
-
-async def main():
-    for path in sys.argv[1:]:
-        try:
-            open_leveldb(path, "n1", Limits(), asyncio.get_running_loop())
-        except StorageError as problem:
-            print(problem)
-
-asyncio.run(main())
-"""
-
-OPEN_AND_WAIT: Final = """
-import asyncio, sys
-from multiraft.config import Limits
-from multiraft.storage import open_leveldb
-
-async def main():
-    store = open_leveldb(sys.argv[1], "n1", Limits(), asyncio.get_running_loop())
-    print("open", flush=True)
-    sys.stdin.read()
-    await store.close()
-
-asyncio.run(main())
-"""
-
-WRITE_ON: Final = """
-import asyncio, errno, resource, signal, sys
-from multiraft.config import Limits
-from multiraft.records import COMMANDS, encode_record
-from multiraft.storage import open_leveldb
-
-path, file_bytes, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-
-async def main():
-    store = open_leveldb(path, "n1", Limits(), asyncio.get_running_loop())
-    if file_bytes:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-    for first in range(2, 2 + count):
-        written = asyncio.get_running_loop().create_future()
-        batch = store.batch()
-        batch.put_record(17, encode_record(17, first, 1, 1, COMMANDS, 0, [b"x" * 1000]))
-        store.submit(batch, written.set_result)
-        error = await written
-        number = error.__cause__.errno if error else 0
-        print("failed " + errno.errorcode[number] if error else first, flush=True)
-    # Neither closed nor ended: the interpreter goes down around it.
-
-asyncio.run(main())
-"""
-
-
-@contextmanager
-def child(script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a script in a process of its own, which ends with the block."""
-    running = subprocess.Popen(
-        [sys.executable, "-c", script, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-    )
-    try:
-        yield running
-    finally:
-        running.kill()
-        running.communicate()
-
-
-def line_of(running: subprocess.Popen[str]) -> str:
-    assert running.stdout is not None
-    return running.stdout.readline().strip()
-
-
-async def test_a_directory_in_use_by_another_process_is_refused_by_its_pid(level_place: LevelPlace) -> None:
-    await level_place.open().close()
-    with child(OPEN_AND_WAIT, str(level_place.path)) as running:
-        assert line_of(running) == "open"
-        who = f"in use by another process (pid {running.pid}); stop that one first, or name another directory"
-        assert who in refusal(level_place.path)
-        with pytest.raises(StorageError, match=re.escape(who)):
-            inspect_directory(str(level_place.path))
-        assert who in refusal(level_place.path), "looking did not take the lock away"
-        running.communicate("", timeout=60)
-        assert running.returncode == 0
-    store = level_place.open()
-    assert (store.incarnation, store.closed_orderly) == (3, True)
-
-
-async def test_a_directory_in_use_by_this_process_stays_locked_against_others(level_place: LevelPlace) -> None:
-    level_place.open()
-    assert "in use by this very process" in refusal(level_place.path)
-    with pytest.raises(StorageError, match="in use by this very process"):
-        inspect_directory(str(level_place.path))
-    with child(OPEN_AND_WAIT, str(level_place.path)) as running:
-        assert f"in use by another process (pid {os.getpid()})" in running.communicate("", timeout=60)[0]
-
-
-async def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
-    with child(WRITE_ON, str(tmp_path / "n1"), "0", "100000") as running:
-        acknowledged = [int(line_of(running)) for _ in range(100)]
-        running.send_signal(signal.SIGKILL)
-        acknowledged += [int(line) for line in running.communicate()[0].split()]
-    store = opened(tmp_path / "n1")
-    held = store.read_firsts(GROUP, 0)
-    await store.close()
-    assert acknowledged == list(range(2, 2 + len(acknowledged)))
-    assert held[: len(acknowledged)] == acknowledged
-    assert len(held) <= len(acknowledged) + 1
-    assert not store.closed_orderly
-
-
-async def test_a_file_that_may_not_grow_fails_that_write_and_all_later_ones(tmp_path: Path) -> None:
-    with child(WRITE_ON, str(tmp_path / "n1"), "100000", "120") as running:
-        lines = running.communicate(timeout=60)[0].split("\n")[:-1]
-        assert running.returncode == 0
-    acknowledged = [int(line) for line in lines if line.isdigit()]
-    assert 0 < len(acknowledged) < 120
-    assert lines == [str(first) for first in acknowledged] + ["failed EFBIG"] * (120 - len(acknowledged))
-    store = opened(tmp_path / "n1")
-    assert store.read_firsts(GROUP, 0)[: len(acknowledged)] == acknowledged
-    await store.close()
-
-
-async def test_an_interpreter_that_ends_without_closing_ends_well_and_loses_nothing(tmp_path: Path) -> None:
-    with child(WRITE_ON, str(tmp_path / "n1"), "0", "3") as running:
-        assert running.communicate(timeout=60)[0].split() == ["2", "3", "4"]
-        assert running.returncode == 0
-    store = opened(tmp_path / "n1")
-    assert (store.read_firsts(GROUP, 0), store.closed_orderly) == ([2, 3, 4], False)
-    await store.close()
-
-
-# --------------------------------------------------------------------------------------------- the writer thread
-
-
-class BusyWriter:
-    """Keeps the writer thread inside its next write until `go_on`; collects completions in order."""
-
-    def __init__(self, store: Store, place: LevelPlace) -> None:
-        self.store = store
-        self.place = place
-        self.seen: list[int] = []
-        self.batches: list[int] = []
-        self.finished = asyncio.Event()
-        self._go_on = threading.Event()
-        self._entered = threading.Event()
-        backend = cast(Any, store)._backend
-        write = backend._write_synced
-
-        def blocked(batch: Any) -> None:
-            self._entered.set()
-            self._go_on.wait(60)
-            self.batches.append(batch.approximate_size())
-            write(batch)
-
-        backend._write_synced = blocked
-
-    def submit(self, first: int, last: bool = False, size: int = 4) -> None:
-        batch = self.store.batch()
-        batch.put_record(GROUP, self.place.record(first, first, size=size))
-
-        def done(error: Exception | None) -> None:
-            self.seen.append(first if error is None else -first)
-            if last:
-                self.finished.set()
-
-        self.store.submit(batch, done)
-
-    def wait_until_busy(self) -> None:
-        assert self._entered.wait(60)
-
-    def go_on(self) -> None:
-        self._go_on.set()
-
-
-async def test_batches_that_wait_together_share_one_sync_and_one_wake_up(
-    level_place: LevelPlace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = level_place.open()
-    writer, before = BusyWriter(store, level_place), store.syncs
-    loop = asyncio.get_running_loop()
-    wake_ups: list[object] = []
-    wake = loop.call_soon_threadsafe
-
-    def counted(callback: Any, *arguments: Any, context: Any = None) -> asyncio.Handle:
-        wake_ups.append(callback)
-        return wake(callback, *arguments)
-
-    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
-    writer.submit(2)
-    writer.wait_until_busy()
-    for first in range(3, 13):
-        writer.submit(first, last=first == 12)
-    writer.go_on()
-    await writer.finished.wait()
-    assert writer.seen == list(range(2, 13))
-    assert store.syncs == before + 2
-    assert len(wake_ups) <= 2
-    assert store.read_firsts(GROUP, 0) == list(range(2, 13))
-
-
-async def test_merging_stops_at_its_bound(level_place: LevelPlace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leveldb, "MERGE_BYTES", 3_000)
-    store = level_place.open()
-    writer = BusyWriter(store, level_place)
-    writer.submit(2)
-    writer.wait_until_busy()
-    for first in range(3, 9):
-        writer.submit(first, last=first == 8, size=1_000)
-    writer.go_on()
-    await writer.finished.wait()
-    assert len(writer.batches) == 3
-    assert max(writer.batches) < 5_000
-
-
-class RecordingDatabase:
-    """Passes everything on to the database, and notes how batches are made."""
-
-    def __init__(self, database: Any) -> None:
-        self._database = database
-        self.made: list[dict[str, bool]] = []
-
-    def write_batch(self, **options: bool) -> object:
-        self.made.append(options)
-        return self._database.write_batch(**options)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._database, name)
-
-
-async def test_every_batch_is_synced(level_place: LevelPlace, monkeypatch: pytest.MonkeyPatch) -> None:
-    databases: list[RecordingDatabase] = []
-
-    def recorded(*arguments: Any, **options: Any) -> RecordingDatabase:
-        assert options["paranoid_checks"] is True
-        databases.append(RecordingDatabase(real(*arguments, **options)))
-        return databases[-1]
-
-    real = plyvel.DB
-    monkeypatch.setattr(plyvel, "DB", recorded)
-    store = level_place.open()
-    store.bind_cluster(b"c" * 16, {"n1": store.identity.store_id})
-    await level_place.found(store, [level_place.record(2, 2)])
-    await store.close()
-    (database,) = databases
-    assert len(database.made) == 5, "identity, incarnation, cluster, replica, closing"
-    assert database.made == [{"sync": True}] * 5
-
-
-async def test_reads_go_on_while_the_writer_is_busy(level_place: LevelPlace) -> None:
-    store = level_place.open()
-    await level_place.found(store, [level_place.record(2, 3)])
-    writer = BusyWriter(store, level_place)
-    writer.submit(4, last=True)
-    writer.wait_until_busy()
-    assert store.read_firsts(GROUP, 0) == [2]
-    assert len(store.load_replicas()) == 1
-    writer.go_on()
-    await writer.finished.wait()
-
-
-async def test_whatever_is_thrown_in_the_writer_thread_is_a_failed_write(level_place: LevelPlace) -> None:
-    store = level_place.open()
-
-    def throw(_: object) -> None:
-        raise SystemExit(3)
-
-    cast(Any, store)._backend._write_synced = throw
-    for _ in range(2):
-        batch = store.batch()
-        batch.put_record(GROUP, level_place.record(2, 2))
-        with pytest.raises(StorageError) as caught:
-            await level_place.write(store, batch)
-        assert isinstance(caught.value.__cause__, SystemExit)
-
-
-async def test_leveldbs_own_errors_carry_their_errno(level_place: LevelPlace) -> None:
-    store = level_place.open()
-
-    def throw(_: object) -> None:
-        raise plyvel.IOError(b"IO error: /somewhere/000007.log: No space left on device")
-
-    cast(Any, store)._backend._write_synced = throw
-    with pytest.raises(StorageError) as caught:
-        await level_place.write(store, store.batch())
-    assert isinstance(caught.value.__cause__, OSError)
-    assert caught.value.__cause__.errno == errno.ENOSPC
-    assert "/somewhere/000007.log" in str(caught.value)
-    assert "free some space" in str(caught.value)
+# ------------------------------------------------------------------------------------------------ identity file
 
 
 async def test_the_identity_file_is_replaced_as_a_whole(

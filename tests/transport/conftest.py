@@ -325,10 +325,9 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
 
 
 @pytest.fixture
-async def memory_world() -> AsyncIterator[MemoryWorld]:
-    made = MemoryWorld()
-    yield made
-    await made.close()
+def make_memory_world() -> type[MemoryWorld]:
+    """The world in memory, for a test that brings its own loop."""
+    return MemoryWorld
 
 
 @pytest.fixture

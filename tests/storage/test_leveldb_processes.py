@@ -1,0 +1,211 @@
+"""LevelDB between processes: locks, rights, a kill, a file that may not grow, an interpreter that just ends.
+
+Rules of this file: a child says by a line what it has done, and is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from multiraft.config import Limits
+from multiraft.errors import StorageError
+from multiraft.ports import Store
+from multiraft.storage import inspect_directory, open_leveldb
+
+if TYPE_CHECKING:
+    from tests.storage.conftest import LevelPlace
+
+GROUP: Final = 17
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+SMALL: Final = Limits(leveldb_write_buffer_bytes=64 * 1024)
+NO_LIMIT: Final = 1 << 40
+
+
+def opened(path: Path | str, node_id: str = "n1") -> Store:
+    return open_leveldb(str(path), node_id, SMALL, asyncio.get_running_loop())
+
+
+def refusal(path: Path | str) -> str:
+    """Open, which must be refused, in one line that names the directory; return it."""
+    with pytest.raises(StorageError) as caught:
+        opened(path)
+    text = str(caught.value)
+    assert str(path) in text
+    assert "\n" not in text
+    return text
+
+
+def test_a_directory_that_may_not_be_written() -> None:
+    """Root may write everywhere, so the child gives up its rights first."""
+    base = Path(tempfile.mkdtemp())
+    try:
+        for path in (base, base / "n1", base / "n2", base / "n2" / "db"):
+            path.mkdir(exist_ok=True)
+            path.chmod(0o555)
+        with child(OPEN_WITHOUT_RIGHTS, str(base / "n1"), str(base / "n2"), str(base / "n3")) as running:
+            lines = running.communicate(timeout=60)[0].splitlines()
+    finally:
+        for path in (base, base / "n2"):
+            path.chmod(0o755)
+        shutil.rmtree(base)
+    assert len(lines) == 3
+    for name, line in zip(("n1", "n2", "n3"), lines, strict=True):
+        assert str(base / name) in line
+        assert line.endswith("Permission denied; let this user read and write there, or name another directory")
+
+
+OPEN_WITHOUT_RIGHTS: Final = """
+import asyncio, os, sys
+from multiraft.config import Limits
+from multiraft.errors import StorageError
+from multiraft.storage import open_leveldb
+
+if os.geteuid() == 0:
+    os.setuid(65_534)
+
+async def main():
+    for path in sys.argv[1:]:
+        try:
+            open_leveldb(path, "n1", Limits(), asyncio.get_running_loop())
+        except StorageError as problem:
+            print(problem)
+
+asyncio.run(main())
+"""
+
+OPEN_AND_WAIT: Final = """
+import asyncio, sys
+from multiraft.config import Limits
+from multiraft.storage import open_leveldb
+
+async def main():
+    store = open_leveldb(sys.argv[1], "n1", Limits(), asyncio.get_running_loop())
+    print("open", flush=True)
+    sys.stdin.read()
+    await store.close()
+
+asyncio.run(main())
+"""
+
+WRITE_ON: Final = """
+import asyncio, errno, resource, signal, sys
+from multiraft.config import Limits
+from multiraft.records import COMMANDS, encode_record
+from multiraft.storage import open_leveldb
+
+path, file_bytes, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+
+async def main():
+    store = open_leveldb(path, "n1", Limits(), asyncio.get_running_loop())
+    if file_bytes:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    for first in range(2, 2 + count):
+        written = asyncio.get_running_loop().create_future()
+        batch = store.batch()
+        batch.put_record(17, encode_record(17, first, 1, 1, COMMANDS, 0, [b"x" * 1000]))
+        store.submit(batch, written.set_result)
+        error = await written
+        number = error.__cause__.errno if error else 0
+        print("failed " + errno.errorcode[number] if error else first, flush=True)
+    # Neither closed nor ended: the interpreter goes down around it.
+
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def child(script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a script in a process of its own, which ends with the block."""
+    running = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    with running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def line_of(running: subprocess.Popen[str]) -> str:
+    assert running.stdout is not None
+    return running.stdout.readline().strip()
+
+
+async def test_a_directory_in_use_by_another_process_is_refused_by_its_pid(level_place: LevelPlace) -> None:
+    await level_place.open().close()
+    with child(OPEN_AND_WAIT, str(level_place.path)) as running:
+        assert line_of(running) == "open"
+        who = f"in use by another process (pid {running.pid}); stop that one first, or name another directory"
+        assert who in refusal(level_place.path)
+        with pytest.raises(StorageError, match=re.escape(who)):
+            inspect_directory(str(level_place.path))
+        assert who in refusal(level_place.path), "looking did not take the lock away"
+        assert running.stdin is not None
+        running.stdin.close()
+        assert running.wait(60) == 0
+    store = level_place.open()
+    assert (store.incarnation, store.closed_orderly) == (3, True)
+
+
+async def test_a_directory_in_use_by_this_process_stays_locked_against_others(level_place: LevelPlace) -> None:
+    level_place.open()
+    assert "in use by this very process" in refusal(level_place.path)
+    with pytest.raises(StorageError, match="in use by this very process"):
+        inspect_directory(str(level_place.path))
+    with child(OPEN_AND_WAIT, str(level_place.path)) as running:
+        assert f"in use by another process (pid {os.getpid()})" in running.communicate("", timeout=60)[0]
+
+
+async def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
+    with child(WRITE_ON, str(tmp_path / "n1"), "0", "100000") as running:
+        acknowledged = [int(line_of(running)) for _ in range(100)]
+        running.send_signal(signal.SIGKILL)
+        assert running.stdout is not None
+        acknowledged += [int(line) for line in running.stdout]
+    store = opened(tmp_path / "n1")
+    held = store.read_firsts(GROUP, 0)
+    await store.close()
+    assert acknowledged == list(range(2, 2 + len(acknowledged)))
+    assert held[: len(acknowledged)] == acknowledged
+    assert len(held) <= len(acknowledged) + 1
+    assert not store.closed_orderly
+
+
+async def test_a_file_that_may_not_grow_fails_that_write_and_all_later_ones(tmp_path: Path) -> None:
+    with child(WRITE_ON, str(tmp_path / "n1"), "100000", "120") as running:
+        lines = running.communicate(timeout=60)[0].split("\n")[:-1]
+        assert running.returncode == 0
+    acknowledged = [int(line) for line in lines if line.isdigit()]
+    assert 0 < len(acknowledged) < 120
+    assert lines == [str(first) for first in acknowledged] + ["failed EFBIG"] * (120 - len(acknowledged))
+    store = opened(tmp_path / "n1")
+    assert store.read_firsts(GROUP, 0)[: len(acknowledged)] == acknowledged
+    await store.close()
+
+
+async def test_an_interpreter_that_ends_without_closing_ends_well_and_loses_nothing(tmp_path: Path) -> None:
+    with child(WRITE_ON, str(tmp_path / "n1"), "0", "3") as running:
+        assert running.communicate(timeout=60)[0].split() == ["2", "3", "4"]
+        assert running.returncode == 0
+    store = opened(tmp_path / "n1")
+    assert (store.read_firsts(GROUP, 0), store.closed_orderly) == ([2, 3, 4], False)
+    await store.close()

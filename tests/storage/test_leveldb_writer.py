@@ -1,0 +1,184 @@
+"""LevelDB's writer thread: what is merged, what is synced, and what becomes of everything thrown in it.
+
+Rules of this file: a test that needs the writer to be busy blocks it, and never hopes that it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import plyvel
+import pytest
+
+from multiraft.config import Limits
+from multiraft.errors import StorageError
+from multiraft.ports import Store
+from multiraft.storage import leveldb
+
+if TYPE_CHECKING:
+    from tests.storage.conftest import LevelPlace
+
+GROUP: Final = 17
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+SMALL: Final = Limits(leveldb_write_buffer_bytes=64 * 1024)
+NO_LIMIT: Final = 1 << 40
+
+
+class BusyWriter:
+    """Keeps the writer thread inside its next write until `go_on`; collects completions in order."""
+
+    def __init__(self, store: Store, place: LevelPlace) -> None:
+        self.store = store
+        self.place = place
+        self.seen: list[int] = []
+        self.batches: list[int] = []
+        self.finished = asyncio.Event()
+        self._go_on = threading.Event()
+        self._entered = threading.Event()
+        backend = cast(Any, store)._backend
+        write = backend._write_synced
+
+        def blocked(batch: Any) -> None:
+            self._entered.set()
+            self._go_on.wait(60)
+            self.batches.append(batch.approximate_size())
+            write(batch)
+
+        backend._write_synced = blocked
+
+    def submit(self, first: int, last: bool = False, size: int = 4) -> None:
+        batch = self.store.batch()
+        batch.put_record(GROUP, self.place.record(first, first, size=size))
+
+        def done(error: Exception | None) -> None:
+            self.seen.append(first if error is None else -first)
+            if last:
+                self.finished.set()
+
+        self.store.submit(batch, done)
+
+    def wait_until_busy(self) -> None:
+        assert self._entered.wait(60)
+
+    def go_on(self) -> None:
+        self._go_on.set()
+
+
+async def test_batches_that_wait_together_share_one_sync_and_one_wake_up(
+    level_place: LevelPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = level_place.open()
+    writer, before = BusyWriter(store, level_place), store.syncs
+    loop = asyncio.get_running_loop()
+    wake_ups: list[object] = []
+    wake = loop.call_soon_threadsafe
+
+    def counted(callback: Any, *arguments: Any, context: Any = None) -> asyncio.Handle:
+        wake_ups.append(callback)
+        return wake(callback, *arguments)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+    writer.submit(2)
+    writer.wait_until_busy()
+    for first in range(3, 13):
+        writer.submit(first, last=first == 12)
+    writer.go_on()
+    await writer.finished.wait()
+    assert writer.seen == list(range(2, 13))
+    assert store.syncs == before + 2
+    assert len(wake_ups) <= 2
+    assert store.read_firsts(GROUP, 0) == list(range(2, 13))
+
+
+async def test_merging_stops_at_its_bound(level_place: LevelPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leveldb, "MERGE_BYTES", 3_000)
+    store = level_place.open()
+    writer = BusyWriter(store, level_place)
+    writer.submit(2)
+    writer.wait_until_busy()
+    for first in range(3, 9):
+        writer.submit(first, last=first == 8, size=1_000)
+    writer.go_on()
+    await writer.finished.wait()
+    assert len(writer.batches) == 3
+    assert max(writer.batches) < 5_000
+
+
+class RecordingDatabase:
+    """Passes everything on to the database, and notes how batches are made."""
+
+    def __init__(self, database: Any) -> None:
+        self._database = database
+        self.made: list[dict[str, bool]] = []
+
+    def write_batch(self, **options: bool) -> object:
+        self.made.append(options)
+        return self._database.write_batch(**options)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._database, name)
+
+
+async def test_every_batch_is_synced(level_place: LevelPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    databases: list[RecordingDatabase] = []
+
+    def recorded(*arguments: Any, **options: Any) -> RecordingDatabase:
+        assert options["paranoid_checks"] is True
+        databases.append(RecordingDatabase(real(*arguments, **options)))
+        return databases[-1]
+
+    real = plyvel.DB
+    monkeypatch.setattr(plyvel, "DB", recorded)
+    store = level_place.open()
+    store.bind_cluster(b"c" * 16, {"n1": store.identity.store_id})
+    await level_place.found(store, [level_place.record(2, 2)])
+    await store.close()
+    (database,) = databases
+    assert len(database.made) == 5, "identity, incarnation, cluster, replica, closing"
+    assert database.made == [{"sync": True}] * 5
+
+
+async def test_reads_go_on_while_the_writer_is_busy(level_place: LevelPlace) -> None:
+    store = level_place.open()
+    await level_place.found(store, [level_place.record(2, 3)])
+    writer = BusyWriter(store, level_place)
+    writer.submit(4, last=True)
+    writer.wait_until_busy()
+    assert store.read_firsts(GROUP, 0) == [2]
+    assert len(store.load_replicas()) == 1
+    writer.go_on()
+    await writer.finished.wait()
+
+
+async def test_whatever_is_thrown_in_the_writer_thread_is_a_failed_write(level_place: LevelPlace) -> None:
+    store = level_place.open()
+
+    def throw(_: object) -> None:
+        raise SystemExit(3)
+
+    cast(Any, store)._backend._write_synced = throw
+    for _ in range(2):
+        batch = store.batch()
+        batch.put_record(GROUP, level_place.record(2, 2))
+        with pytest.raises(StorageError) as caught:
+            await level_place.write(store, batch)
+        assert isinstance(caught.value.__cause__, SystemExit)
+
+
+async def test_leveldbs_own_errors_carry_their_errno(level_place: LevelPlace) -> None:
+    store = level_place.open()
+
+    def throw(_: object) -> None:
+        raise plyvel.IOError(b"IO error: /somewhere/000007.log: No space left on device")
+
+    cast(Any, store)._backend._write_synced = throw
+    with pytest.raises(StorageError) as caught:
+        await level_place.write(store, store.batch())
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.ENOSPC
+    assert "/somewhere/000007.log" in str(caught.value)
+    assert "free some space" in str(caught.value)

@@ -11,40 +11,28 @@ node runs once: after `stop`, or after a failed write, make a new one on the sam
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from asyncio import Future
 from collections.abc import Awaitable, Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from random import Random
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from multiraft.config import Limits, NodeConfig
-from multiraft.engine.engine import Engine
 from multiraft.engine.replica import Replica
-from multiraft.errors import InvalidRequest, MultiRaftError, NotReady, NotRunning, StorageError
-from multiraft.forming import Forming
-from multiraft.forwarding import Forwarding
+from multiraft.errors import InvalidRequest, MultiRaftError, NotReady, NotRunning
 from multiraft.group import CallKind, Group, Unsubscribe
-from multiraft.hosting import Hosting
-from multiraft.messages import FormingMessage, LivenessMessage, RaftMessage
 from multiraft.ports import Clock, Store, Transport
+from multiraft.running import LEADER_CALL, Running, Setup, StoreOpener, TransportMaker
 from multiraft.services import BytesService, Services
-from multiraft.shard import Directory, Router, ShardMap
+from multiraft.shard import Router, ShardMap
 from multiraft.shard.partition import Mode
 from multiraft.statemachine import BytesStateMachine, StateMachine
-from multiraft.status import group_counts, peer_states, process_use, read_log, replica_state, shard_of
+from multiraft.status import read_log, replica_state, shard_of
 from multiraft.storage import open_leveldb
 from multiraft.transport import AiohttpTransport
-from multiraft.types import DIRECTORY_GROUP, GroupId, Identity, Membership, NodeId
+from multiraft.types import GroupId, Identity, Membership, NodeId
 
 M = TypeVar("M", bound=StateMachine)
-_LEADER_CALL: Final = "node.leader"
-log: Final = logging.getLogger("multiraft.node")
-
-StoreOpener = Callable[[NodeConfig, asyncio.AbstractEventLoop], Store]
-TransportMaker = Callable[[NodeConfig, Identity, int, Random], Transport]
 
 
 def boottime() -> float:
@@ -88,18 +76,20 @@ class Node:
         rng: Random | None = None,
     ) -> None:
         self.config = config
-        self._open_store = open_store
-        self._make_transport = make_transport
-        self._clock = clock
-        self._wall_clock = wall_clock
-        self._rng = rng if rng is not None else Random()
-        self._services = Services(tuple(config.members))
-        self._calls: dict[str, Callable[[bytes], bytes]] = {_LEADER_CALL: self._answer_leader}
-        self._running: _Running | None = None
+        self._setup = Setup(
+            config,
+            open_store,
+            make_transport,
+            clock,
+            wall_clock,
+            rng if rng is not None else Random(),
+            Services(tuple(config.members)),
+            {LEADER_CALL: self._answer_leader},
+        )
+        self._running: Running | None = None
         self._used = False
-        self._failure: Exception | None = None
+        self._failure: MultiRaftError | None = None
         self._ended = asyncio.Event()
-        self._role_hooks: dict[GroupId, list[Callable[[bool], None]]] = {}
 
     @property
     def node_id(self) -> NodeId:
@@ -134,7 +124,7 @@ class Node:
         a StateMachine).
         """
         self._check_unused(name)
-        return self._services.declare(name, machine, initial_shards, replicas, mode, boundaries)
+        return self._setup.services.declare(name, machine, initial_shards, replicas, mode, boundaries)
 
     def bytes_service(
         self,
@@ -148,7 +138,7 @@ class Node:
     ) -> BytesService:
         """Declare a service whose machine reads and writes bytes. Otherwise as `service`."""
         self._check_unused(name)
-        return self._services.declare_bytes(name, machine, initial_shards, replicas, mode, boundaries)
+        return self._setup.services.declare_bytes(name, machine, initial_shards, replicas, mode, boundaries)
 
     def _check_unused(self, name: str) -> None:
         if self._used:
@@ -164,7 +154,7 @@ class Node:
         if self._used:
             raise NotRunning("a node starts once; make a new one on the same directory")
         self._used = True
-        running = _Running(self)
+        running = Running(self._setup, self._has_failed)
         try:
             await running.start()
         except BaseException:
@@ -176,14 +166,20 @@ class Node:
         """Stop: end every waiting call, close connections, join the writer, close the store. Idempotent."""
         running, self._running = self._running, None
         if running is not None:
-            self._services.bind(None)
+            self._setup.services.bind(None)
             await running.close("the node is stopping")
         self._ended.set()
+
+    def _has_failed(self, failure: MultiRaftError, closed: bool) -> None:
+        self._failure = failure
+        self._running = None
+        if closed:
+            self._ended.set()
 
     def abandon(self) -> None:
         """End at once, as a killed process does: nothing is sent, written or closed. For simulations."""
         running, self._running = self._running, None
-        self._services.bind(None)
+        self._setup.services.bind(None)
         if running is not None:
             running.abandon()
         self._ended.set()
@@ -198,7 +194,7 @@ class Node:
         await self.stop()
 
     async def failed(self) -> None:
-        """Wait until the node ends: returns on `stop`, raises the error that ended it (StorageError: a failed write)."""
+        """Wait until the node ends. Returns on `stop`; raises what ended it (StorageError: a write failed)."""
         await self._ended.wait()
         if self._failure is not None:
             raise self._failure
@@ -209,9 +205,9 @@ class Node:
         Raises NotReady (which shard, and why) after `timeout_s`, ConfigError when the declaration was refused.
         """
         running = self._here()
-        names = [name] if name is not None else self._services.names()
+        names = [name] if name is not None else self._setup.services.names()
         for one in names:
-            if one not in self._services:
+            if one not in self._setup.services:
                 raise InvalidRequest(f"service {one!r} is not declared on this node")
         try:
             async with asyncio.timeout(timeout_s):
@@ -222,7 +218,7 @@ class Node:
             said = "; ".join(reasons) or "leaders are changing"
             raise NotReady(f"not ready within {timeout_s:g} s: {said}") from None
 
-    def _here(self) -> _Running:
+    def _here(self) -> Running:
         if self._running is None:
             if self._failure is not None:
                 raise NotRunning(f"the node has ended: {self._failure}")
@@ -267,8 +263,8 @@ class Node:
         return lambda: None
 
     def subscribe_role(self, group_id: GroupId, changed: Callable[[bool], None]) -> Unsubscribe:
-        """Have `changed` called when this node's replica begins (True; at once if it leads) or ceases (False) to lead."""
-        hooks = self._role_hooks.setdefault(group_id, [])
+        """Have `changed(leads)` called when this node's replica begins or ceases to lead; at once if it leads."""
+        hooks = self._setup.role_hooks.setdefault(group_id, [])
         hooks.append(changed)
         if self._running is not None and self._running.forwarding.leads(group_id):
             changed(True)
@@ -321,7 +317,7 @@ class Node:
 
     def on_call(self, method: str, handler: Callable[[bytes], bytes]) -> None:
         """Answer peers' calls of `method` with what `handler(body)` returns. Before or after the start."""
-        self._calls[method] = handler
+        self._setup.calls[method] = handler
         if self._running is not None:
             self._running.forwarding.on_call(method, handler)
 
@@ -334,269 +330,3 @@ class Node:
 
     def _answer_leader(self, body: bytes) -> bytes:
         return (self.leader(int.from_bytes(body, "big")) or "").encode()
-
-
-class _Running:
-    """The parts of a node between its start and its end. Also what the transport reports to."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._config = node.config
-        self._loop = asyncio.get_running_loop()
-        self._changed: set[Future[None]] = set()
-        self._tasks: list[asyncio.Task[None]] = []
-        self._closed = False
-        self.directory = Directory()
-        self.store: Store | None = None
-        self.transport: Transport | None = None
-        self._began_s = node._clock()
-
-    # ------------------------------------------------------------------------------------------- start and end
-
-    async def start(self) -> None:
-        node, config = self._node, self._config
-        self.store = store = node._open_store(config, self._loop)
-        stored = store.load_replicas()
-        if not store.closed_orderly and store.incarnation > 1:
-            log.warning("node %s was not stopped orderly; its log is taken as the disk has it", config.node_id)
-        self.transport = transport = node._make_transport(config, store.identity, store.incarnation, node._rng)
-        self.engine = Engine(
-            config.node_id,
-            [name for name in config.members if name != config.node_id],
-            store,
-            transport,
-            config.limits,
-            node._rng,
-            node._clock,
-            node._wall_clock,
-            self._loop,
-            self._role_changed,
-            self._write_failed,
-        )
-        self.forwarding = Forwarding(config.node_id, self.engine, transport, self._loop)
-        for method, handler in node._calls.items():
-            self.forwarding.on_call(method, handler)
-        self.router = Router(self.forwarding, config.limits, node._rng)
-        self.router.add_group(DIRECTORY_GROUP, sorted(config.members))
-        self.hosting = Hosting(
-            config.node_id, self.engine, self.directory, node._services.machines, self._replica_opened
-        )
-        self.hosting.check(stored)
-        self.forming = Forming(store, config.members, node._rng, self._send_forming, self._formed)
-        self.forming.check()
-        self.directory.subscribe(self._directory_changed)
-        self.hosting.open_stored(stored)
-        await transport.start(self)
-        self.engine.begin()
-        self.forming.begin()
-        node._services.bind(self.router)
-        self._tasks.append(
-            self._loop.create_task(
-                node._services.declare_in_directory(self.router, self.directory, self._wake), name="declare services"
-            )
-        )
-
-    async def close(self, reason: str) -> None:
-        """End all parts, in the order in which they depend on each other. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if hasattr(self, "engine"):
-            self.engine.stop(reason)
-        if self.transport is not None:
-            await self.transport.close()
-        if self.store is not None:
-            await self.store.close()
-        self._wake()
-
-    def abandon(self) -> None:
-        """Stop acting, at once."""
-        self._closed = True
-        for task in self._tasks:
-            task.cancel()
-        self.engine.stop("the node was killed")
-        self._wake()
-
-    def _write_failed(self, error: Exception) -> None:
-        """A failed write ends the node: what the store says from now on cannot be trusted."""
-        node = self._node
-        failure = error if isinstance(error, MultiRaftError) else StorageError(f"a write failed: {error}")
-        node._failure = failure
-        node._services.bind(None)
-        node._running = None
-        task = self._loop.create_task(self._close_failed(), name="close after a failed write")
-        self._ending = task
-
-    async def _close_failed(self) -> None:
-        try:
-            await self.close("a write to the store failed")
-        finally:
-            self._node._ended.set()
-
-    # ------------------------------------------------------------------------------------------------ readiness
-
-    def _wake(self) -> None:
-        changed, self._changed = self._changed, set()
-        for future in changed:
-            if not future.done():
-                future.set_result(None)
-
-    def unready(self, name: str) -> str | None:
-        """Say why the service cannot serve; None when every shard has a leader, as far as this node knows."""
-        service = self.router.map.services.get(name)
-        if service is None:
-            identity = self.store.identity if self.store is not None else None
-            if identity is not None and not identity.formed:
-                waiting = ", ".join(self.forming.missing) or "the proposal of the first member"
-                return f"the cluster is not formed yet: waiting for {waiting}"
-            leader = self.forwarding.leader_hint(DIRECTORY_GROUP)
-            return f"service {name!r} is not in the directory yet (which is led by {leader or 'nobody'})"
-        for shard in service.shards:
-            replica = self.engine.replicas.get(shard.group_id)
-            if replica is not None and replica.leader_node is None:
-                return f"shard {shard.shard_id} of {name!r} (group {shard.group_id}) has no leader"
-            if replica is None and self._config.node_id in self.router.map.groups[shard.group_id]:
-                return f"shard {shard.shard_id} of {name!r} (group {shard.group_id}) is being created"
-        if name not in self._node._services.accepted:
-            return f"the directory has not confirmed yet that service {name!r} is declared as it knows it"
-        return None
-
-    async def wait_ready(self, name: str) -> None:
-        """Return when `unready` has nothing to say and the groups that live elsewhere have leaders, too."""
-        while True:
-            refused = self._node._services.refused.get(name)
-            if refused is not None:
-                raise refused
-            if self._closed:
-                raise NotRunning("the node is stopping")
-            if self.unready(name) is None:
-                break
-            future: Future[None] = self._loop.create_future()
-            self._changed.add(future)
-            await future
-        for shard in self.router.map.services[name].shards:
-            if shard.group_id not in self.engine.replicas:
-                await self._wait_leader_elsewhere(shard.group_id)
-
-    async def _wait_leader_elsewhere(self, group_id: GroupId) -> None:
-        members = self.router.map.groups[group_id]
-        while True:
-            for member in members:
-                try:
-                    body = group_id.to_bytes(8, "big")
-                    if await self.forwarding.peer_call(member, _LEADER_CALL, body, 1.0):
-                        return
-                except MultiRaftError as problem:
-                    log.debug("group %d: %s does not know its leader: %s", group_id, member, problem)
-            await asyncio.sleep(0.1)
-
-    def _role_changed(self, replica: Replica) -> None:
-        self._wake()
-        hooks = self._node._role_hooks.get(replica.group_id)
-        if hooks:
-            leads = replica.leads
-            if leads != replica.told_leading:
-                replica.told_leading = leads
-                for hook in list(hooks):
-                    self._loop.call_soon(hook, leads)
-        else:
-            replica.told_leading = replica.leads
-
-    def _replica_opened(self, replica: Replica) -> None:
-        self._wake()
-
-    def _directory_changed(self, directory: Directory) -> None:
-        self.router.update(directory.map)
-        self.hosting.reconcile(directory.map)
-        self._wake()
-
-    # -------------------------------------------------------------------------------------------------- forming
-
-    def _send_forming(self, node_id: NodeId, message: FormingMessage) -> bool:
-        return self.transport is not None and self.transport.send_forming(node_id, message)
-
-    def _formed(self, identity: Identity) -> None:
-        if self.transport is not None:
-            self.transport.set_cluster(identity.cluster_id)
-        self.hosting.found_directory(identity)
-        self._wake()
-
-    def unformed_peer(self, node_id: NodeId, store_id: bytes) -> None:
-        self.forming.unformed_peer(node_id, store_id)
-
-    def forming_received(self, node_id: NodeId, message: FormingMessage) -> None:
-        self.forming.received(node_id, message)
-
-    # ------------------------------------------------------------------------------------- from the transport
-
-    def peer_connected(self, node_id: NodeId, incarnation: int) -> None:
-        self.engine.peer_connected(node_id, incarnation)
-
-    def peer_disconnected(self, node_id: NodeId) -> None:
-        self.engine.peer_disconnected(node_id)
-
-    def peer_heard(self, node_id: NodeId, incarnation: int) -> None:
-        self.engine.peer_heard(node_id, incarnation)
-
-    def messages_received(
-        self, node_id: NodeId, incarnation: int, messages: Sequence[RaftMessage | LivenessMessage]
-    ) -> None:
-        self.engine.messages_received(node_id, incarnation, messages)
-
-    def request_received(
-        self, node_id: NodeId, method: str, body: bytes, timeout_s: float, reply: Callable[[bytes], None]
-    ) -> None:
-        self.forwarding.request_received(node_id, method, body, timeout_s, reply)
-
-    # --------------------------------------------------------------------------------------------------- looking
-
-    def shards_by_group(self) -> dict[GroupId, dict[str, Any] | None]:
-        found: dict[GroupId, dict[str, Any] | None] = {}
-        for service in self.router.map.services.values():
-            for shard in service.shards:
-                found[shard.group_id] = {
-                    "shard_id": shard.shard_id,
-                    "start": shard.start.hex(),
-                    "end": None if shard.end is None else shard.end.hex(),
-                    "epoch": shard.epoch,
-                }
-        return found
-
-    def status(self) -> dict[str, Any]:
-        engine, config = self.engine, self._config
-        store, transport = self.store, self.transport
-        if store is None or transport is None:
-            raise NotRunning("the node is not running")
-        busy, lag_s = engine.pacing.load()
-        return {
-            "node_id": config.node_id,
-            "incarnation": store.incarnation,
-            "cluster_id": store.identity.cluster_id.hex(),
-            "store_id": store.identity.store_id.hex(),
-            "uptime_s": round(self._node._clock() - self._began_s, 3),
-            "version": package_version(),
-            "listen": config.listen,
-            "started_orderly": store.closed_orderly,
-            "process": process_use(),
-            "peers": peer_states(engine, dict(config.members)),
-            "groups": group_counts(engine),
-            "loop": {"lag_ms": round(lag_s * 1e3, 3), "busy": round(busy, 4), "turns": engine.pacing.turns},
-            "writer": {
-                "busy": round(engine.writer.load(), 4),
-                "in_flight": engine.writer.in_flight,
-                "syncs": store.syncs,
-            },
-            "proposals": {"pending": engine.budget.count, "pending_bytes": engine.budget.used_bytes},
-            "counters": {**engine.counters, **transport.counters()},
-        }
-
-
-def package_version() -> str:
-    """Return the installed version of multiraft; "unknown" where it runs uninstalled."""
-    try:
-        return version("multiraft")
-    except PackageNotFoundError:
-        return "unknown"

@@ -356,14 +356,17 @@ class _Listener(web.Server):
         self._transport = transport
         self._handshake_s = handshake_s
         self._strangers: dict[web.RequestHandler, asyncio.TimerHandle] = {}
+        self._stopped = False
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
-        if len(self._strangers) >= STRANGERS_MAX:
-            self._transport._note_stranger("flood", "too many connections have not said hello")
-            transport.abort()
+        loop = asyncio.get_running_loop()
+        if self._stopped or len(self._strangers) >= STRANGERS_MAX:
+            if not self._stopped:
+                self._transport._note_stranger("flood", "too many connections have not said hello")
+            loop.call_soon(transport.abort)  # not before the handler's own task has begun
             return
-        timer = asyncio.get_running_loop().call_later(self._handshake_s, self._cut, handler, transport)
+        timer = loop.call_later(self._handshake_s, self._cut, handler, transport)
         self._strangers[handler] = timer
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
@@ -377,8 +380,10 @@ class _Listener(web.Server):
 
     async def stop(self) -> None:
         """Cut every connection that is left and wait for its coroutine."""
-        for handler in list(self._strangers):
-            self.admit(handler)
+        self._stopped = True
+        for handler in self.connections:
+            if handler.transport is not None:
+                handler.transport.abort()
         await self.shutdown(timeout=_CLOSE_S)
 
     def _cut(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:

@@ -1,0 +1,1 @@
+"""For operators: the HTTP admin API and the `multiraft` command-line tool."""

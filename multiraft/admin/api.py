@@ -268,7 +268,7 @@ class _Api:
         if silent and (group_id == DIRECTORY_GROUP or group_id in self._node.shard_map.groups):
             names = ", ".join(sorted(silent))
             raise ApiError(503, f"no node that answers hosts group {group_id}", f"not answering: {names}; start them")
-        hint = "GET /groups lists all groups"
+        hint = "`multiraft groups` or GET /groups lists them all"
         if silent:
             hint += f"; {', '.join(sorted(silent))} did not answer and may know more"
         raise ApiError(404, f"there is no group {group_id}", hint)
@@ -388,7 +388,7 @@ class _Api:
             answer["hint"] = "the first start waits for all founding members: start them"
         elif count < total:
             answer["error"] = f"{count} of {total} groups are ready: {leaderless} without leader, {halted} halted"
-            answer["hint"] = "GET /groups?state=leaderless and ?state=halted say which, and why"
+            answer["hint"] = "`multiraft groups --sort -state` or GET /groups?sort=-state says which, and why"
         return _json(answer, 200 if answer["ready"] else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:

@@ -19,33 +19,35 @@ import logging
 from asyncio import Future
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import inf
 from random import Random
 from time import perf_counter
 from typing import Final, cast
 
 from multiraft.config import Limits
+from multiraft.engine.applying import Applying
 from multiraft.engine.liveness import Liveness, LivenessSettings
 from multiraft.engine.machine import Machine
 from multiraft.engine.outgoing import Outgoing
 from multiraft.engine.pacing import Pacing
 from multiraft.engine.reading import Reading
 from multiraft.engine.replica import Replica
+from multiraft.engine.upkeep import Upkeep
 from multiraft.engine.view import EngineView
-from multiraft.engine.waiting import Budget, Proposals
+from multiraft.engine.waiting import Budget, Proposals, record_cuts
 from multiraft.engine.wheel import Wheel
 from multiraft.engine.writer import LogWriter, Persisted, Promise
 from multiraft.errors import (
     InvalidRequest,
     InvariantViolation,
-    NotCommitted,
     NotLeader,
+    NotReady,
     NotRunning,
     OutcomeUnknown,
     Overloaded,
 )
 from multiraft.messages import (
-    Append,
     Beat,
     BeatAnswer,
     LeadAll,
@@ -60,7 +62,6 @@ from multiraft.ports import Clock, Store, Transport
 from multiraft.raft import CoreSettings, Raft, Role
 from multiraft.records import COMMANDS
 from multiraft.types import (
-    DIRECTORY_GROUP,
     FOUNDING_INDEX,
     FOUNDING_TERM,
     GroupId,
@@ -72,7 +73,6 @@ from multiraft.types import (
     StoredReplica,
 )
 
-_CACHE_MIN_BYTES: Final = 16 * 1024
 _LIVENESS: Final = frozenset((Beat, BeatAnswer, LeadAll, LeadAsk, LeadDelta, Refuse))
 log: Final = logging.getLogger("multiraft.engine")
 
@@ -113,16 +113,10 @@ class Engine:
         self._turn_scheduled = False
         self._inbox: list[tuple[NodeId, int, Sequence[RaftMessage | LivenessMessage]]] = []
         self._dirty: list[Replica] = []
-        self._apply_queue: deque[Replica] = deque()
         self._deadlines: deque[Proposals] = deque()
-        self._untold: set[Replica] = set()
-        self._untold_handle: asyncio.TimerHandle | None = None
-        self._audit_queue: list[GroupId] = []
-        self._cache_share_bytes = limits.log_cache_bytes
         self._request_timeout_s = limits.request_timeout_ms / 1e3
         self._election_timeout_s = limits.election_timeout_ms / 1e3
         self._beat_s = limits.beat_ms / 1e3
-        self._slice_s = limits.apply_slice_ms / 1e3
         self._core_settings = CoreSettings(
             self._election_timeout_s, limits.inflight_messages, limits.inflight_bytes, limits.batch_bytes
         )
@@ -131,6 +125,8 @@ class Engine:
         self.writer = LogWriter(store, limits.batch_bytes, limits.writes_in_flight, self._persisted, self._write_failed)
         self.outgoing = Outgoing(transport)
         self.view = EngineView(self)
+        self.applying = Applying(self)
+        self.upkeep = Upkeep(self, loop)
         now = self.pacing.now()
         self._started_s = now
         self._next_beat_s = now
@@ -158,9 +154,7 @@ class Engine:
         """End: every waiting caller gets its outcome; nothing is sent or applied any more. Idempotent."""
         self._running = False
         self.pacing.cancel()
-        if self._untold_handle is not None:
-            self._untold_handle.cancel()
-            self._untold_handle = None
+        self.upkeep.stop()
         for replica in self.replicas.values():
             replica.fail_everything(reason)
         self._deadlines.clear()
@@ -171,7 +165,6 @@ class Engine:
         core = Raft(stored, self._store, self.view, self._rng, self._core_settings, now, stored.log_start.index)
         replica = Replica(stored.descriptor, core, machine, self.budget, self.limits.slow_command_ms / 1e3)
         self.replicas[replica.group_id] = replica
-        self._cache_share_bytes = max(_CACHE_MIN_BYTES, self.limits.log_cache_bytes // len(self.replicas))
         quiet_s = max(0.0, self._started_s + self._election_timeout_s - now)
         core.release(now, quiet_s + self._turn_to_campaign_s(replica))
         self.liveness.replica_created(replica.group_id, now)
@@ -334,8 +327,10 @@ class Engine:
         self.liveness.flush()
         self.outgoing.send_all()
         self.writer.flush()
-        if self._apply_queue:
-            self._apply(now)
+        if self.applying.pending:
+            self.applying.run(now)
+            if self.applying.pending:
+                self._schedule()
         self.pacing.wake_at(min(self._next_beat_s, self.wheel.next_deadline()))
         self.pacing.turn_took(began_s)
 
@@ -370,7 +365,7 @@ class Engine:
             self.broke(replica, problem)
             return
         if core.commit_untold:
-            self._tell_commit_later(replica)
+            self.upkeep.tell_commit_later(replica)
         if ready is None:
             return
         nodes = core.membership.nodes
@@ -380,7 +375,7 @@ class Engine:
             self.outgoing.consensus(nodes.get(message.to), message)
         if ready.committed > replica.committed:
             replica.committed = ready.committed
-            self._queue_apply(replica)
+            self.applying.add(replica)
         for round_id, index in ready.read_states:
             replica.confirm_round(round_id, index)
         if replica.reads is not None:
@@ -393,29 +388,19 @@ class Engine:
             return
         commands, futures, size_bytes = replica.take_queued()
         stamp_ms = int(self._wall_clock() * 1e3)
-        limit = self.limits.batch_bytes
         deadline_s = now + self._request_timeout_s
-        start, count = 0, len(commands)
-        while start < count:
-            end, taken_bytes = count, size_bytes
-            if size_bytes > limit:
-                end, taken_bytes = start + 1, len(commands[start])
-                while end < count and taken_bytes + len(commands[end]) <= limit:
-                    taken_bytes += len(commands[end])
-                    end += 1
-            part = commands if end - start == count else commands[start:end]
-            callers = futures if end - start == count else futures[start:end]
+        for start, end, part_bytes in record_cuts(commands, size_bytes, self.limits.batch_bytes):
             try:
-                first = core.propose(part, COMMANDS, stamp_ms)
-            except NotCommitted as problem:
-                kind, said = type(problem), str(problem)
-                Proposals(0, 0, futures[start:], size_bytes, 0.0).fail(self.budget, lambda: kind(said))
+                first = core.propose(commands[start:end], COMMANDS, stamp_ms)
+            except NotReady as problem:  # it is handing over its leadership
+                said = str(problem)
+                rest = Proposals(0, 0, futures[start:], size_bytes, 0.0)
+                rest.fail(self.budget, partial(NotReady, said))
                 return
-            batch = Proposals(first, core.term, callers, taken_bytes, deadline_s)
+            batch = Proposals(first, core.term, futures[start:end], part_bytes, deadline_s)
             replica.waiting.append(batch)
             self._deadlines.append(batch)
-            size_bytes -= taken_bytes
-            start = end
+            size_bytes -= part_bytes
 
     def _persisted(self, persisted: list[Persisted], promises: list[Promise]) -> None:
         now = self.pacing.now()
@@ -483,8 +468,8 @@ class Engine:
             self._next_beat_s = max(self._next_beat_s + self._beat_s, now + self._beat_s / 2)
             self.liveness.tick(now)
             self._expire_callers(now)
-            self._repair_drops()
-            self._audit(now)
+            self.upkeep.repair_drops()
+            self.upkeep.audit(now)
 
     def _expire_callers(self, now: float) -> None:
         deadlines = self._deadlines
@@ -493,85 +478,6 @@ class Engine:
                 self.budget, lambda: OutcomeUnknown("not applied within the request timeout; it may be later")
             )
         self.reading.expire(now)
-
-    def _repair_drops(self) -> None:
-        """Appends that a full outbox dropped start a new probe; other dropped messages are sent again."""
-        for node_id, message in self.outgoing.take_dropped():
-            replica = self.replicas.get(message.group_id)
-            if replica is None or replica.broken is not None:
-                continue
-            if type(message) is Append:
-                if replica.leads:
-                    replica.core.poke(message.to)
-                    self.mark(replica)
-            elif message.term == replica.core.term:
-                self.outgoing.consensus(node_id, message)
-
-    def _audit(self, now: float) -> None:
-        """Look at a share of all replicas: each leads, holds a deadline, or has a leader whose silence will be judged."""
-        if not self._audit_queue:
-            self._audit_queue = list(self.replicas)
-        share = 1 + len(self.replicas) * self.limits.beat_ms // self.limits.sweep_ms
-        for group_id in self._audit_queue[-share:]:
-            replica = self.replicas[group_id]
-            core = replica.core
-            if replica.broken is not None or core.role != Role.FOLLOWER or core.deadline != inf:
-                if replica.leads:
-                    core.check_quorum(now)
-                    self.note(replica, now)
-                continue
-            if not self.liveness.watched(group_id, core.term):
-                self.counters["audit_repairs"] += 1
-                log.warning("group %d: nobody was responsible for it; it campaigns soon", group_id)
-                self.view.electable([group_id], now)
-        del self._audit_queue[-share:]
-
-    # -------------------------------------------------------------------------------------------------- applying
-
-    def _queue_apply(self, replica: Replica) -> None:
-        if not replica.apply_queued:
-            replica.apply_queued = True
-            if replica.group_id == DIRECTORY_GROUP:
-                self._apply_queue.appendleft(replica)
-            else:
-                self._apply_queue.append(replica)
-
-    def _apply(self, now: float) -> None:
-        queue = self._apply_queue
-        until_s = perf_counter() + self._slice_s
-        while queue and perf_counter() < until_s:
-            replica = queue.popleft()
-            replica.apply_queued = False
-            if replica.broken is not None or replica.halted is not None:
-                continue
-            try:
-                more = replica.apply_slice(until_s)
-            except Exception as problem:
-                self.broke(replica, problem)
-                continue
-            if more:
-                self._queue_apply(replica)
-            if replica.halted is not None and replica.leads:
-                replica.core.step_down(now)
-                self.note(replica, now)
-            replica.core.log.trim(self._cache_share_bytes)
-        if queue:
-            self._schedule()
-
-    def _tell_commit_later(self, replica: Replica) -> None:
-        self._untold.add(replica)
-        if self._untold_handle is None:
-            self._untold_handle = self._loop.call_later(self.limits.commit_delay_ms / 1e3, self._tell_commits)
-
-    def _tell_commits(self) -> None:
-        self._untold_handle = None
-        untold, self._untold = self._untold, set()
-        for replica in sorted(untold, key=lambda replica: replica.group_id):
-            if replica.leads:
-                nodes = replica.core.membership.nodes
-                for message in replica.core.commit_messages():
-                    self.outgoing.consensus(nodes.get(message.to), message)
-        self.outgoing.send_all()
 
     # ---------------------------------------------------------------------------------------------------- failure
 

@@ -38,16 +38,18 @@ may call back into this class: no loop runs over state that a callback can chang
 from __future__ import annotations
 
 import math
-import random
 from bisect import insort
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from multiraft.engine.leading import Leading, LivenessSettings
 from multiraft.engine.livepeer import Hearing, PeerStatus, Telling
 from multiraft.errors import invariant
 from multiraft.messages import Beat, BeatAnswer, LeadAll, LeadAsk, LeadDelta, LivenessMessage, Refuse
 from multiraft.types import GroupId, NodeId, ReplicaId, Term
+
+if TYPE_CHECKING:
+    from random import Random
 
 
 class GroupView(Protocol):
@@ -103,7 +105,7 @@ class Liveness:
         incarnation: int,
         peers: Iterable[NodeId],
         settings: LivenessSettings,
-        rng: random.Random,
+        rng: Random,
         view: GroupView,
         send: Callable[[NodeId, LivenessMessage], None],
         clock: Callable[[], float],

@@ -80,3 +80,21 @@ def fail_future(future: Future[bytes], error: BaseException) -> None:
     """Set `error`. A caller that was cancelled in the same moment never looks, which is no mistake worth a warning."""
     future.set_exception(error)
     future.exception()
+
+
+def record_cuts(commands: list[bytes], size_bytes: int, limit_bytes: int) -> list[tuple[int, int, int]]:
+    """Return (start, end, bytes) of the records that `commands`, of `size_bytes` together, are cut into, in order.
+
+    A record takes as many commands as fit into `limit_bytes`, and at least one.
+    """
+    if size_bytes <= limit_bytes:
+        return [(0, len(commands), size_bytes)]
+    cuts = []
+    start = taken_bytes = 0
+    for at, command in enumerate(commands):
+        if at > start and taken_bytes + len(command) > limit_bytes:
+            cuts.append((start, at, taken_bytes))
+            start, taken_bytes = at, 0
+        taken_bytes += len(command)
+    cuts.append((start, len(commands), taken_bytes))
+    return cuts

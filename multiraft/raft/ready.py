@@ -49,9 +49,11 @@ class Contacts(Protocol):
 
     def loyal(self, group_id: GroupId, term: Term, now: float) -> bool:
         """Whether this replica, being at `term`, owes its leader not to help another one into office yet."""
+        ...
 
     def contact_s(self, group_id: GroupId, term: Term, replica_id: ReplicaId, node_id: NodeId) -> float:
         """Return when the newest beat was sent that this peer acknowledged for (group, term); -inf if none."""
+        ...
 
 
 class Dice(Protocol):
@@ -59,6 +61,7 @@ class Dice(Protocol):
 
     def random(self) -> float:
         """Return a number in [0, 1)."""
+        ...
 
 
 class Ready:

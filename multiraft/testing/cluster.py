@@ -129,10 +129,14 @@ class MemoryCluster:
         """Which running nodes lead the group, as they themselves see it."""
         return [name for name, node in self.nodes.items() if node.leads(group_id)]
 
+    async def run_for(self, seconds: float) -> None:
+        """Let the cluster live for `seconds` of the loop's time."""
+        await asyncio.sleep(seconds)
+
     async def until(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
         """Wait until `condition()` holds; raises TimeoutError. Looks again every millisecond of the loop's time."""
         async with asyncio.timeout(timeout_s):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - the condition is anything, and virtual time costs nothing
                 await asyncio.sleep(0.001)
 
     async def insist(self, attempt: Callable[[], Awaitable[T]], timeout_s: float = 60.0) -> T:

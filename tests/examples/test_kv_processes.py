@@ -498,7 +498,6 @@ def test_the_commands_of_a_user(place: Place, tmp_path: Path) -> None:
     assert (code, "cannot be reached" in complaint) == (6, True)
     assert refused("--url", "nonsense", "get", "k").code == 2
     assert refused("put", "k").code == 2
-    assert refused().code == 2
 
 
 def test_a_file_with_a_mistake_loads_nothing(place: Place, tmp_path: Path) -> None:

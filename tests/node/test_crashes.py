@@ -37,17 +37,17 @@ async def storm(ledgers: Any, rng: Random, writers: int, crashes: int) -> set[by
             try:
                 await ledgers.services[rng.choice(cluster.names)].propose(b"k", command, timeout_s=1.0)
             except MultiRaftError:
-                await asyncio.sleep(0.01)
+                await ledgers.cluster.run_for(0.01)
             else:
                 acknowledged.add(command)
-                await asyncio.sleep(rng.uniform(0.0, 0.05))
+                await ledgers.cluster.run_for(rng.uniform(0.0, 0.05))
 
     tasks = [asyncio.ensure_future(writer(number)) for number in range(writers)]
     for _ in range(crashes):
-        await asyncio.sleep(rng.uniform(0.2, 2.5))
+        await ledgers.cluster.run_for(rng.uniform(0.2, 2.5))
         victims = rng.choice([list(cluster.nodes), [rng.choice(list(cluster.nodes))]])
         cluster.crash(*victims, keep=rng.randrange(3))
-        await asyncio.sleep(rng.uniform(0.0, 1.0))
+        await ledgers.cluster.run_for(rng.uniform(0.0, 1.0))
         for name in victims:
             await cluster.start(name)
     running = False
@@ -107,7 +107,7 @@ def test_no_acknowledgement_before_a_quorum_has_synced(play: Play) -> None:
         for name in followers:
             cluster.disks[name].hold_writes()
         call = asyncio.ensure_future(ledgers.services[leader].propose(b"k", b"x"))
-        await asyncio.sleep(0.5)
+        await ledgers.cluster.run_for(0.5)
         assert not call.done()
         cluster.disks[followers[0]].release()
         assert await call == b"1"
@@ -121,7 +121,7 @@ def test_the_leader_answers_only_what_its_own_disk_has(play: Play) -> None:
         leader = await ledgers.leader()
         cluster.disks[leader].hold_writes()
         call = asyncio.ensure_future(ledgers.services[leader].propose(b"k", b"x"))
-        await asyncio.sleep(0.5)
+        await ledgers.cluster.run_for(0.5)
         assert not call.done()
         cluster.disks[leader].release()
         assert await call == b"1"
@@ -137,7 +137,7 @@ def test_nobody_is_elected_while_votes_are_not_on_disk(play: Play) -> None:
         cluster.crash(leader)
         for name in survivors:
             cluster.disks[name].hold_writes()
-        await asyncio.sleep(20)
+        await ledgers.cluster.run_for(20)
         assert cluster.leaders(GROUP) == []
         for name in survivors:
             cluster.disks[name].release()
@@ -156,7 +156,7 @@ def test_a_vote_is_not_given_twice_in_a_term_across_a_crash(play: Play) -> None:
         term = cluster.nodes[first].group_status(GROUP)["term"]
         cluster.crash(leader)
         cluster.disks[second].hold_writes()  # it can neither vote nor campaign for good
-        await asyncio.sleep(10)
+        await ledgers.cluster.run_for(10)
         assert cluster.leaders(GROUP) == []
         cluster.crash(second)
         await cluster.start(second)
@@ -195,7 +195,7 @@ def test_a_single_node_acknowledges_only_after_its_own_sync(play: Play) -> None:
         cluster = ledgers.cluster
         cluster.disks["a"].hold_writes()
         call = asyncio.ensure_future(ledgers.services["a"].propose(b"k", b"x"))
-        await asyncio.sleep(0.5)
+        await ledgers.cluster.run_for(0.5)
         assert not call.done()
         cluster.disks["a"].release()
         assert await call == b"1"
@@ -242,5 +242,7 @@ def test_the_same_seed_gives_the_same_run(play: Play) -> None:
 async def _seconds_of_virtual_time(seconds: float) -> float:
     loop = asyncio.get_running_loop()
     before_s = loop.time()
-    await asyncio.sleep(seconds)
+    passed = loop.create_future()
+    loop.call_later(seconds, passed.set_result, None)
+    await passed
     return loop.time() - before_s

@@ -35,6 +35,12 @@ class RecordingTransport:
         return urgent or not self.full
 
 
+async def _pause(seconds: float) -> None:
+    passed = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_later(seconds, passed.set_result, None)
+    await passed
+
+
 def test_the_patience_clock_forgives_the_loop_its_own_lateness() -> None:
     """L15 and all election deadlines: time in which this process was stopped does not count as a peer's silence."""
 
@@ -45,12 +51,12 @@ def test_the_patience_clock_forgives_the_loop_its_own_lateness() -> None:
         pacing = Pacing(loop.time, loop, lambda: woken.append(pacing.now()))
         pacing.wake_at(0.1)
         loop.pass_time(10.0)  # the process is stopped for ten seconds
-        await asyncio.sleep(0.001)
+        await _pause(0.001)
         assert len(woken) == 1
         assert woken[0] == pytest.approx(0.1, abs=0.02)
         before = pacing.now()
         pacing.wake_at(before + 0.1)
-        await asyncio.sleep(0.2)
+        await _pause(0.2)
         assert woken[1] == pytest.approx(before + 0.1, abs=0.01)
         assert pacing.load()[1] == pytest.approx(9.9, abs=0.1)
         pacing.cancel()
@@ -61,11 +67,12 @@ def test_the_patience_clock_forgives_the_loop_its_own_lateness() -> None:
 def test_a_node_that_was_stopped_does_not_depose_its_leaders(play: Play) -> None:
     async def scenario(ledgers: Any) -> None:
         loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
         await ledgers.leader()
         terms = {name: ledgers.cluster.nodes[name].group_status(GROUP)["term"] for name in ledgers.cluster.names}
         for _ in range(5):
             loop.pass_time(30.0)  # the whole machine: nobody beats, nobody hears
-            await asyncio.sleep(3.0)
+            await ledgers.cluster.run_for(3.0)
         for name in ledgers.cluster.names:
             assert ledgers.cluster.nodes[name].group_status(GROUP)["term"] == terms[name]
         assert await ledgers.services["a"].propose(b"k", b"x") == b"1"

@@ -179,7 +179,7 @@ def test_an_environmental_failure_halts_that_replica_alone(play: Play) -> None:
         assert "No space left" in cluster.nodes[leader].group_status(GROUP)["halted"]
         await cluster.until(lambda: [name for name in cluster.leaders(GROUP) if name != leader] != [])
         for name in cluster.names:
-            result = await cluster.insist(lambda name=name: ledgers.services[name].propose(b"k", b"y"))  # type: ignore[misc]
+            result = await cluster.insist(lambda name=name: ledgers.services[name].propose(b"k", b"y"))
             assert int(result) >= 2  # x was committed, and applied by the healthy replicas
         assert cluster.nodes[leader].status()["groups"]["halted"] == 1
         assert cluster.nodes[leader].group_status(1)["halted"] is None
@@ -219,7 +219,7 @@ def test_stopping_ends_every_waiting_call(play: Play) -> None:
         cluster.isolate(leader)
         proposed = engine_of(ledgers, leader).propose(GROUP, b"x")
         asked = engine_of(ledgers, leader).read(GROUP, b"")
-        await asyncio.sleep(0.05)
+        await ledgers.cluster.run_for(0.05)
         await cluster.stop(leader)
         with pytest.raises(OutcomeUnknown):
             await proposed
@@ -236,7 +236,7 @@ def test_a_follower_that_acknowledges_after_the_commit_is_told_of_it_all_the_sam
         slow = next(name for name in cluster.names if name != leader)
         cluster.disks[slow].hold_writes()
         await ledgers.services[leader].propose(b"k", b"x")
-        await asyncio.sleep(1)  # of virtual time: the commit is told to the other follower meanwhile
+        await cluster.run_for(1)  # of virtual time: the commit is told to the other follower meanwhile
         cluster.disks[slow].release()
         await cluster.until(lambda: ledgers.kept(slow) == [b"x"], timeout_s=1)
 

@@ -13,6 +13,7 @@ import math
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -368,7 +369,7 @@ def make_replica(
 
 
 def make_cluster(
-    voters: int = 3, logs: Sequence[Sequence[int]] = (), terms: Sequence[int] = (), **others: int
+    voters: int = 3, logs: Sequence[Sequence[int]] = (), terms: Sequence[int] = (), **others: Any
 ) -> Cluster:
     """`voters` replicas; the n-th begins with the n-th log and is at the n-th term."""
     replicas = []

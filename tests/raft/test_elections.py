@@ -109,7 +109,7 @@ class TestVotes:
         one.core.campaign(5.0)
         for _ in range(3):
             one.core.step(PreVoteAnswer(2, True, GROUP, 2, 1, 1), 5.0)
-        assert one.core.role is Role.PRE_CANDIDATE
+        assert one.core.term == 1
         one.core.step(PreVoteAnswer(2, True, GROUP, 3, 1, 1), 5.0)
         one.persist()
         for _ in range(3):

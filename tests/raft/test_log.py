@@ -19,7 +19,8 @@ Make: TypeAlias = Callable[..., Any]
 
 
 def open_log(disk: Any, applied: int = 1) -> Log:
-    return Log(GROUP, disk, disk.start, *disk.last(), applied)
+    last_index, last_term = disk.last()
+    return Log(GROUP, disk, disk.start, last_index, last_term, applied)
 
 
 @pytest.fixture

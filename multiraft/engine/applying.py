@@ -1,0 +1,63 @@
+"""Applying what is committed, in slices, so that peers are heard and beats leave between them.
+
+Rules of this file: a turn applies for at most one slice; the directory goes first; a replica that halts gives up its
+leadership at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
+
+from multiraft.engine.replica import Replica
+from multiraft.types import DIRECTORY_GROUP
+
+if TYPE_CHECKING:
+    from multiraft.engine.engine import Engine
+
+_CACHE_MIN_BYTES: Final = 16 * 1024
+
+
+class Applying:
+    """The replicas of one engine that have committed entries to apply."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._queue: deque[Replica] = deque()
+        self._slice_s = engine.limits.apply_slice_ms / 1e3
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._queue)
+
+    def add(self, replica: Replica) -> None:
+        """Have `replica` apply up to its `committed`."""
+        if not replica.apply_queued:
+            replica.apply_queued = True
+            if replica.group_id == DIRECTORY_GROUP:
+                self._queue.appendleft(replica)
+            else:
+                self._queue.append(replica)
+
+    def run(self, now: float) -> None:
+        """Apply for one slice; what is left stays queued."""
+        engine, queue = self._engine, self._queue
+        cache_bytes = max(_CACHE_MIN_BYTES, engine.limits.log_cache_bytes // max(1, len(engine.replicas)))
+        until_s = perf_counter() + self._slice_s
+        while queue and perf_counter() < until_s:
+            replica = queue.popleft()
+            replica.apply_queued = False
+            if replica.broken is not None or replica.halted is not None:
+                continue
+            try:
+                more = replica.apply_slice(until_s)
+            except Exception as problem:
+                engine.broke(replica, problem)
+                continue
+            if more:
+                self.add(replica)
+            if replica.halted is not None and replica.leads:
+                replica.core.step_down(now)
+                engine.note(replica, now)
+            replica.core.log.trim(cache_bytes)

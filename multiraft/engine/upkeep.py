@@ -1,0 +1,104 @@
+"""What the engine does besides its turns: tell commits that no append told, repair what was dropped, audit.
+
+Rules of this file: each call does a bounded share of its work; nothing here is needed while all goes well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+from multiraft.engine.replica import Replica
+from multiraft.messages import Append
+from multiraft.raft import Role
+from multiraft.types import GroupId
+
+if TYPE_CHECKING:
+    from multiraft.engine.engine import Engine
+
+log: Final = logging.getLogger("multiraft.engine")
+
+
+class Upkeep:
+    """The standing chores of one engine."""
+
+    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
+        self._engine = engine
+        self._loop = loop
+        self._untold: set[Replica] = set()
+        self._untold_handle: asyncio.TimerHandle | None = None
+        self._to_audit: list[GroupId] = []
+
+    def stop(self) -> None:
+        if self._untold_handle is not None:
+            self._untold_handle.cancel()
+            self._untold_handle = None
+
+    def tell_commit_later(self, replica: Replica) -> None:
+        """Followers hear of a commit with the next append, or, if none leaves soon, by a message of its own."""
+        self._untold.add(replica)
+        if self._untold_handle is None:
+            delay_s = self._engine.limits.commit_delay_ms / 1e3
+            self._untold_handle = self._loop.call_later(delay_s, self._tell_commits)
+
+    def _tell_commits(self) -> None:
+        self._untold_handle = None
+        untold, self._untold = self._untold, set()
+        outgoing = self._engine.outgoing
+        for replica in sorted(untold, key=lambda replica: replica.group_id):
+            if replica.leads:
+                nodes = replica.core.membership.nodes
+                for message in replica.core.commit_messages():
+                    outgoing.consensus(nodes.get(message.to), message)
+        outgoing.send_all()
+
+    def repair_drops(self) -> None:
+        """Appends that a full outbox dropped start a new probe; other dropped messages are sent again."""
+        engine = self._engine
+        for node_id, message in engine.outgoing.take_dropped():
+            replica = engine.replicas.get(message.group_id)
+            if replica is None or replica.broken is not None:
+                continue
+            if type(message) is Append:
+                if replica.leads:
+                    replica.core.poke(message.to)
+                    engine.mark(replica)
+            elif message.term == replica.core.term:
+                engine.outgoing.consensus(node_id, message)
+
+    def audit(self, now: float) -> None:
+        """Look at a share of all replicas (L19): each leads, has a deadline, or a leader whose silence will be judged.
+
+        Each pass begins with a comparison of what is claimed toward peers with what the cores are (L21).
+        """
+        engine = self._engine
+        if not self._to_audit:
+            self._to_audit = list(engine.replicas)
+            self._audit_claims()
+        share = 1 + len(engine.replicas) * engine.limits.beat_ms // engine.limits.sweep_ms
+        for group_id in self._to_audit[-share:]:
+            replica = engine.replicas[group_id]
+            core = replica.core
+            if replica.leads:
+                core.check_quorum(now)
+                engine.note(replica, now)
+            elif replica.broken is None and not self._is_minded(replica):
+                engine.counters["audit_repairs"] += 1
+                log.error("group %d: nobody was responsible for it; it campaigns soon", group_id)
+                engine.view.electable([group_id], now)
+        del self._to_audit[-share:]
+
+    def _is_minded(self, replica: Replica) -> bool:
+        core = replica.core
+        if core.role is not Role.FOLLOWER or core.deadline != inf:
+            return True
+        return self._engine.liveness.watched(replica.group_id, core.term)
+
+    def _audit_claims(self) -> None:
+        engine = self._engine
+        leading = {group_id: replica.core.term for group_id, replica in engine.replicas.items() if replica.leads}
+        for group_id in engine.liveness.audit(leading):
+            engine.counters["audit_repairs"] += 1
+            log.error("group %d: what is claimed toward its peers is not what its replica is", group_id)

@@ -1,0 +1,322 @@
+"""What runs between a node's start and its end: the parts, put together in the order in which they need each other.
+
+Rules of this file: it names no concrete store or transport; whatever was started is ended by `close`, in the reverse
+order; what the transport reports is passed on to the part that it concerns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from asyncio import Future
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from random import Random
+from typing import Any, Final
+
+from multiraft.config import NodeConfig
+from multiraft.engine.engine import Engine
+from multiraft.engine.replica import Replica
+from multiraft.errors import MultiRaftError, NotRunning, StorageError
+from multiraft.forming import Forming
+from multiraft.forwarding import Forwarding
+from multiraft.hosting import Hosting
+from multiraft.messages import FormingMessage, LivenessMessage, RaftMessage
+from multiraft.ports import Clock, Store, Transport
+from multiraft.services import Services
+from multiraft.shard import Directory, Router
+from multiraft.status import group_counts, peer_states, process_use
+from multiraft.types import DIRECTORY_GROUP, GroupId, Identity, NodeId
+
+LEADER_CALL: Final = "node.leader"
+log: Final = logging.getLogger("multiraft.node")
+
+StoreOpener = Callable[[NodeConfig, asyncio.AbstractEventLoop], Store]
+TransportMaker = Callable[[NodeConfig, Identity, int, Random], Transport]
+
+
+@dataclass(slots=True)
+class Setup:
+    """What a node was made with, and what its user has declared and hooked up.
+
+    calls       handlers of peers' calls, by method
+    role_hooks  whom to tell when a group's replica here begins or ceases to lead
+    """
+
+    config: NodeConfig
+    open_store: StoreOpener
+    make_transport: TransportMaker
+    clock: Clock
+    wall_clock: Clock
+    rng: Random
+    services: Services
+    calls: dict[str, Callable[[bytes], bytes]] = field(default_factory=dict)
+    role_hooks: dict[GroupId, list[Callable[[bool], None]]] = field(default_factory=dict)
+
+
+class Running:
+    """The parts of a node between its start and its end. Also what the transport reports to.
+
+    ended  called once when a failed write has ended the node: first with the error, then, when all is closed, again
+    """
+
+    def __init__(self, setup: Setup, ended: Callable[[MultiRaftError, bool], None]) -> None:
+        self._setup = setup
+        self._ended = ended
+        self._config = setup.config
+        self._loop = asyncio.get_running_loop()
+        self._changed: set[Future[None]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closed = False
+        self.directory = Directory()
+        self.store: Store | None = None
+        self.transport: Transport | None = None
+        self._began_s = setup.clock()
+
+    # ------------------------------------------------------------------------------------------- start and end
+
+    async def start(self) -> None:
+        setup, config = self._setup, self._config
+        self.store = store = setup.open_store(config, self._loop)
+        stored = store.load_replicas()
+        if not store.closed_orderly and store.incarnation > 1:
+            log.warning("node %s was not stopped orderly; its log is taken as the disk has it", config.node_id)
+        self.transport = transport = setup.make_transport(config, store.identity, store.incarnation, setup.rng)
+        self.engine = Engine(
+            config.node_id,
+            [name for name in config.members if name != config.node_id],
+            store,
+            transport,
+            config.limits,
+            setup.rng,
+            setup.clock,
+            setup.wall_clock,
+            self._loop,
+            self._role_changed,
+            self._write_failed,
+        )
+        self.forwarding = Forwarding(config.node_id, self.engine, transport, self._loop)
+        for method, handler in setup.calls.items():
+            self.forwarding.on_call(method, handler)
+        self.router = Router(self.forwarding, config.limits, setup.rng)
+        self.router.add_group(DIRECTORY_GROUP, sorted(config.members))
+        self.hosting = Hosting(
+            config.node_id, self.engine, self.directory, setup.services.machines, self._replica_opened
+        )
+        self.hosting.check(stored)
+        self.forming = Forming(store, config.members, setup.rng, self._send_forming, self._formed)
+        self.forming.check()
+        self.directory.subscribe(self._directory_changed)
+        self.hosting.open_stored(stored)
+        await transport.start(self)
+        self.engine.begin()
+        self.forming.begin()
+        setup.services.bind(self.router)
+        self._tasks.append(
+            self._loop.create_task(
+                setup.services.declare_in_directory(self.router, self.directory, self._wake), name="declare services"
+            )
+        )
+
+    async def close(self, reason: str) -> None:
+        """End all parts, in the order in which they depend on each other. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if hasattr(self, "engine"):
+            self.engine.stop(reason)
+        if self.transport is not None:
+            await self.transport.close()
+        if self.store is not None:
+            await self.store.close()
+        self._wake()
+
+    def abandon(self) -> None:
+        """Stop acting, at once."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        self.engine.stop("the node was killed")
+        self._wake()
+
+    def _write_failed(self, error: Exception) -> None:
+        """A failed write ends the node: what the store says from now on cannot be trusted."""
+        failure = error if isinstance(error, MultiRaftError) else StorageError(f"a write failed: {error}")
+        self._setup.services.bind(None)
+        self._ended(failure, False)
+        self._ending = self._loop.create_task(self._close_failed(failure), name="close after a failed write")
+
+    async def _close_failed(self, failure: MultiRaftError) -> None:
+        try:
+            await self.close("a write to the store failed")
+        finally:
+            self._ended(failure, True)
+
+    # ------------------------------------------------------------------------------------------------ readiness
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, set()
+        for future in changed:
+            if not future.done():
+                future.set_result(None)
+
+    def unready(self, name: str) -> str | None:
+        """Say why the service cannot serve; None when every shard has a leader, as far as this node knows."""
+        service = self.router.map.services.get(name)
+        if service is None:
+            identity = self.store.identity if self.store is not None else None
+            if identity is not None and not identity.formed:
+                waiting = ", ".join(self.forming.missing) or "the proposal of the first member"
+                return f"the cluster is not formed yet: waiting for {waiting}"
+            leader = self.forwarding.leader_hint(DIRECTORY_GROUP)
+            return f"service {name!r} is not in the directory yet (which is led by {leader or 'nobody'})"
+        for shard in service.shards:
+            replica = self.engine.replicas.get(shard.group_id)
+            if replica is not None and replica.leader_node is None:
+                return f"shard {shard.shard_id} of {name!r} (group {shard.group_id}) has no leader"
+            if replica is None and self._config.node_id in self.router.map.groups[shard.group_id]:
+                return f"shard {shard.shard_id} of {name!r} (group {shard.group_id}) is being created"
+        if name not in self._setup.services.accepted:
+            return f"the directory has not confirmed yet that service {name!r} is declared as it knows it"
+        return None
+
+    async def wait_ready(self, name: str) -> None:
+        """Return when `unready` has nothing to say and the groups that live elsewhere have leaders, too."""
+        while True:
+            refused = self._setup.services.refused.get(name)
+            if refused is not None:
+                raise refused
+            if self._closed:
+                raise NotRunning("the node is stopping")
+            if self.unready(name) is None:
+                break
+            future: Future[None] = self._loop.create_future()
+            self._changed.add(future)
+            await future
+        for shard in self.router.map.services[name].shards:
+            if shard.group_id not in self.engine.replicas:
+                await self._wait_leader_elsewhere(shard.group_id)
+
+    async def _wait_leader_elsewhere(self, group_id: GroupId) -> None:
+        members = self.router.map.groups[group_id]
+        while True:
+            for member in members:
+                try:
+                    body = group_id.to_bytes(8, "big")
+                    if await self.forwarding.peer_call(member, LEADER_CALL, body, 1.0):
+                        return
+                except MultiRaftError as problem:
+                    log.debug("group %d: %s does not know its leader: %s", group_id, member, problem)
+            await asyncio.sleep(0.1)
+
+    def _role_changed(self, replica: Replica) -> None:
+        self._wake()
+        hooks = self._setup.role_hooks.get(replica.group_id)
+        if hooks:
+            leads = replica.leads
+            if leads != replica.told_leading:
+                replica.told_leading = leads
+                for hook in list(hooks):
+                    self._loop.call_soon(hook, leads)
+        else:
+            replica.told_leading = replica.leads
+
+    def _replica_opened(self, replica: Replica) -> None:
+        self._wake()
+
+    def _directory_changed(self, directory: Directory) -> None:
+        self.router.update(directory.map)
+        self.hosting.reconcile(directory.map)
+        self._wake()
+
+    # -------------------------------------------------------------------------------------------------- forming
+
+    def _send_forming(self, node_id: NodeId, message: FormingMessage) -> bool:
+        return self.transport is not None and self.transport.send_forming(node_id, message)
+
+    def _formed(self, identity: Identity) -> None:
+        if self.transport is not None:
+            self.transport.set_cluster(identity.cluster_id)
+        self.hosting.found_directory(identity)
+        self._wake()
+
+    def unformed_peer(self, node_id: NodeId, store_id: bytes) -> None:
+        self.forming.unformed_peer(node_id, store_id)
+
+    def forming_received(self, node_id: NodeId, message: FormingMessage) -> None:
+        self.forming.received(node_id, message)
+
+    # ------------------------------------------------------------------------------------- from the transport
+
+    def peer_connected(self, node_id: NodeId, incarnation: int) -> None:
+        self.engine.peer_connected(node_id, incarnation)
+
+    def peer_disconnected(self, node_id: NodeId) -> None:
+        self.engine.peer_disconnected(node_id)
+
+    def peer_heard(self, node_id: NodeId, incarnation: int) -> None:
+        self.engine.peer_heard(node_id, incarnation)
+
+    def messages_received(
+        self, node_id: NodeId, incarnation: int, messages: Sequence[RaftMessage | LivenessMessage]
+    ) -> None:
+        self.engine.messages_received(node_id, incarnation, messages)
+
+    def request_received(
+        self, node_id: NodeId, method: str, body: bytes, timeout_s: float, reply: Callable[[bytes], None]
+    ) -> None:
+        self.forwarding.request_received(node_id, method, body, timeout_s, reply)
+
+    # --------------------------------------------------------------------------------------------------- looking
+
+    def shards_by_group(self) -> dict[GroupId, dict[str, Any] | None]:
+        found: dict[GroupId, dict[str, Any] | None] = {}
+        for service in self.router.map.services.values():
+            for shard in service.shards:
+                found[shard.group_id] = {
+                    "shard_id": shard.shard_id,
+                    "start": shard.start.hex(),
+                    "end": None if shard.end is None else shard.end.hex(),
+                    "epoch": shard.epoch,
+                }
+        return found
+
+    def status(self) -> dict[str, Any]:
+        engine, config = self.engine, self._config
+        store, transport = self.store, self.transport
+        if store is None or transport is None:
+            raise NotRunning("the node is not running")
+        busy, lag_s = engine.pacing.load()
+        return {
+            "node_id": config.node_id,
+            "incarnation": store.incarnation,
+            "cluster_id": store.identity.cluster_id.hex(),
+            "store_id": store.identity.store_id.hex(),
+            "uptime_s": round(self._setup.clock() - self._began_s, 3),
+            "version": package_version(),
+            "listen": config.listen,
+            "started_orderly": store.closed_orderly,
+            "process": process_use(),
+            "peers": peer_states(engine, dict(config.members)),
+            "groups": group_counts(engine),
+            "loop": {"lag_ms": round(lag_s * 1e3, 3), "busy": round(busy, 4), "turns": engine.pacing.turns},
+            "writer": {
+                "busy": round(engine.writer.load(), 4),
+                "in_flight": engine.writer.in_flight,
+                "syncs": store.syncs,
+            },
+            "proposals": {"pending": engine.budget.count, "pending_bytes": engine.budget.used_bytes},
+            "counters": {**engine.counters, **transport.counters()},
+        }
+
+
+def package_version() -> str:
+    """Return the installed version of multiraft; "unknown" where it runs uninstalled."""
+    try:
+        return version("multiraft")
+    except PackageNotFoundError:
+        return "unknown"

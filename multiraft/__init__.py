@@ -6,30 +6,36 @@ A service is an ordinary class; its commands are replicated, its queries are lin
 shards, each of them a Raft group. See README.md for a program, ARCHITECTURE.md for how it works.
 """
 
-from multiraft.config import Limits, NodeConfig
-from multiraft.errors import (
-    CommandFailed,
-    ConfigError,
-    DeadlineExceeded,
-    Halted,
-    InvalidRequest,
-    MultiRaftError,
-    NotCommitted,
-    NotLeader,
-    NotReady,
-    NotRunning,
-    OutcomeUnknown,
-    Overloaded,
-    ReadFailed,
-    StartError,
-    StorageError,
-    Unreachable,
-    WrongShard,
-)
-from multiraft.group import Group
-from multiraft.node import Node
-from multiraft.services import BytesService
-from multiraft.statemachine import BytesStateMachine, StateMachine, command, query
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from multiraft.config import Limits, NodeConfig
+    from multiraft.errors import (
+        CommandFailed,
+        ConfigError,
+        DeadlineExceeded,
+        Halted,
+        InvalidRequest,
+        MultiRaftError,
+        NotCommitted,
+        NotLeader,
+        NotReady,
+        NotRunning,
+        OutcomeUnknown,
+        Overloaded,
+        ReadFailed,
+        StartError,
+        StorageError,
+        Unreachable,
+        WrongShard,
+    )
+    from multiraft.group import Group
+    from multiraft.node import Node
+    from multiraft.services import BytesService
+    from multiraft.statemachine import BytesStateMachine, StateMachine, command, query
 
 __all__ = [
     "BytesService",
@@ -59,3 +65,40 @@ __all__ = [
     "command",
     "query",
 ]
+
+_HOMES: Final = {
+    "BytesService": "multiraft.services",
+    "BytesStateMachine": "multiraft.statemachine",
+    "CommandFailed": "multiraft.errors",
+    "ConfigError": "multiraft.errors",
+    "DeadlineExceeded": "multiraft.errors",
+    "Group": "multiraft.group",
+    "Halted": "multiraft.errors",
+    "InvalidRequest": "multiraft.errors",
+    "Limits": "multiraft.config",
+    "MultiRaftError": "multiraft.errors",
+    "Node": "multiraft.node",
+    "NodeConfig": "multiraft.config",
+    "NotCommitted": "multiraft.errors",
+    "NotLeader": "multiraft.errors",
+    "NotReady": "multiraft.errors",
+    "NotRunning": "multiraft.errors",
+    "OutcomeUnknown": "multiraft.errors",
+    "Overloaded": "multiraft.errors",
+    "ReadFailed": "multiraft.errors",
+    "StartError": "multiraft.errors",
+    "StateMachine": "multiraft.statemachine",
+    "StorageError": "multiraft.errors",
+    "Unreachable": "multiraft.errors",
+    "WrongShard": "multiraft.errors",
+    "command": "multiraft.statemachine",
+    "query": "multiraft.statemachine",
+}
+"""Where each name is defined. Imported when first asked for: a tool for operators needs no database to start."""
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'multiraft' has no attribute {name!r}")
+    return getattr(import_module(home), name)

@@ -36,6 +36,7 @@ class Forwarding:
         self._engine = engine
         self._transport = transport
         self._loop = loop
+        self._default_s = engine.limits.request_timeout_ms / 1e3
         self._handlers: dict[str, Callable[[bytes], bytes]] = {}
 
     # ---------------------------------------------------------------------------------------------- on this node
@@ -52,7 +53,7 @@ class Forwarding:
 
     def _within(self, future: Future[bytes], timeout_s: float, error: Callable[[], MultiRaftError]) -> Future[bytes]:
         # The engine itself ends every call after its default timeout; a timer is only for those who want it sooner.
-        if timeout_s < self._engine.limits.request_timeout_ms / 1e3:
+        if timeout_s < self._default_s:
             handle = self._loop.call_later(timeout_s, _expire, future, error)
             future.add_done_callback(lambda _: handle.cancel())
         return future

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Final, Literal, Protocol
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, Final, Literal, Protocol
 
 from multiraft.config import Limits
 from multiraft.errors import InvalidRequest
@@ -29,7 +29,9 @@ class GroupHost(Protocol):
     @property
     def limits(self) -> Limits: ...
 
-    def call(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float | None) -> Awaitable[bytes]:
+    def call(
+        self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float | None
+    ) -> Coroutine[Any, Any, bytes]:
         """Bring `body` to the group's leader, wherever it is; None means the node's default timeout."""
 
     def leads(self, group_id: GroupId) -> bool:
@@ -51,39 +53,44 @@ class GroupHost(Protocol):
 class Group:
     """A handle of one group. Made by the node."""
 
-    __slots__ = ("_host", "group_id")
+    __slots__ = ("_entry_bytes", "_host", "group_id")
 
     def __init__(self, group_id: GroupId, host: GroupHost) -> None:
         self.group_id = group_id
         self._host = host
+        self._entry_bytes = host.limits.entry_bytes
 
     def __repr__(self) -> str:
         return f"<group {self.group_id}>"
 
-    async def propose(self, command: bytes, timeout_s: float | None = None) -> bytes:
-        """Have the group commit and apply `command`; return its state machine's result.
+    def propose(self, command: bytes, timeout_s: float | None = None) -> Coroutine[Any, Any, bytes]:
+        """Have the group commit and apply `command`; awaited, return its state machine's result.
 
-        Raises InvalidRequest (no bytes, or more than entry_bytes), any other NotCommitted (it certainly did not
-        happen), OutcomeUnknown (it may have), CommandFailed (it was committed, and the state machine raised).
+        timeout_s  seconds in all; None: the node's request_timeout_ms
+
+        Raises InvalidRequest at once (no bytes, or more than entry_bytes); awaited: any other NotCommitted (it
+        certainly did not happen), OutcomeUnknown (it may have), CommandFailed (it was committed, and the state machine
+        raised).
         """
-        self._check("command", command, timeout_s)
-        return await self._host.call(self.group_id, "propose", command, timeout_s)
+        if type(command) is not bytes or len(command) > self._entry_bytes or timeout_s is not None:
+            self._check("command", command, timeout_s)
+        return self._host.call(self.group_id, "propose", command, timeout_s)
 
-    async def read(self, query: bytes, timeout_s: float | None = None) -> bytes:
+    def read(self, query: bytes, timeout_s: float | None = None) -> Coroutine[Any, Any, bytes]:
         """Ask the group's state machine; linearizable: it sees every command acknowledged before.
 
-        Raises InvalidRequest, any other NotCommitted, CommandFailed (the query itself raised).
+        Raises InvalidRequest at once; awaited: any other NotCommitted, CommandFailed (the query itself raised).
         """
-        self._check("query", query, timeout_s)
-        return await self._host.call(self.group_id, "read", query, timeout_s)
+        if type(query) is not bytes or len(query) > self._entry_bytes or timeout_s is not None:
+            self._check("query", query, timeout_s)
+        return self._host.call(self.group_id, "read", query, timeout_s)
 
     def _check(self, what: str, body: bytes, timeout_s: float | None) -> None:
         if type(body) is not bytes:
             raise InvalidRequest(f"group {self.group_id}: the {what} must be bytes, not {type(body).__name__}")
-        limit = self._host.limits.entry_bytes
-        if len(body) > limit:
+        if len(body) > self._entry_bytes:
             raise InvalidRequest(
-                f"group {self.group_id}: a {what} of {len(body)} bytes is more than entry_bytes = {limit}"
+                f"group {self.group_id}: a {what} of {len(body)} bytes is more than entry_bytes = {self._entry_bytes}"
             )
         if timeout_s is not None and not timeout_s > 0:
             raise InvalidRequest(f"timeout_s = {timeout_s!r}: must be a number of seconds above 0")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from random import Random
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -241,7 +241,9 @@ class Node:
         """Return the handle of a group, whether or not this node has a replica of it."""
         return Group(group_id, self)
 
-    def call(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float | None) -> Awaitable[bytes]:
+    def call(
+        self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float | None
+    ) -> Coroutine[Any, Any, bytes]:
         """Bring `body` to the group's leader; see Group.propose and Group.read."""
         return self._here().router.call(group_id, kind, body, timeout_s)
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 from multiraft.config import NodeConfig
 from multiraft.engine.engine import Engine
 from multiraft.engine.replica import Replica
-from multiraft.errors import MultiRaftError, NotRunning, StorageError
+from multiraft.errors import MultiRaftError, NotRunning
 from multiraft.forming import Forming
 from multiraft.forwarding import Forwarding
 from multiraft.hosting import Hosting
@@ -94,12 +94,12 @@ class Running:
             setup.wall_clock,
             self._loop,
             self._role_changed,
-            self._write_failed,
+            self._engine_failed,
         )
         self.forwarding = Forwarding(config.node_id, self.engine, transport, self._loop)
         for method, handler in setup.calls.items():
             self.forwarding.on_call(method, handler)
-        self.router = Router(self.forwarding, config.limits, setup.rng)
+        self.router = Router(self.forwarding, config.limits, setup.rng, self._loop.time)
         self.router.add_group(DIRECTORY_GROUP, sorted(config.members))
         self.hosting = Hosting(
             config.node_id, self.engine, self.directory, setup.services.machines, self._replica_opened
@@ -143,16 +143,17 @@ class Running:
         self.engine.stop("the node was killed")
         self._wake()
 
-    def _write_failed(self, error: Exception) -> None:
-        """A failed write ends the node: what the store says from now on cannot be trusted."""
-        failure = error if isinstance(error, MultiRaftError) else StorageError(f"a write failed: {error}")
+    def _engine_failed(self, error: Exception) -> None:
+        """The engine has ended: a write failed, and the store cannot be trusted any more, or it met a bug."""
+        bug = f"a bug ended the node: {type(error).__name__}: {error}; its log has the details"
+        failure = error if isinstance(error, MultiRaftError) else MultiRaftError(bug)
         self._setup.services.bind(None)
         self._ended(failure, False)
         self._ending = self._loop.create_task(self._close_failed(failure), name="close after a failed write")
 
     async def _close_failed(self, failure: MultiRaftError) -> None:
         try:
-            await self.close("a write to the store failed")
+            await self.close("the node has failed")
         finally:
             self._ended(failure, True)
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import Future
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from random import Random
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from multiraft.config import Limits
 from multiraft.errors import (
@@ -86,7 +86,8 @@ class Router:
         self.limits = limits
         self._caller = caller
         self._rng = rng
-        self._clock = clock
+        self._now: Callable[[], float] = clock or asyncio.get_running_loop().time
+        self._default_s = limits.request_timeout_ms / 1_000
         self._sleep = sleep
         self._fixed: dict[GroupId, tuple[NodeId, ...]] = {}
         self._hints: dict[GroupId, NodeId] = {}
@@ -112,7 +113,9 @@ class Router:
 
     # --------------------------------------------------------------------------------------------- by group
 
-    async def call(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float | None = None) -> bytes:
+    def call(
+        self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float | None = None
+    ) -> Coroutine[Any, Any, bytes]:
         """Bring `body` to the group's leader and return its answer.
 
         kind       "propose" or "read"
@@ -122,15 +125,19 @@ class Router:
         cause), OutcomeUnknown when a command may have happened, and at once whatever another attempt would not
         change: InvalidRequest, Overloaded, Halted, WrongShard, CommandFailed, NotRunning.
         """
-        timeout_s = self.limits.request_timeout_ms / 1_000 if timeout_s is None else timeout_s
-        return await self._run(group_id, kind, body, self._now() + timeout_s, timeout_s)
+        if timeout_s is None:
+            timeout_s = self._default_s
+        return self._run(group_id, kind, body, self._now() + timeout_s, timeout_s)
 
     async def _run(self, group_id: GroupId, kind: CallKind, body: bytes, deadline: float, timeout_s: float) -> bytes:
         """Try here, if this node leads; else search. `timeout_s` is what is left until `deadline`."""
+        caller = self._caller
         cause: MultiRaftError | None = None
-        if self._caller.leads(group_id):
+        if caller.leads(group_id):
             try:
-                return await self._local(group_id, kind, body, timeout_s)
+                if kind == "propose":
+                    return await caller.propose_local(group_id, body, timeout_s)
+                return await caller.read_local(group_id, body, timeout_s)
             except _PASSING as problem:
                 if isinstance(problem, OutcomeUnknown) and kind == "propose":
                     raise
@@ -222,7 +229,7 @@ class Router:
         Waits for a service that is not in the map yet, and after WrongShard for a newer map, while there is time;
         then raises NotReady or WrongShard.
         """
-        timeout_s = self.limits.request_timeout_ms / 1_000 if timeout_s is None else timeout_s
+        timeout_s = self._default_s if timeout_s is None else timeout_s
         deadline = self._now() + timeout_s
         while True:
             version = self.map.version
@@ -239,7 +246,7 @@ class Router:
 
     async def shards(self, service: str, timeout_s: float | None = None) -> ServiceShards:
         """Return the shards of a service; wait for it if it is not in the map yet. Raises NotReady in the end."""
-        timeout_s = self.limits.request_timeout_ms / 1_000 if timeout_s is None else timeout_s
+        timeout_s = self._default_s if timeout_s is None else timeout_s
         return await self._shards(service, self._now() + timeout_s, timeout_s)
 
     async def _shards(self, service: str, deadline: float, timeout_s: float) -> ServiceShards:
@@ -267,9 +274,6 @@ class Router:
             finally:
                 self._waiting.discard(waiter)
         return True
-
-    def _now(self) -> float:
-        return self._clock() if self._clock is not None else asyncio.get_running_loop().time()
 
 
 _PASSING: Final = (NotLeader, NotReady, Unreachable, ReadFailed, OutcomeUnknown)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
@@ -29,7 +29,9 @@ class Host:
     async def _answer(self) -> bytes:
         return b"done"
 
-    def call(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float | None) -> Awaitable[bytes]:
+    def call(
+        self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float | None
+    ) -> Coroutine[Any, Any, bytes]:
         self.calls.append((group_id, kind, body, timeout_s))
         return self._answer()
 

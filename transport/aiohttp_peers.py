@@ -29,13 +29,15 @@ from multiraft.errors import StartError
 from multiraft.ports import TransportHandler
 from multiraft.transport.frames import hello_frame
 from multiraft.transport.hello import Refusal, encode_hello
-from multiraft.transport.peers import GOING_AWAY, MALFORMED, REFUSED, Inbound, Outbound, PeerTransport
+from multiraft.transport.peers import GOING_AWAY, MALFORMED, REFUSED, Inbound, Outbound, PeerTransport, logger
 from multiraft.types import Identity, NodeId
 
 PATH: Final = "/multiraft/peers"
 STRANGERS_MAX: Final = 64
 _CLOSE_S: Final = 1.0
 """How long an orderly end of a connection may take before it is cut."""
+_SILENT_HANDSHAKES: Final = 4
+"""A ping is due after this many handshake timeouts without any, and its answer within half of that."""
 _FRAME_SLACK_BYTES: Final = 64
 _ENDINGS: Final = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
 _REASON_BYTES_MAX: Final = 120
@@ -192,7 +194,7 @@ class AiohttpTransport(PeerTransport):
                 dialer.url,
                 compress=0,
                 max_msg_size=self._frame_limit_bytes,
-                heartbeat=2 * self._handshake_s,
+                heartbeat=_SILENT_HANDSHAKES * self._handshake_s,
                 timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_S),
             )
         try:
@@ -338,6 +340,8 @@ class _Dialer:
                     transport._note_refused_by(self.node_id, refusal.text)
             except (OSError, aiohttp.ClientError, TimeoutError) as problem:
                 transport._note_unreachable(self.node_id, problem)
+            except Exception:
+                logger.exception("the connection to node %r failed by a bug; it is dialled again", self.node_id)
             if transport._closing:
                 return
             self.failures += 1

@@ -308,12 +308,13 @@ async def _load(client: Client, total: int, records: Iterable[Record], batch: in
 @click.option("--keep", is_flag=True, help="Leave the cluster running at the end, until Ctrl-C.")
 @click.option("--plant-loss", is_flag=True, help="Drop one record from one replica behind its back: must exit 1.")
 @click.option("--records", type=click.IntRange(1), metavar="N", help="Load only the first N records.")
-def demo(keep: bool, plant_loss: bool, records: int | None) -> None:
+@click.option("--limit", "limits", multiple=True, callback=_limits, metavar="NAME=VALUE", help="As of `node`.")
+def demo(keep: bool, plant_loss: bool, records: int | None, limits: dict[str, int]) -> None:
     """Start three nodes, load them, crash them, and compare every record with what was acknowledged.
 
     Exits with 0 only if every record was acknowledged and nothing was lost.
     """
-    sys.exit(demo_module.run(keep=keep, plant_loss=plant_loss, records=records))
+    sys.exit(demo_module.run(keep=keep, plant_loss=plant_loss, records=records, limits=limits))
 
 
 def _absent(key: str) -> int:

@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -82,17 +83,18 @@ class Outcome:
         return loaded and bool(self.differences) and all(found.clean for _, found in self.differences)
 
 
-def run(*, keep: bool, plant_loss: bool, records: int | None, console: Console | None = None) -> int:
+def run(*, keep: bool, plant_loss: bool, records: int | None, limits: Mapping[str, int]) -> int:
     """Run the demo; return its exit code: 0 nothing lost, 1 something lost, 3 it broke off, 130 interrupted.
 
     keep        leave the cluster running at the end, until Ctrl-C
     plant_loss  drop one record from one replica behind its back before comparing: must be noticed
     records     load only so many
+    limits      of every node, in place of its defaults
     """
-    console = console or Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     directory = Path(tempfile.mkdtemp(prefix="multiraft-demo-"))
     try:
-        return asyncio.run(_until_stopped(_Demo(console, directory, keep, plant_loss, records).run()))
+        return asyncio.run(_until_stopped(_Demo(console, directory, keep, plant_loss, records, limits).run()))
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("\ninterrupted; all nodes have been stopped")
         return EXIT_INTERRUPTED
@@ -115,11 +117,20 @@ async def _until_stopped(work: Any) -> int:
 
 
 class _Demo:
-    def __init__(self, console: Console, directory: Path, keep: bool, plant_loss: bool, records: int | None) -> None:
+    def __init__(
+        self,
+        console: Console,
+        directory: Path,
+        keep: bool,
+        plant_loss: bool,
+        records: int | None,
+        limits: Mapping[str, int],
+    ) -> None:
         self.console = console
         self.keep = keep
         self.plant_loss = plant_loss
-        self.cluster = Cluster(directory, ["--allow-planted-loss"] if plant_loss else [])
+        options = [f"--limit={name}={value}" for name, value in limits.items()]
+        self.cluster = Cluster(directory, [*options, *(["--allow-planted-loss"] if plant_loss else [])])
         self.records: list[Record] = list(first_records(unicode_records(), records))
         self.outcome = Outcome(expected=len(self.records))
         self._half_way = asyncio.Event()
@@ -229,7 +240,7 @@ class _Demo:
     async def _plant_loss(self) -> None:
         """Drop a record from one follower, which nobody asks, so that only a look at each replica can notice."""
         groups = (await self._groups())["groups"]
-        key = next(iter(self.outcome.acknowledged))
+        key = self.records[0][0]
         shard_id = await self._shard_of(key)
         group = next(group for group in groups if group["shard"]["shard_id"] == shard_id)
         follower = next(replica for replica in group["replicas"] if replica["node_id"] != group["leader"])
@@ -342,8 +353,9 @@ class _Demo:
             ("lost", f"{outcome.lost}"),
             (
                 "requests",
-                f"{outcome.attempts:,} attempts, {outcome.retries} retries, {outcome.unknown} unknown outcomes",
+                f"{outcome.attempts:,} attempts, {outcome.retries} of them retries",
             ),
+            ("", f"{outcome.unknown} writes to a shard of unknown outcome, written again"),
             ("writes/s", f"{outcome.before_crash_per_s:,.0f} before the crash, {report.records_per_s:,.0f} with it"),
             (
                 "latency",
@@ -373,29 +385,37 @@ class _Demo:
         else:
             self._say("NOT everything is as it was acknowledged", "bold red")
         if not self.keep:
-            self._say("make demo ARGS=--keep leaves the cluster running, to go on by hand")
+            self._say(f"{_tool('python')} -m examples.kv demo --keep leaves the cluster running, to go on by hand")
 
     async def _stay(self) -> None:
         """Say what can be tried, and wait for Ctrl-C."""
         nodes = list(self.cluster.nodes.values())
         first = nodes[0].url
         self._title("the cluster stays until Ctrl-C; try in another terminal")
+        kv, multiraft = f"{_tool('python')} -m examples.kv", _tool("multiraft")
         for line in (
             f"curl {first}/kv/U+2603",
-            f"python -m examples.kv --url {nodes[1].url} put greeting 'hello, world'",
-            f"python -m examples.kv --url {nodes[2].url} get greeting",
-            f"python -m examples.kv --url {first} scan U+26 --limit 5",
-            f"multiraft --url {first} status",
-            f"multiraft --url {first} groups --sort -lag",
-            f"multiraft --url {first} route U+2603 --service kv",
+            f"{kv} --url {nodes[1].url} put greeting 'hello, world'",
+            f"{kv} --url {nodes[2].url} get greeting",
+            f"{kv} --url {first} scan U+26 --limit 5",
+            f"{multiraft} --url {first} status",
+            f"{multiraft} --url {first} groups --sort -lag",
+            f"{multiraft} --url {first} route U+2603 --service kv",
             f"kill -9 {self._pid(0)}   # node {nodes[0].node_id}; the other two go on",
         ):
             self._say(line)
-        try:
-            await asyncio.Event().wait()
-        finally:
-            self._say("stopping")
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await stop.wait()
+        self._say("stopping")
 
     def _pid(self, at: int) -> int:
         process = list(self.cluster.nodes.values())[at].process
         return process.pid if process is not None else 0
+
+
+def _tool(name: str) -> str:
+    """Return how to call a command that lies beside the running interpreter, from the current directory."""
+    path = Path(sys.executable).with_name(name)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -179,7 +179,7 @@ def status(client: AdminClient, as_json: bool, watch: float | None) -> None:
 @click.option("--service", metavar="NAME", help="Only groups of this service.")
 @click.option("--leader", metavar="NODE", help="Only groups that this node leads.")
 @click.option("--node", metavar="NODE", help="Only groups with a replica on this node.")
-@click.option("--state", type=click.Choice(STATES), help="Only groups in this state.")
+@click.option("--state", type=click.Choice(STATES), metavar="STATE", help="Only groups in this state.")
 @click.option("--sort", metavar="COLUMN", default="group", help=f"One of {', '.join(SORTS)}; -COLUMN turns it round.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Show at most N rows.")
 @_watchable
@@ -253,7 +253,7 @@ def log(client: AdminClient, group_id: int, last: int, node: str | None, full: b
     Examples:
       multiraft log 17 --last 20
       multiraft log 17 --node n3        what does n3's copy hold?
-      multiraft log 17 --json | jq -r '.entries[].entry' | base64 -d
+      multiraft log 17 --json | jq -r '.entries[-1].entry' | base64 -d
     """
     params = {"last": last, "node": node, "entry_bytes": 65_536 if full or as_json else 1_024}
     width = 0 if full or _console().is_terminal else 100

@@ -99,18 +99,23 @@ def entry_text(kind: str, entry: bytes, cut_off: bool = False) -> str:
 
 def _call_begun(entry: bytes) -> str:
     """Return the method and those arguments of a command that are whole in its first bytes; empty if it is none."""
+    values = _leading_values(entry)
+    if not values or not isinstance(values[0], str):
+        return ""
+    return printable(f"{values[0]}({', '.join([*map(_literal, values[1:]), _CUT])}")
+
+
+def _leading_values(entry: bytes) -> list[Any]:
+    """Return the values at the beginning of a msgpack array whose end may be missing."""
     stream = msgpack.Unpacker(strict_map_key=False)
     stream.feed(entry)
-    words: list[str] = []
+    values: list[Any] = []
     try:
         for _ in range(stream.read_array_header()):
-            value = stream.unpack()
-            if not words and not isinstance(value, str):
-                return ""
-            words.append(_literal(value) if words else str(value))
+            values.append(stream.unpack())
     except Exception:  # bytes of any origin: what follows is missing, or was never msgpack
-        pass
-    return printable(f"{words[0]}({', '.join([*words[1:], _CUT])}") if words else ""
+        return values
+    return values
 
 
 def _unpacked(entry: bytes) -> tuple[Any, bool]:

@@ -18,7 +18,8 @@ import asyncio
 import logging
 from asyncio import Future
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from math import inf
 from random import Random
@@ -39,6 +40,7 @@ from multiraft.engine.waiting import Budget, Proposals, record_cuts
 from multiraft.engine.wheel import Wheel
 from multiraft.engine.writer import LogWriter, Persisted, Promise
 from multiraft.errors import (
+    CorruptRecord,
     InvalidRequest,
     InvariantViolation,
     NotLeader,
@@ -81,7 +83,8 @@ class Engine:
     """Runs the replicas of one node. Started by `begin`, ended by `stop` or by a failed write.
 
     on_role    called after a replica's role or known leader changed
-    on_failed  called once when a write failed: the engine has ended, and the store must not be used again
+    on_failed  called once when a write failed, or the engine met a bug of its own: it has ended, and its store must not
+               be used again
     """
 
     def __init__(
@@ -104,7 +107,7 @@ class Engine:
         self.budget = Budget(limits.pending_bytes)
         self.counters = {"unknown_group": 0, "forged_sender": 0, "wrong_replica": 0, "audit_repairs": 0}
         self._store = store
-        self._rng = rng
+        self.rng = rng
         self._wall_clock = wall_clock
         self._loop = loop
         self._on_role = on_role
@@ -162,11 +165,11 @@ class Engine:
     def open_replica(self, stored: StoredReplica, machine: Machine) -> Replica:
         """Take up a replica that is on disk. It campaigns when nobody claims its group for long enough."""
         now = self.pacing.now()
-        core = Raft(stored, self._store, self.view, self._rng, self._core_settings, now, stored.log_start.index)
+        core = Raft(stored, self._store, self.view, self.rng, self._core_settings, now, stored.log_start.index)
         replica = Replica(stored.descriptor, core, machine, self.budget, self.limits.slow_command_ms / 1e3)
         self.replicas[replica.group_id] = replica
         quiet_s = max(0.0, self._started_s + self._election_timeout_s - now)
-        core.release(now, quiet_s + self._turn_to_campaign_s(replica))
+        core.release(now, quiet_s + self.view.turn_to_campaign_s(replica))
         self.liveness.replica_created(replica.group_id, now)
         self.mark(replica)
         self.note(replica, now)
@@ -185,15 +188,6 @@ class Engine:
         )
         self._schedule()
 
-    def _turn_to_campaign_s(self, replica: Replica) -> float:
-        """Where nobody leads yet, the first voter campaigns first, the next one half a timeout later, and so on.
-
-        A group names its voters in an order of its own, so that first leaders are spread over the nodes.
-        """
-        voters = replica.core.membership.voters
-        rank = voters.index(replica.core.replica_id) if replica.core.replica_id in voters else len(voters)
-        return self._beat_s + (rank * 0.5 + self._rng.random() * 0.2) * self._election_timeout_s
-
     # --------------------------------------------------------------------------------------- proposing and reading
 
     def propose(self, group_id: GroupId, command: bytes) -> Future[bytes]:
@@ -206,7 +200,7 @@ class Engine:
         replica = self.replicas.get(group_id)
         if not self._running or replica is None:
             raise self._absent(group_id)
-        if replica.core.role != Role.LEADER or replica.halted is not None or replica.broken is not None:
+        if replica.core.role is not Role.LEADER or replica.halted is not None or replica.broken is not None:
             raise replica.refusal()
         size_bytes = len(command)
         budget = self.budget
@@ -233,7 +227,7 @@ class Engine:
         replica = self.replicas.get(group_id)
         if not self._running or replica is None:
             raise self._absent(group_id)
-        if replica.core.role != Role.LEADER or replica.halted is not None or replica.broken is not None:
+        if replica.core.role is not Role.LEADER or replica.halted is not None or replica.broken is not None:
             raise replica.refusal()
         future: Future[bytes] = self._loop.create_future()
         self.reading.add(replica, query, future, self.pacing.now())
@@ -262,7 +256,7 @@ class Engine:
         self.outgoing.reach(node_id, True)
         self.liveness.connected(node_id, incarnation, now)
         self.outgoing.send_all()
-        self._resume_replication(node_id)
+        self.upkeep.resume_replication(node_id)
 
     def peer_disconnected(self, node_id: NodeId) -> None:
         self.outgoing.reach(node_id, False)
@@ -271,7 +265,7 @@ class Engine:
     def peer_heard(self, node_id: NodeId, incarnation: int) -> None:
         """A peer's connection to this node is new: answers may have been lost on the old one."""
         self.liveness.heard(node_id, incarnation, self.pacing.now())
-        self._resume_replication(node_id)
+        self.upkeep.resume_replication(node_id)
 
     def messages_received(
         self, node_id: NodeId, incarnation: int, messages: Sequence[RaftMessage | LivenessMessage]
@@ -279,14 +273,6 @@ class Engine:
         """Take a peer's messages; the next turn handles them."""
         self._inbox.append((node_id, incarnation, messages))
         self._schedule()
-
-    def _resume_replication(self, node_id: NodeId) -> None:
-        for replica in self.replicas.values():
-            if replica.leads:
-                peer = replica.core.membership.replica_on(node_id)
-                if peer:
-                    replica.core.poke(peer)
-                    self.mark(replica)
 
     # -------------------------------------------------------------------------------------------------- the turn
 
@@ -309,6 +295,16 @@ class Engine:
         if not self._running:
             return
         began_s = perf_counter()
+        try:
+            self._pass()
+        except Exception as problem:
+            log.critical("the engine met a bug and ends", exc_info=problem)
+            self._end(problem)
+            return
+        self.pacing.wake_at(min(self._next_beat_s, self.wheel.next_deadline()))
+        self.pacing.turn_took(began_s)
+
+    def _pass(self) -> None:
         now = self.pacing.now()
         inbox, self._inbox = self._inbox, []
         for node_id, incarnation, messages in inbox:
@@ -331,8 +327,16 @@ class Engine:
             self.applying.run(now)
             if self.applying.pending:
                 self._schedule()
-        self.pacing.wake_at(min(self._next_beat_s, self.wheel.next_deadline()))
-        self.pacing.turn_took(began_s)
+
+    @contextmanager
+    def touching(self, replica: Replica, now: float) -> Iterator[None]:
+        """Around every input to a core: what breaks there takes this replica down alone; what changed is noted."""
+        try:
+            yield
+        except (InvariantViolation, CorruptRecord) as problem:
+            self.broke(replica, problem)
+        else:
+            self.note(replica, now)
 
     def _step(self, node_id: NodeId, message: RaftMessage, now: float) -> None:
         replica = self.replicas.get(message.group_id)
@@ -347,9 +351,9 @@ class Engine:
         if sender_node != node_id and not (sender_node is None and type(message) is RequestVote):
             self.counters["forged_sender"] += 1
             return
-        try:
+        try:  # written out: this is the hot path of `touching`
             core.step(message, now)
-        except InvariantViolation as problem:
+        except (InvariantViolation, CorruptRecord) as problem:
             self.broke(replica, problem)
             return
         self.note(replica, now)
@@ -361,7 +365,7 @@ class Engine:
                 self._propose_queued(replica, now)
             ready = core.ready()
             self._observe(replica, now)
-        except InvariantViolation as problem:
+        except (InvariantViolation, CorruptRecord) as problem:
             self.broke(replica, problem)
             return
         if core.commit_untold:
@@ -383,7 +387,7 @@ class Engine:
 
     def _propose_queued(self, replica: Replica, now: float) -> None:
         core = replica.core
-        if core.role != Role.LEADER:
+        if core.role is not Role.LEADER:
             replica.lost_queue()
             return
         commands, futures, size_bytes = replica.take_queued()
@@ -408,12 +412,8 @@ class Engine:
             replica = told.replica
             if replica.broken is not None:
                 continue
-            try:
+            with self.touching(replica, now):
                 replica.core.persisted(told.index, told.term, told.saved_term)
-            except InvariantViolation as problem:
-                self.broke(replica, problem)
-                continue
-            self.note(replica, now)
         for replica, messages in promises:
             nodes = replica.core.membership.nodes
             for message in messages:
@@ -433,7 +433,7 @@ class Engine:
         if core.term != replica.seen_term:
             replica.seen_term = core.term
             self.liveness.term_rose(replica.group_id, now)
-        if core.role != replica.seen_role or core.leader != replica.seen_leader:
+        if core.role is not replica.seen_role or core.leader != replica.seen_leader:
             self._role_changed(replica, now)
         deadline_s = core.deadline
         if deadline_s != replica.seen_deadline_s:
@@ -446,11 +446,11 @@ class Engine:
     def _role_changed(self, replica: Replica, now: float) -> None:
         core, was = replica.core, replica.seen_role
         replica.seen_role, replica.seen_leader = core.role, core.leader
-        if was == Role.LEADER and core.role != Role.LEADER:
+        if was is Role.LEADER and core.role is not Role.LEADER:
             self.liveness.unlead(replica.group_id, now)
             replica.lost_queue()
             replica.fail_reads(replica.refusal)
-        elif core.role == Role.LEADER and was != Role.LEADER:
+        elif core.role is Role.LEADER and was is not Role.LEADER:
             members = core.membership
             targets = [(members.nodes[peer], peer) for peer in members.replicas if peer != core.replica_id]
             self.liveness.lead(replica.group_id, core.term, targets, now)
@@ -462,8 +462,8 @@ class Engine:
             if replica is None or replica.broken is not None:
                 continue
             replica.seen_deadline_s = inf
-            replica.core.tick(now)
-            self.note(replica, now)
+            with self.touching(replica, now):
+                replica.core.tick(now)
         if now >= self._next_beat_s:
             self._next_beat_s = max(self._next_beat_s + self._beat_s, now + self._beat_s / 2)
             self.liveness.tick(now)
@@ -493,5 +493,8 @@ class Engine:
 
     def _write_failed(self, error: Exception) -> None:
         log.critical("a write failed; this node ends and acknowledges nothing more: %s", error)
-        self.stop(f"a write to the store failed: {error}")
+        self._end(error)
+
+    def _end(self, error: Exception) -> None:
+        self.stop(f"the node has ended: {error}")
         self._on_failed(error)

@@ -34,6 +34,7 @@ class Replica:
     waiting                 proposed batches, ascending by first index, until their entries are applied or replaced
     reads                   queries that wait for a turn; then in `rounds` by round id; then in `confirmed`
     committed               apply up to here: committed, and on this disk
+    failed_commands         how many commands raised, since the start
     halted                  why applying has stopped; None while it has not
     broken                  a broken invariant: the core is not touched any more
     seen_term, seen_leader, seen_role, seen_deadline_s  what the rest of the engine was last told of the core
@@ -51,6 +52,7 @@ class Replica:
         "core",
         "descriptor",
         "dirty",
+        "failed_commands",
         "group_id",
         "halted",
         "machine",
@@ -89,6 +91,7 @@ class Replica:
         self.confirmed: deque[tuple[Index, Reads]] = deque()
         self.dirty = False
         self.apply_queued = False
+        self.failed_commands = 0
         self.halted: str | None = None
         self.broken: str | None = None
         self.seen_term: Term = core.term
@@ -104,13 +107,13 @@ class Replica:
 
     @property
     def leads(self) -> bool:
-        return self.core.role == Role.LEADER and self.broken is None
+        return self.core.role is Role.LEADER and self.broken is None
 
     def refusal(self) -> MultiRaftError:
         """Why this replica takes no command or query now."""
         if self.broken is not None:
             return Halted(f"group {self.group_id}: the replica here has stopped: {self.broken}")
-        if self.core.role != Role.LEADER:
+        if self.core.role is not Role.LEADER:
             return NotLeader(self.group_id, self.leader_node)
         return Halted(f"group {self.group_id}: the replica here has halted: {self.halted}")
 
@@ -146,22 +149,24 @@ class Replica:
     def _apply_record(self, record: Record, until_s: float) -> bool:
         """Apply the rest of `record`, as far as it is committed; False when time ran out or the replica halted."""
         last = min(record.last, self.committed)
-        futures = self._callers_of(record)
+        batch = self._callers_of(record)
         if record.kind == COMMANDS:
             context = self.context
             context.term = record.term
             context.time_ms = max(context.time_ms, record.stamp_ms)
-            if not self._apply_commands(record, last, futures, until_s):
+            if not self._apply_commands(record, last, batch, until_s):
                 return False
         invariant(record.kind != MEMBERSHIP, "a membership change in the log, which this version never writes")
         self.applied = last
-        if futures is not None and last == record.last:
+        if batch is not None and last >= batch.last:
             self.waiting.popleft().finish(self.budget)
         return True
 
-    def _apply_commands(self, record: Record, last: Index, futures: list[Future[bytes]] | None, until_s: float) -> bool:
+    def _apply_commands(self, record: Record, last: Index, batch: Proposals | None, until_s: float) -> bool:
         entries = record.entries()
         base = record.first
+        futures = batch.futures if batch is not None else ()
+        callers_base = batch.first if batch is not None else 0
         apply, context = self.machine.apply, self.context
         began_s = perf_counter()
         for index in range(self.applied + 1, last + 1):
@@ -176,10 +181,11 @@ class Replica:
                         raise
                     return False
                 result = command_failed(problem)
-                log.warning("group %d: command at index %d failed: %s", self.group_id, index, result)
+                self.failed_commands += 1
+                log.info("group %d: command at index %d failed: %s", self.group_id, index, result)
             self.applied = index
-            if futures is not None:
-                future = futures[index - base]
+            if futures:
+                future = futures[index - callers_base]
                 if not future.done():
                     if type(result) is bytes:
                         future.set_result(result)
@@ -193,14 +199,18 @@ class Replica:
             began_s = now_s
         return True
 
-    def _callers_of(self, record: Record) -> list[Future[bytes]] | None:
-        """Return the local callers of `record`; tell callers whose entries it replaced that theirs did not happen."""
+    def _callers_of(self, record: Record) -> Proposals | None:
+        """Return the local callers of `record`; tell callers whose entries it replaced that theirs did not happen.
+
+        A leader appends each batch as one record, so an entry of the batch's index and term is the batch's own; where a
+        conflict has cut the record, the batch goes on with the next one, or what is left of it was replaced.
+        """
         waiting = self.waiting
         while waiting and waiting[0].first <= record.last:
             batch = waiting[0]
-            if batch.term == record.term and batch.first == record.first:
+            if batch.term == record.term and batch.last >= record.first:
                 if not batch.finished:
-                    return batch.futures
+                    return batch
                 waiting.popleft()
                 return None
             waiting.popleft().fail(

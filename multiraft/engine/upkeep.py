@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from multiraft.engine.replica import Replica
 from multiraft.messages import Append
 from multiraft.raft import Role
-from multiraft.types import GroupId
+from multiraft.types import GroupId, NodeId
 
 if TYPE_CHECKING:
     from multiraft.engine.engine import Engine
@@ -53,6 +53,16 @@ class Upkeep:
                 for message in replica.core.commit_messages():
                     outgoing.consensus(nodes.get(message.to), message)
         outgoing.send_all()
+
+    def resume_replication(self, node_id: NodeId) -> None:
+        """A connection to or from a peer is new: have every leader here ask again where its follower there is."""
+        engine = self._engine
+        for replica in engine.replicas.values():
+            if replica.leads:
+                peer = replica.core.membership.replica_on(node_id)
+                if peer:
+                    replica.core.poke(peer)
+                    engine.mark(replica)
 
     def repair_drops(self) -> None:
         """Appends that a full outbox dropped start a new probe; other dropped messages are sent again."""

@@ -49,8 +49,8 @@ class EngineView:
         if replica is not None:
             leader = replica.core.membership.replica_on(leader_node)
             if leader:
-                replica.core.follow(leader, term, now)
-                self._engine.note(replica, now)
+                with self._engine.touching(replica, now):
+                    replica.core.follow(leader, term, now)
 
     def electable(self, group_ids: list[GroupId], now: float) -> None:
         engine = self._engine
@@ -64,8 +64,19 @@ class EngineView:
                 delay_s += second_s
             if replica.halted is not None:
                 delay_s += 3 * engine.limits.election_timeout_ms / 1e3
-            replica.core.release(now, delay_s)
-            engine.note(replica, now)
+            with engine.touching(replica, now):
+                replica.core.release(now, delay_s)
+
+    def turn_to_campaign_s(self, replica: Replica) -> float:
+        """Where nobody leads yet, the first voter campaigns first, the next one half a timeout later, and so on.
+
+        A group names its voters in an order of its own, so that first leaders are spread over the nodes.
+        """
+        engine = self._engine
+        voters = replica.core.membership.voters
+        rank = voters.index(replica.core.replica_id) if replica.core.replica_id in voters else len(voters)
+        limits = engine.limits
+        return limits.beat_ms / 1e3 + (rank * 0.5 + engine.rng.random() * 0.2) * limits.election_timeout_ms / 1e3
 
     def _next_in_line(self, replica: Replica) -> bool:
         """Whether this replica follows the lost leader in the group's order of voters, passing over lost nodes."""
@@ -86,15 +97,15 @@ class EngineView:
     def refused(self, group_id: GroupId, term: Term, higher: Term) -> None:
         replica = self._replica(group_id)
         if replica is not None:
-            replica.core.refused(term, higher)
-            self._engine.note(replica, self._engine.pacing.now())
+            with self._engine.touching(replica, self._engine.pacing.now()):
+                replica.core.refused(term, higher)
 
     def rejudge(self, group_ids: list[GroupId], now: float) -> None:
         for group_id in group_ids:
             replica = self._replica(group_id)
             if replica is not None and replica.core.role == Role.LEADER:
-                replica.core.check_quorum(now)
-                self._engine.note(replica, now)
+                with self._engine.touching(replica, now):
+                    replica.core.check_quorum(now)
 
     def acknowledged(self, node_id: NodeId, round_id: int) -> None:
         self._engine.reading.acknowledged(node_id, round_id)

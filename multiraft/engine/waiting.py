@@ -26,14 +26,15 @@ class Budget:
 
 
 class Proposals:
-    """The callers of the record that starts at `first` in `term`, in order; empty `futures` once finished."""
+    """The callers of the record that holds `first` to `last` in `term`, in order; empty `futures` once finished."""
 
-    __slots__ = ("deadline_s", "finished", "first", "futures", "size_bytes", "term")
+    __slots__ = ("deadline_s", "finished", "first", "futures", "last", "size_bytes", "term")
 
     def __init__(
         self, first: Index, term: Term, futures: list[Future[bytes]], size_bytes: int, deadline_s: float
     ) -> None:
         self.first = first
+        self.last = first + len(futures) - 1
         self.term = term
         self.futures = futures
         self.size_bytes = size_bytes

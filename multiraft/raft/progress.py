@@ -71,6 +71,15 @@ class Progress:
         self.inflight.clear()
         self.inflight_bytes = 0
 
+    def ready_for(self, last: Index, messages: int, size_bytes: int) -> bool:
+        """Whether an append may leave now, in a log that ends at `last` and within a window of these sizes.
+
+        A probe that was not sent yet always may, even where there is nothing new: its answer is what is wanted.
+        """
+        if self.state is ProgressState.REPLICATE:
+            return self.next <= last and len(self.inflight) < messages and self.inflight_bytes < size_bytes
+        return self.state is ProgressState.PROBE and not self.probe_sent
+
     def sent(self, last: Index, size_bytes: int) -> None:
         """An append of entries up to `last` left while replicating."""
         self.next = last + 1

@@ -194,6 +194,8 @@ class Raft(Elections):
         if self.role is not Role.LEADER:
             raise NotLeader(self.group_id, self.leader_node())
         invariant(self.can_read(), "a read is registered only after a commit of the leader's own term")
+        for peer in self._peers:
+            invariant(peer.acked_round < round_id, "a read is registered before its round is acknowledged")
         index = self.commit
         reads = self._reads
         if not reads or reads[-1] != (round_id, index):

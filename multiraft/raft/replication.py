@@ -34,28 +34,23 @@ class Replication(ReplicaState):
         last = self.log.last_index
         shared_next: Index = 0
         shared: list[Record] = []
+        shared_bytes = 0
         settings = self._settings
         for peer in self._peers:
-            if peer.state is ProgressState.REPLICATE:
-                while (
-                    peer.next <= last
-                    and len(peer.inflight) < settings.inflight_messages
-                    and peer.inflight_bytes < settings.inflight_bytes
-                ):
-                    if peer.next != shared_next:
-                        shared_next = peer.next
-                        shared = self._records_from(shared_next)
-                    self._send(peer, shared)
-                    peer.sent(shared[-1].last, sum([len(record.raw) for record in shared]))
-            elif peer.state is ProgressState.PROBE and not peer.probe_sent:
-                if peer.next > last:
+            while peer.ready_for(last, settings.inflight_messages, settings.inflight_bytes):
+                if peer.next > last:  # a probe that only asks
                     self._send(peer, [])
+                    peer.probe_sent = True
+                    break
+                if peer.next != shared_next:
+                    shared_next = peer.next
+                    shared = self._records_from(shared_next)
+                    shared_bytes = sum([len(record.raw) for record in shared])
+                self._send(peer, shared)
+                if peer.state is ProgressState.PROBE:
+                    peer.probe_sent = True
                 else:
-                    if peer.next != shared_next:
-                        shared_next = peer.next
-                        shared = self._records_from(shared_next)
-                    self._send(peer, shared)
-                peer.probe_sent = True
+                    peer.sent(shared[-1].last, shared_bytes)
 
     def _records_from(self, first: Index) -> list[Record]:
         """Return the records of one append that starts at `first`; whole ones, but where `first` is inside one."""
@@ -127,7 +122,8 @@ class Replication(ReplicaState):
         elif peer.state is not ProgressState.LOST:
             invariant(message.index <= self.log.last_index, "a follower acknowledges only what this leader sent")
             if peer.accepted(message.index):
-                self._advance_commit()
+                if message.index > self.commit:
+                    self._advance_commit()
                 if self._transfer_to == peer.replica_id:
                     self._transfer_if_caught_up()
 
@@ -153,7 +149,10 @@ class Replication(ReplicaState):
 
     def _advance_commit(self) -> None:
         """Commit what a majority of each half holds, once that reaches an entry of this term (section 3.6.2)."""
-        index = min(self._held(self.membership.voters), self._held(self.membership.outgoing))
+        membership = self.membership
+        index = self._held(membership.voters)
+        if membership.outgoing:
+            index = min(index, self._held(membership.outgoing))
         if index > self.commit and index >= self._office_index:
             self.commit = index
 

@@ -274,6 +274,7 @@ class World:
             action()
         for node in self.nodes.values():
             leading = {r.group_id: r.term for r in node.replicas.values() if r.role == "leader"}
+            node.liveness.check_digests()
             if node.liveness.audit(leading):
                 raise Violation(f"{node.name}: claims otherwise than its roles")
         for group_id in self.elections:

@@ -285,12 +285,13 @@ def test_L21_the_set_told_follows_the_roles_and_its_digest_the_set(new_rig: NewR
                     assert message.digest == held.digest == held.counted_digest()
             assert held.rows() == tuple((group, leading[group], group) for group in sorted(leading))
         assert rig.node.audit(leading) == []
+        rig.node.check_digests()
     assert rig.node.claimed_term(0) == 0
     assert all(rig.node.claimed_term(group) == term for group, term in leading.items())
     assert rig.node.audit({**leading, 99: 1}) == [99]
     rig.node._peers["a"].hearing.held.digest ^= 1
     with pytest.raises(InvariantViolation):
-        rig.node.audit(leading)
+        rig.node.check_digests()
 
 
 def test_L22_what_an_older_life_of_the_peer_said_is_dropped(new_rig: NewRig) -> None:

@@ -93,6 +93,14 @@ def test_the_index_is_the_commit_at_registration(replica: Make) -> None:
     assert core.ready().read_states == [(5, 2), (5, 3)]
 
 
+def test_a_read_cannot_join_a_round_that_was_acknowledged_already(replica: Make) -> None:
+    """That beat was sent before the read came, and says nothing about the time since."""
+    core = lead(replica())
+    core.acknowledge_round(2, 5)
+    with pytest.raises(InvariantViolation):
+        core.read_index(5)
+
+
 def test_a_single_voter_needs_nobody_elses_word(replica: Make) -> None:
     one = replica(voters=1)
     one.core.campaign(5.0)

@@ -4,7 +4,7 @@ After every step what Raft promises is checked (thesis, figure 3.2): one leader 
 completeness, one committed entry per index; and what its users lean on: one vote per term over crashes, commits that
 never go back, acknowledged entries on disk, reads that are not outdated. Then the storm ends and the group must agree.
 
-A failing seed runs again with `pytest tests/raft/test_storm.py -k 'seed_name'`; one seed is one run.
+A failing seed runs again with `pytest tests/raft/test_storm.py -k seed17_`; one seed is one run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from multiraft.messages import AppendAnswer, RaftMessage, RequestVote, VoteAnswe
 from multiraft.raft import Role
 from multiraft.records import COMMANDS
 
-STEPS: Final = 8_000
+STEPS: Final = 6_000
 SEEDS: Final = 200
 GROUP: Final = 16
 

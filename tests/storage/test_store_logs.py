@@ -208,6 +208,37 @@ async def test_a_log_may_begin_below_the_log_start(place: Place) -> None:
     assert (replica.last_index, replica.last_term) == (8, 2)
 
 
+async def started_at(place: Place, store: Store, log_start: LogStart, records: list[Record]) -> None:
+    """Create a replica whose log starts at `log_start`, all of it committed, with these records."""
+    batch = store.batch()
+    hard_state = HardState(9, 0, log_start.index)
+    batch.create_replica(ReplicaDescriptor(GROUP, 1, "kv"), founding_membership(("a",)), hard_state, log_start)
+    for record in records:
+        batch.put_record(GROUP, record)
+    await place.write(store, batch)
+
+
+async def test_a_record_that_was_cut_below_the_log_start_is_judged_by_what_still_counts(place: Place) -> None:
+    store = place.open()
+    await started_at(place, store, LogStart(5, 2), [place.record(2, 9), place.record(4, 6, term=2)])
+    (replica,) = store.load_replicas()
+    assert (replica.last_index, replica.last_term) == (6, 2)
+
+
+async def test_a_record_across_the_log_start_is_of_its_term(place: Place) -> None:
+    store = place.open()
+    await started_at(place, store, LogStart(5, 2), [place.record(3, 6)])
+    with pytest.raises(CorruptRecord, match="record at 3 does not follow the log start 5"):
+        store.load_replicas()
+
+
+async def test_a_log_that_ends_below_the_log_start_is_refused(place: Place) -> None:
+    store = place.open()
+    await started_at(place, store, LogStart(5, 1), [place.record(2, 3)])
+    with pytest.raises(CorruptRecord, match="its log ends at 3, below the log start 5"):
+        store.load_replicas()
+
+
 Damage = Callable[["Place"], tuple[list[Record], HardState]]
 
 

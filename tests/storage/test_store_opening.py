@@ -179,6 +179,16 @@ async def test_a_database_that_came_back_empty_is_refused(place: Place) -> None:
     assert place.peek() == {}
 
 
+async def test_a_database_of_something_else_is_refused_and_left_alone(place: Place) -> None:
+    place.end_abruptly(place.open())
+    for key in place.peek():
+        place.poke(key, None)
+    place.set_identity_file(None)
+    place.poke(b"theirs", b"precious")
+    assert "is not multiraft's; name another directory" in refusal(place)
+    assert place.peek() == {b"theirs": b"precious"}
+
+
 async def test_a_database_from_before_the_cluster_is_refused(place: Place) -> None:
     store = place.open()
     await store.close()

@@ -426,6 +426,30 @@ async def test_a_peer_that_reads_nothing_is_cut_when_the_urgent_lane_is_full(
         assert a.count("closed_outbox_full") == 1
 
 
+async def test_a_peer_that_does_not_even_answer_pings_is_given_up(
+    socket_world: SocketWorld, greeting: Greeting
+) -> None:
+    async with bad_server(socket_world, greeting()) as server:
+        server.reads = False
+        a = await socket_world.start("a", handshake_timeout_ms=50)
+        await a.ear.hears("disconnected", "b")
+
+
+async def test_a_handler_that_raises_costs_its_connection_and_not_the_peer(
+    socket_world: SocketWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail_once(peer: Peer, node_id: str) -> None:
+        if peer.count("connected") == 1:
+            raise LookupError("a bug in the handler")
+
+    a = await socket_world.start("a", on_connected=fail_once)
+    await socket_world.start("b")
+    await a.ear.hears("connected", "b", count=2)
+    assert "a bug in the handler" in caplog.text
+    assert a.send("b", 1)
+    caplog.clear()
+
+
 async def test_closing_does_not_wait_for_a_peer_that_reads_nothing(
     socket_world: SocketWorld, greeting: Greeting
 ) -> None:

@@ -76,12 +76,12 @@ class Forwarding:
         answer: Future[bytes] = self._loop.create_future()
 
         def answered(response: Future[bytes]) -> None:
-            if answer.done():
-                return
             if response.cancelled():
                 answer.cancel()
                 return
-            error = response.exception()
+            error = response.exception()  # taken in any case, so that asyncio does not report it as unseen
+            if answer.done():
+                return
             if error is not None:
                 fail_future(answer, error)
                 return

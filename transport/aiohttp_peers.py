@@ -14,6 +14,7 @@ is ended by `close`; no compression.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import socket
@@ -28,7 +29,7 @@ from multiraft.config import NodeConfig, parse_address
 from multiraft.errors import StartError
 from multiraft.ports import TransportHandler
 from multiraft.transport.frames import hello_frame
-from multiraft.transport.hello import Refusal, encode_hello
+from multiraft.transport.hello import HELLO_BYTES_MAX, Refusal, encode_hello
 from multiraft.transport.peers import GOING_AWAY, MALFORMED, REFUSED, Inbound, Outbound, PeerTransport, logger
 from multiraft.types import Identity, NodeId
 
@@ -86,6 +87,7 @@ class AiohttpTransport(PeerTransport):
             ) from problem
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
+            cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._handshake_s),
         )
         for node_id, address in self._peers.items():
@@ -128,35 +130,25 @@ class AiohttpTransport(PeerTransport):
         await ws.prepare(request)
         await self._opened.wait()
         link = _InboundLink(self, ws)
-        inbound = await self._welcome(request, ws, link)
-        if inbound is None:
-            return ws
-        try:
-            await self._read(ws, link, inbound)
-        finally:
-            self._drop_inbound(inbound)
-        return ws
-
-    async def _welcome(self, request: web.BaseRequest, ws: web.WebSocketResponse, link: _InboundLink) -> Inbound | None:
-        """Take the hello of a connection and answer it. None: the connection was refused, or is gone."""
         message = await ws.receive()
         if self._closing or message.type in _ENDINGS:
             self._counts["closed_before_hello"] += 1
             await ws.close(code=GOING_AWAY)
-            return None
+            return ws
         try:
             inbound, answer = self._greet_inbound(message.data if message.type is WSMsgType.BINARY else b"", link)
         except Refusal as refusal:
             await ws.close(code=REFUSED, message=_reason(refusal.text))
-            return None
-        if self._listener is not None:
-            self._listener.admit(request.protocol)
+            return ws
         try:
-            await ws.send_bytes(answer)
-        except ConnectionError:
+            if self._listener is not None:
+                self._listener.admit(request.protocol)
+            with contextlib.suppress(ConnectionError):  # it is gone already, as the next read will say
+                await ws.send_bytes(answer)
+            await self._read(ws, link, inbound)
+        finally:
             self._drop_inbound(inbound)
-            return None
-        return inbound
+        return ws
 
     async def _read(self, ws: web.WebSocketResponse, link: _InboundLink, inbound: Inbound) -> None:
         """Hand on every frame until the connection ends or one is refused."""
@@ -193,7 +185,7 @@ class AiohttpTransport(PeerTransport):
             ws = await dialer.session.ws_connect(
                 dialer.url,
                 compress=0,
-                max_msg_size=self._frame_limit_bytes,
+                max_msg_size=HELLO_BYTES_MAX + _FRAME_SLACK_BYTES,
                 heartbeat=_SILENT_HANDSHAKES * self._handshake_s,
                 timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_S),
             )
@@ -237,7 +229,9 @@ class AiohttpTransport(PeerTransport):
                 _cut(ws)  # a peer that reads nothing must not keep this side waiting
             writer.cancel()
             reader.cancel()
-            await asyncio.gather(writer, reader, return_exceptions=True)
+            ended, _ = await asyncio.gather(writer, reader, return_exceptions=True)
+        if isinstance(ended, Exception) and not isinstance(ended, OSError | aiohttp.ClientError):
+            raise ended
 
     async def _write(self, ws: aiohttp.ClientWebSocketResponse, link: _OutboundLink, outbound: Outbound) -> None:
         next_frame, send_bytes, counts = outbound.outbox.next_frame, ws.send_bytes, self._counts
@@ -345,11 +339,9 @@ class _Dialer:
             if transport._closing:
                 return
             self.failures += 1
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(transport._backoff_s(self.failures - 1)):
                     await self._hurry.wait()
-            except TimeoutError:
-                pass
 
 
 class _Listener(web.Server):
@@ -406,8 +398,5 @@ def _cut(ws: aiohttp.ClientWebSocketResponse) -> None:
     found = ws.get_extra_info("socket")
     if found is None:
         return
-    try:
-        with socket.socket(fileno=os.dup(found.fileno())) as duplicate:
-            duplicate.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # it is gone already
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(found.fileno())) as duplicate:
+        duplicate.shutdown(socket.SHUT_RDWR)

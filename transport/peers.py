@@ -242,6 +242,7 @@ class PeerTransport:
         node_id = hello.node_id
         older = self._in.get(node_id)
         if older is not None:
+            self._counts["replaced"] += 1
             older.link.shut(REPLACED, "a newer connection of the same node has taken its place")
             self._drop_inbound(older)
         outbound = self._out.get(node_id)

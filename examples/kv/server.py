@@ -51,7 +51,7 @@ def run(
     http                "host:port" of its HTTP API
     until_stdin_closes  also stop when stdin ends: a child that must not outlive its parent
     """
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=os.environ.get("KVLOG","WARNING"), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     work = _serve(config, http, shards, replicas, until_stdin_closes, allow_planted_loss)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:

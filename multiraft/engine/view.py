@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from multiraft.engine.replica import Replica
 
 _CAMPAIGNS_PER_S: Final = 2_000
-_SECOND_CHOICE: Final = 0.25
+_SECOND_CHOICE: Final = 0.5
 """A survivor that is not next in line for a group waits this share of an election timeout longer."""
 
 
@@ -79,20 +79,18 @@ class EngineView:
         return limits.beat_ms / 1e3 + (rank * 0.5 + engine.rng.random() * 0.2) * limits.election_timeout_ms / 1e3
 
     def _next_in_line(self, replica: Replica) -> bool:
-        """Whether this replica follows the lost leader in the group's order of voters, passing over lost nodes."""
-        core = replica.core
-        voters = core.membership.voters
-        if core.replica_id not in voters:
-            return False
-        lost = core.leader if core.leader in voters else voters[-1]
-        start = voters.index(lost)
-        for step in range(1, len(voters) + 1):
-            candidate = voters[(start + step) % len(voters)]
-            if candidate == core.replica_id:
-                return True
-            if candidate != lost and self._engine.outgoing.reaches(core.membership.nodes[candidate]):
-                return False
-        return False
+        """Whether this replica is the first choice for a group whose leader is lost, passing over lost nodes.
+
+        The choice turns with the group's id, so that what one node led is spread over all that are left.
+        """
+        core, reaches = replica.core, self._engine.outgoing.reaches
+        nodes = core.membership.nodes
+        left = [
+            voter
+            for voter in core.membership.voters
+            if voter == core.replica_id or (voter != core.leader and reaches(nodes[voter]))
+        ]
+        return core.replica_id in left and left[replica.group_id % len(left)] == core.replica_id
 
     def refused(self, group_id: GroupId, term: Term, higher: Term) -> None:
         replica = self._replica(group_id)

@@ -1,0 +1,188 @@
+"""Take the rules out of the code one by one, and see that a named test fails each time.
+
+    python -m tests.mutants               all of them
+    python -m tests.mutants L07 sync      those whose name contains one of these
+    python -m tests.mutants --list        what there is
+
+The checkout is copied; nothing in it is changed. First all named tests must pass as the code is. Then each mutant is
+put into a copy, its tests are run, and the file is put back. Ends with 1 when a mutant survives, when its change does
+not fit the code any more, or when it breaks so much that its tests prove nothing.
+
+Rules of this file: a test that does not run is no test that fails; bytecode is never taken for that of another
+source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import compileall
+import os
+import py_compile
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Final
+
+from tests.mutants.mutant import Mutant
+from tests.mutants.mutants import MUTANTS
+
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+WORKS: Final = "tests/node/test_outcomes.py::test_a_command_returns_its_result_from_every_node"
+"""Three nodes form a cluster, elect, write and read; nothing goes wrong meanwhile."""
+TEST_TIMEOUT_S: Final = 60
+RUN_TIMEOUT_S: Final = 180
+SUMMARY: Final = re.compile(r"^(FAILED|ERROR) (\S+::\S+?)(?:\[.*)?(?: - .*)?$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one mutant: the tests that noticed it, or what is wrong with it."""
+
+    mutant: Mutant
+    seconds: float
+    problem: str | None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the mutants that the arguments name; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", help="run only those whose name contains one of these")
+    parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="how many at the same time")
+    parser.add_argument("--list", action="store_true", help="show what there is, and run nothing")
+    options = parser.parse_args(arguments)
+    chosen = [one for one in MUTANTS if not options.names or any(name in one.name for name in options.names)]
+    if options.list:
+        for one in chosen:
+            print(f"{one.name:34} {one.rule}")
+        return 0
+    if not chosen:
+        print("error: no mutant has such a name; see --list", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="multiraft-mutants-") as scratch:
+        copies = [copy_checkout(Path(scratch) / str(number)) for number in range(options.jobs)]
+        problems = [problem for one in chosen if (problem := misfit(copies[0], one)) is not None]
+        problems += unpatched_problems(copies, chosen)
+        if problems:
+            print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr)
+            return 1
+        return report(chosen, copies)
+
+
+def copy_checkout(target: Path) -> Path:
+    """Copy what the tests need, links as links, with bytecode that is checked against its source at every import."""
+    hidden = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info")
+    shutil.copytree(ROOT, target, symlinks=True, ignore=hidden)
+    checked = py_compile.PycInvalidationMode.CHECKED_HASH
+    compileall.compile_dir(target, quiet=2, invalidation_mode=checked)
+    return target
+
+
+def misfit(copy: Path, mutant: Mutant) -> str | None:
+    """Return what keeps the change from being made; None when it fits."""
+    try:
+        text = (copy / mutant.file).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return f"{mutant.name}: there is no {mutant.file}"
+    found = text.count(mutant.old)
+    if found != 1:
+        return f"{mutant.name}: its old text occurs {found} times in {mutant.file}, not once"
+    try:
+        ast.parse(text.replace(mutant.old, mutant.new))
+    except SyntaxError as problem:
+        return f"{mutant.name}: its new text does not compile: {problem}"
+    return None
+
+
+def unpatched_problems(copies: Sequence[Path], chosen: Iterable[Mutant]) -> list[str]:
+    """Run every named test on the code as it is; return what fails there."""
+    tests = sorted({WORKS, *(test for one in chosen for test in one.tests)})
+    shares = [tests[number :: len(copies)] for number in range(len(copies))]
+    began_s = time.monotonic()
+    with ThreadPoolExecutor(len(copies)) as pool:
+        runs = list(pool.map(run_tests, copies, shares))
+    problems = [f"fails on the code as it is: {test}" for failed, _ in runs for test in sorted(failed)]
+    problems += [f"the tests cannot be run on the code as it is:\n{output}" for _, output in runs if output]
+    print(f"{len(tests)} tests pass on the code as it is ({time.monotonic() - began_s:.0f} s)" if not problems else "")
+    return problems
+
+
+def run_tests(copy: Path, tests: Sequence[str]) -> tuple[set[str], str]:
+    """Run `tests` in `copy`. Return those that failed, without brackets; and, if they could not be run, what was said."""
+    if not tests:
+        return set(), ""
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", f"--timeout={TEST_TIMEOUT_S}"]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        run = subprocess.run(
+            [*command, *tests],
+            cwd=copy,
+            env=environment,
+            timeout=RUN_TIMEOUT_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    except subprocess.TimeoutExpired:
+        return set(), f"not finished within {RUN_TIMEOUT_S} s"
+    found = SUMMARY.findall(run.stdout)
+    if run.returncode not in (0, 1) or any(word == "ERROR" for word, _ in found) or (run.returncode == 1 and not found):
+        return set(), run.stdout[-2_000:] or f"pytest ended with {run.returncode} and said nothing"
+    return {test for _, test in found}, ""
+
+
+def judge(copies: SimpleQueue[Path], mutant: Mutant) -> Outcome:
+    """Put the change into a free copy, run its tests, and put the file back."""
+    copy = copies.get()
+    began_s = time.monotonic()
+    path = copy / mutant.file
+    original = path.read_text(encoding="utf-8")
+    try:
+        path.write_text(original.replace(mutant.old, mutant.new), encoding="utf-8")
+        failed, output = run_tests(copy, [*mutant.tests, *([WORKS] if mutant.works else [])])
+    finally:
+        path.write_text(original, encoding="utf-8")
+        copies.put(copy)
+    problem = None
+    passed = [test for test in mutant.tests if test.partition("[")[0] not in failed]
+    if output:
+        problem = f"its tests could not be run:\n{output}"
+    elif passed:
+        problem = f"SURVIVED {', '.join(passed)}"
+    elif mutant.works and WORKS not in mutant.tests and WORKS in failed:
+        problem = "breaks more than its rule: not even a cluster without faults serves its callers"
+    return Outcome(mutant, time.monotonic() - began_s, problem)
+
+
+def report(chosen: Sequence[Mutant], copies: Sequence[Path]) -> int:
+    """Judge all, print the table, and return the exit status."""
+    free: SimpleQueue[Path] = SimpleQueue()
+    for copy in copies:
+        free.put(copy)
+    began_s = time.monotonic()
+    names = max(len(one.name) for one in chosen)
+    rules = max(len(one.rule) for one in chosen)
+    print(f"{'mutant':{names}}  {'rule that it breaks':{rules}}  {'s':>5}  caught by")
+    bad = 0
+    with ThreadPoolExecutor(len(copies)) as pool:
+        for outcome in pool.map(lambda one: judge(free, one), chosen):
+            one = outcome.mutant
+            bad += outcome.problem is not None
+            caught = outcome.problem or ", ".join(test.rpartition("::")[2] for test in one.tests)
+            print(f"{one.name:{names}}  {one.rule:{rules}}  {outcome.seconds:5.1f}  {caught}", flush=True)
+    print(f"{len(chosen) - bad} of {len(chosen)} caught by every test named for them, in {time.monotonic() - began_s:.0f} s")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,545 @@
+"""Mutants of the consensus core: what must be on disk before what, who is elected, and what is committed.
+
+Rules of this file: see `Mutant`; in the order of the thesis, then of the rules of liveness.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.mutants.mutant import Mutant
+
+ELECTION: Final = "multiraft/raft/election.py"
+LOG: Final = "multiraft/raft/log.py"
+PROGRESS: Final = "multiraft/raft/progress.py"
+QUORUM: Final = "multiraft/raft/quorum.py"
+RAFT: Final = "multiraft/raft/raft.py"
+REPLICATION: Final = "multiraft/raft/replication.py"
+STATE: Final = "multiraft/raft/state.py"
+
+ELECTIONS: Final = "tests/raft/test_elections.py"
+ORDERING: Final = "tests/raft/test_ordering.py"
+FOLLOWER: Final = "tests/raft/test_replication.py::TestFollower"
+COMMIT: Final = "tests/raft/test_replication.py::TestCommit"
+LEADER: Final = "tests/raft/test_replication.py::TestLeader"
+RULES: Final = "tests/raft/test_liveness_rules.py"
+READS: Final = "tests/raft/test_reads.py"
+
+PERSISTING: Final = (
+    Mutant(
+        "vote-answer-early",
+        "a vote answer leaves only after the vote is on disk",
+        ELECTION,
+        "self._answers.append(\n            VoteAnswer(",
+        "self._messages.append(\n            VoteAnswer(",
+        (f"{ORDERING}::test_a_vote_answer_leaves_only_after_the_vote_is_on_disk",),
+    ),
+    Mutant(
+        "pre-vote-answer-early",
+        "a pre-vote answer leaves only after the latest write",
+        ELECTION,
+        "self._answers.append(\n            PreVoteAnswer(",
+        "self._messages.append(\n            PreVoteAnswer(",
+        (f"{ORDERING}::test_a_pre_vote_answer_is_a_promise_like_any_other_answer",),
+    ),
+    Mutant(
+        "request-vote-early",
+        "RequestVote leaves only after term, self-vote and log are on disk",
+        ELECTION,
+        "self._answers.append(\n                RequestVote(",
+        "self._messages.append(\n                RequestVote(",
+        (f"{ORDERING}::test_a_request_for_votes_leaves_only_after_term_self_vote_and_log_are_on_disk",),
+    ),
+    Mutant(
+        "append-answer-early",
+        "an append answer leaves only after its entries are on disk",
+        REPLICATION,
+        "answers.append(AppendAnswer(True",
+        "self._messages.append(AppendAnswer(True",
+        (
+            f"{ORDERING}::test_an_append_answer_leaves_only_after_the_entries_are_on_disk",
+            f"{ORDERING}::test_an_answer_that_writes_nothing_itself_waits_for_the_write_before",
+        ),
+    ),
+    Mutant(
+        "followed-term-not-written",
+        "a term that follow() raised is in the next hard state",
+        RAFT,
+        "rises = self.term != self._written_term or self.vote",
+        "rises = self.vote",
+        (
+            f"{ORDERING}::test_a_term_that_a_claim_raised_is_in_the_next_hard_state",
+            f"{ORDERING}::test_a_term_that_a_refusal_raised_is_in_the_next_hard_state",
+        ),
+    ),
+    Mutant(
+        "vote-alone-not-written",
+        "a vote in a term that was known before is written",
+        RAFT,
+        "rises = self.term != self._written_term or self.vote != self._written_vote",
+        "rises = self.term != self._written_term",
+        ("tests/raft/test_safety_edges.py::test_a_vote_in_a_term_that_was_known_before_is_written_too",),
+    ),
+    Mutant(
+        "vote-not-in-hard-state",
+        "the hard state holds the vote",
+        RAFT,
+        "HardState(self.term, self.vote, commit)",
+        "HardState(self.term, 0, commit)",
+        (
+            f"{ELECTIONS}::TestVotes::test_a_vote_is_remembered_over_a_crash",
+            f"{ORDERING}::test_a_vote_answer_leaves_only_after_the_vote_is_on_disk",
+        ),
+    ),
+    Mutant(
+        "own-disk-counts-early",
+        "a leader, the only voter included, counts its own disk only after its persist",
+        RAFT,
+        "stamp_ms, entries))\n",
+        "stamp_ms, entries))\n        self.progress[self.replica_id].match = log.last_index\n        self._advance_commit()\n",
+        (
+            f"{ORDERING}::test_a_single_voter_commits_only_after_its_own_persist",
+            f"{ORDERING}::test_a_leaders_appends_leave_at_once_and_its_own_disk_counts_only_after",
+        ),
+    ),
+    Mutant(
+        "applied-before-own-disk",
+        "only what is on the own disk is applied, and answered to callers",
+        RAFT,
+        "committed = log.stable if log.stable < commit else commit",
+        "committed = commit",
+        (
+            f"{COMMIT}::test_only_what_is_on_the_own_disk_is_applied",
+            "tests/node/test_crashes.py::test_the_leader_answers_only_what_its_own_disk_has",
+        ),
+    ),
+    Mutant(
+        "self-vote-counts-early",
+        "the only voter leads its learners only when its self-vote is on disk",
+        ELECTION,
+        "if self.membership.replicas == (self.replica_id,):",
+        "if self._won():",
+        (f"{ELECTIONS}::TestLeaders::test_a_single_voter_with_learners_leads_only_when_its_term_is_on_disk",),
+    ),
+    Mutant(
+        "stale-report-counts",
+        "a report of a write counts only while what it wrote still stands",
+        LOG,
+        "self._in_flight = [(last, term, min(to, conflict - 1)) for",
+        "self._in_flight = [(last, term, to) for",
+        (
+            "tests/raft/test_log.py::TestStable::test_the_same_entries_coming_back_do_not_revive_an_old_report",
+            f"{ORDERING}::test_a_report_counts_only_while_what_it_wrote_still_stands",
+        ),
+    ),
+    Mutant(
+        "stable-not-taken-back",
+        "what a conflict takes away is no longer stable",
+        LOG,
+        "self.stable = min(self.stable, conflict - 1)",
+        "self.stable = self.stable",
+        ("tests/raft/test_log.py::TestStable::test_stable_goes_back_with_a_conflict",),
+    ),
+    Mutant(
+        "conflict-keeps-stored-keys",
+        "a conflict deletes every stored key from there on",
+        LOG,
+        "self._deleted.update(self._reader.read_firsts(self.group_id, conflict))",
+        "self._deleted.clear()",
+        (
+            "tests/raft/test_log.py::TestTruncate::test_keys_below_memory_are_asked_of_the_store",
+            f"{FOLLOWER}::test_a_conflict_names_every_stored_key_and_those_on_their_way",
+        ),
+    ),
+)
+
+VOTING: Final = (
+    Mutant(
+        "two-votes-in-a-term",
+        "one vote in a term",
+        ELECTION,
+        "granted = self.vote in (NOBODY, message.sender) and self",
+        "granted = self",
+        (f"{ELECTIONS}::TestVotes::test_only_the_first_candidate_of_a_term_gets_the_vote",),
+    ),
+    Mutant(
+        "longer-log-wins",
+        "the later last term decides, before the length",
+        ELECTION,
+        "(last_term, last_index) >= (log.last_term, log.last_index)",
+        "last_index >= log.last_index",
+        (f"{ELECTIONS}::TestVotes::test_only_an_up_to_date_log_gets_votes_and_pre_votes",),
+    ),
+    Mutant(
+        "any-log-wins",
+        "only an up-to-date log gets votes (3.6.1)",
+        ELECTION,
+        " and (last_term, last_index) >= (log.last_term, log.last_index)",
+        "",
+        (
+            f"{ELECTIONS}::TestVotes::test_only_an_up_to_date_log_gets_votes_and_pre_votes",
+            f"{ELECTIONS}::TestLeaders::test_a_leader_has_every_committed_entry",
+        ),
+    ),
+    Mutant(
+        "empty-replica-votes",
+        "an emptied replica never votes",
+        ELECTION,
+        "return log.last_index >= FOUNDING_INDEX and (last_term",
+        "return (last_term",
+        (f"{ELECTIONS}::TestMembers::test_an_empty_replica_neither_votes_nor_campaigns",),
+    ),
+    Mutant(
+        "stranger-counts-as-voter",
+        "vote answers of non-members are ignored",
+        ELECTION,
+        "message.asked_term != self.term:\n            return\n        if not self.membership.is_voter(message.sender):\n            return",
+        "message.asked_term != self.term:\n            return",
+        (f"{ELECTIONS}::TestMembers::test_answers_from_non_members_are_ignored",),
+    ),
+    Mutant(
+        "vote-quorum-off-by-one",
+        "more than half of the voters elect",
+        QUORUM,
+        "if voter in chosen) > len(voters)",
+        "if voter in chosen) >= len(voters)",
+        (f"{ELECTIONS}::TestVotes::test_a_majority_elects",),
+    ),
+    Mutant(
+        "vote-one-half-elects",
+        "a joint election is won in both halves",
+        QUORUM,
+        "majority_of(voters, granted) and majority_of(outgoing, granted)",
+        "majority_of(voters, granted) or majority_of(outgoing, granted) is None",
+        (f"{LEADER}::test_a_joint_membership_needs_both_halves",),
+    ),
+    Mutant(
+        "no-check-quorum",
+        "a leader without contact to a quorum steps down (6.2)",
+        ELECTION,
+        "if now - contact > self._settings.election_timeout_s:",
+        "if contact > now:",
+        (f"{ELECTIONS}::TestCheckQuorum::test_the_quorums_newest_contact_decides",),
+    ),
+    Mutant(
+        "check-quorum-off-by-one",
+        "a quorum's newest contact, not the next one's",
+        QUORUM,
+        "times[(len(times) - 1) // 2]",
+        "times[len(times) // 2]",
+        (f"{ELECTIONS}::TestCheckQuorum::test_the_quorums_newest_contact_decides",),
+    ),
+)
+
+COMMITTING: Final = (
+    Mutant(
+        "commit-quorum-off-by-one",
+        "a majority holds what is committed",
+        QUORUM,
+        "held[(len(held) - 1) // 2]",
+        "held[len(held) // 2]",
+        ("tests/raft/test_quorum.py::test_commit_is_what_a_majority_holds",),
+    ),
+    Mutant(
+        "commit-by-minority",
+        "a majority holds what is committed",
+        QUORUM,
+        "held[(len(held) - 1) // 2]",
+        "held[(len(held) + 1) // 2] if len(held) > 1 else held[0]",
+        (
+            f"{LEADER}::test_entries_are_committed_when_a_majority_has_stored_them",
+            "tests/node/test_crashes.py::test_no_acknowledgement_before_a_quorum_has_synced",
+        ),
+    ),
+    Mutant(
+        "commit-one-half",
+        "in a joint membership both halves hold what is committed",
+        REPLICATION,
+        "index = min(self._held(self.membership.voters), self._held(self.membership.outgoing))",
+        "index = self._held(self.membership.voters)",
+        (f"{LEADER}::test_a_joint_membership_needs_both_halves",),
+    ),
+    Mutant(
+        "commit-prior-term",
+        "entries of earlier terms are not committed by counting (3.6.2)",
+        REPLICATION,
+        "if index > self.commit and index >= self._office_index:",
+        "if index > self.commit:",
+        (f"{ELECTIONS}::TestLeaders::test_entries_of_earlier_terms_are_committed_only_through_one_of_the_own_term",),
+    ),
+    Mutant(
+        "match-goes-back",
+        "what a replica acknowledged is never taken back",
+        PROGRESS,
+        "if index <= self.match:",
+        "if index == self.match:",
+        ("tests/raft/test_safety_edges.py::test_a_late_acknowledgement_does_not_take_match_back",),
+    ),
+    Mutant(
+        "stranger-acknowledges",
+        "append answers of an earlier term do not count",
+        REPLICATION,
+        "                self._become_follower(message.term, NOBODY, now)\n            return\n        if not message.accepted:",
+        "                self._become_follower(message.term, NOBODY, now)\n                return\n        if not message.accepted:",
+        (f"{LEADER}::test_answers_of_another_term_do_not_count",),
+    ),
+    Mutant(
+        "learner-counts",
+        "only voters count toward a commit",
+        REPLICATION,
+        "self._held(self.membership.voters), self._held(self.membership.outgoing)",
+        "self._held(self.membership.replicas), self._held(self.membership.outgoing)",
+        (f"{LEADER}::test_learners_and_strangers_do_not_count",),
+    ),
+    Mutant(
+        "delayed-append-truncates",
+        "a delayed append takes nothing away",
+        REPLICATION,
+        "            self._merge(records)\n",
+        "            self._merge(records)\n"
+        "            tail = records[-1].last if records else prev_index\n"
+        "            if self.commit <= tail < log.last_index:\n"
+        "                log.truncate(tail + 1)\n",
+        (f"{FOLLOWER}::test_the_log_after_an_append_that_fits",),
+    ),
+    Mutant(
+        "append-anywhere",
+        "an append whose predecessor differs is rejected (3.5)",
+        REPLICATION,
+        " or (prev_index > self.commit and log.term(prev_index) != message.prev_term):",
+        ":",
+        (f"{FOLLOWER}::test_an_append_that_does_not_fit_is_rejected_with_the_last_place_that_can_agree",),
+    ),
+    Mutant(
+        "committed-entry-taken-away",
+        "a committed entry is never taken away",
+        REPLICATION,
+        "low = max(record.first, self.commit + 1)",
+        "low = record.first",
+        ("tests/raft/test_safety_edges.py::test_a_committed_entry_is_not_even_compared",),
+    ),
+    Mutant(
+        "commit-beyond-append",
+        "an append commits at most its own last entry (L26)",
+        REPLICATION,
+        "commit = min(message.commit, end)",
+        "commit = min(message.commit, log.last_index)",
+        (f"{COMMIT}::test_an_append_commits_at_most_its_own_last_entry",),
+    ),
+    Mutant(
+        "commit-told-beyond-match",
+        "a commit told alone is at most what that follower acknowledged",
+        REPLICATION,
+        "commit = min(self.commit, peer.match)",
+        "commit = self.commit",
+        (f"{LEADER}::test_a_commit_told_alone_is_at_most_what_that_follower_acknowledged",),
+    ),
+    Mutant(
+        "commit-told-trusted",
+        "a commit told alone counts up to what was acknowledged in this term",
+        REPLICATION,
+        "commit = min(message.commit, self._verified)",
+        "commit = min(message.commit, self.log.last_index)",
+        (f"{COMMIT}::test_a_commit_told_alone_counts_up_to_what_was_acknowledged_in_this_term",),
+    ),
+    Mutant(
+        "verified-outlives-term",
+        "what was acknowledged in an earlier term does not count",
+        STATE,
+        "        self.vote = NOBODY\n        self._verified = 0\n",
+        "        self.vote = NOBODY\n",
+        (f"{COMMIT}::test_what_was_acknowledged_in_an_earlier_term_does_not_count",),
+    ),
+    Mutant(
+        "read-without-own-commit",
+        "no ReadIndex before a commit of the leader's own term (L10, 6.4)",
+        RAFT,
+        "return self.role is Role.LEADER and self.commit >= self._office_index",
+        "return self.role is Role.LEADER",
+        (f"{READS}::test_no_read_before_a_commit_of_the_leaders_own_term",),
+    ),
+    Mutant(
+        "read-without-quorum",
+        "a read waits for a quorum's acknowledgements (6.4)",
+        REPLICATION,
+        "            if round_id > confirmed:\n                break\n",
+        "",
+        (
+            f"{READS}::test_a_read_is_answered_when_a_quorum_acknowledged_its_round",
+            "tests/node/test_promises_kept.py::test_a_leader_cut_off_answers_no_read_from_its_past",
+        ),
+    ),
+    Mutant(
+        "read-of-deposed-leader",
+        "a deposed leader answers none of its reads",
+        STATE,
+        "            self._reads = []",
+        "            self._confirm_reads = self._reads",
+        (f"{READS}::test_a_deposed_leader_answers_none_of_its_reads",),
+    ),
+    Mutant(
+        "read-round-of-earlier-office",
+        "acknowledgements of an earlier office do not count in a later one",
+        ELECTION,
+        "self.progress = {replica: Progress(replica, self._office_index) for replica in self.membership.replicas}",
+        "former = getattr(self, 'progress', None) or {}",
+        (f"{READS}::test_an_acknowledgement_of_an_earlier_office_does_not_count_in_a_later_one",),
+    ),
+)
+
+LIVENESS_RULES: Final = (
+    Mutant(
+        "L04-core",
+        "a refused leader adopts the higher term and steps down",
+        ELECTION,
+        "if self.role is Role.LEADER and self.term == term and higher > term:",
+        "if higher < term:",
+        (f"{RULES}::test_L04_a_refused_leader_adopts_the_higher_term_and_steps_down_at_once",),
+    ),
+    Mutant(
+        "L05-pre-vote",
+        "a late pre-vote rejection raises no follower's term",
+        ELECTION,
+        "        if self.role is not Role.PRE_CANDIDATE or message.asked_term != self.term + 1:\n            return\n",
+        "        if not message.granted and message.term > self.term:\n"
+        "            self._become_follower(message.term, NOBODY, now)\n"
+        "        if self.role is not Role.PRE_CANDIDATE or message.asked_term != self.term + 1:\n            return\n",
+        (f"{RULES}::test_L05_a_late_pre_vote_rejection_does_not_raise_a_followers_term",),
+    ),
+    Mutant(
+        "L05-vote",
+        "a vote rejection raises the term only of the candidate that asked",
+        ELECTION,
+        "if self.role is not Role.CANDIDATE or message.asked_term != self.term:",
+        "if message.term <= self.term and (self.role is not Role.CANDIDATE or message.asked_term != self.term):",
+        (f"{RULES}::test_L05_a_vote_rejection_raises_the_term_only_of_the_candidate_that_asked",),
+    ),
+    Mutant(
+        "L05-append",
+        "an append rejection raises the term only of a leader",
+        REPLICATION,
+        "        if self.role is not Role.LEADER:\n            return\n        peer = self.progress.get(message.sender)",
+        "        if message.term > self.term and not message.accepted:\n"
+        "            self._become_follower(message.term, NOBODY, now)\n"
+        "        if self.role is not Role.LEADER:\n            return\n"
+        "        peer = self.progress.get(message.sender)",
+        (f"{RULES}::test_L05_an_append_rejection_raises_the_term_only_of_a_leader",),
+    ),
+    Mutant(
+        "L11-vote",
+        "a loyal replica refuses votes",
+        ELECTION,
+        "return self.role is Role.LEADER or self._contacts.loyal(self.group_id, self.term, now)",
+        "return self.role is Role.LEADER",
+        (f"{RULES}::test_L11_a_loyal_replica_refuses_votes_and_pre_votes_and_keeps_its_term",),
+    ),
+    Mutant(
+        "L11-pre-vote",
+        "a loyal replica refuses pre-votes",
+        ELECTION,
+        "            and not self._contacts.loyal(self.group_id, self.term, now)\n",
+        "",
+        (f"{RULES}::test_L11_a_loyal_replica_refuses_votes_and_pre_votes_and_keeps_its_term",),
+    ),
+    Mutant(
+        "L11-campaign",
+        "a loyal replica starts no campaign",
+        ELECTION,
+        "elif not electable or self._contacts.loyal(self.group_id, self.term, now):",
+        "elif not electable:",
+        (f"{RULES}::test_L11_a_loyal_replica_starts_no_campaign",),
+    ),
+    Mutant(
+        "L11-pre-candidate",
+        "a pre-candidate asks its loyalty again before the campaign proper",
+        ELECTION,
+        "            if self._contacts.loyal(self.group_id, self.term, now):\n                self._become",
+        "            if self.term < 0:\n                self._become",
+        (f"{RULES}::test_L11_a_pre_candidate_asks_again_before_the_campaign_proper",),
+    ),
+    Mutant(
+        "L16-retry-forced",
+        "the force belongs to the one campaign that TimeoutNow caused",
+        RAFT,
+        "            self.campaign(now)\n",
+        "            self.campaign(now, self.role is Role.CANDIDATE)\n",
+        (f"{RULES}::test_L16_the_force_belongs_to_the_one_campaign_that_timeout_now_caused",),
+    ),
+    Mutant(
+        "L16-any-term",
+        "TimeoutNow of another term does nothing",
+        ELECTION,
+        "if message.term == self.term and self.role in",
+        "if self.role in",
+        (f"{RULES}::test_L16_timeout_now_of_another_term_does_nothing",),
+    ),
+    Mutant(
+        "L17-timer-early",
+        "a candidate's timer starts when its self-vote is durable",
+        ELECTION,
+        "        self.deadline = math.inf\n        if self.membership.replicas",
+        "        self._arm(now)\n        if self.membership.replicas",
+        (f"{RULES}::test_L17_a_candidates_timer_starts_when_its_self_vote_is_durable",),
+    ),
+    Mutant(
+        "L17-campaign-again",
+        "no new campaign before the self-vote is durable",
+        ELECTION,
+        "if self.role is Role.LEADER or self._vote_pending:",
+        "if self.role is Role.LEADER:",
+        (f"{RULES}::test_L17_no_new_campaign_before_that_so_a_slow_disk_does_not_make_terms_climb",),
+    ),
+    Mutant(
+        "L17-any-write",
+        "only the write with its own term makes the self-vote durable",
+        RAFT,
+        "if self._vote_pending and hard_state_term == self.term:",
+        "if self._vote_pending:",
+        (f"{RULES}::test_L17_only_the_write_with_its_own_term_counts",),
+    ),
+    Mutant(
+        "L19-deposed-unarmed",
+        "whoever stops leading holds a deadline",
+        STATE,
+        "if (rises or self.role is not Role.FOLLOWER) and self.deadline == math.inf:",
+        "if rises and self.role is Role.FOLLOWER and self.deadline == math.inf:",
+        (f"{RULES}::test_L19_whoever_stops_leading_holds_a_deadline",),
+    ),
+    Mutant(
+        "L19-risen-unarmed",
+        "a rise of the term arms a deadline",
+        STATE,
+        "if (rises or self.role is not Role.FOLLOWER) and self.deadline == math.inf:",
+        "if self.role is not Role.FOLLOWER and self.deadline == math.inf:",
+        (f"{RULES}::test_L19_a_rise_of_the_term_ends_loyalty_and_arms_a_deadline",),
+    ),
+    Mutant(
+        "L20-append-clears",
+        "an append never clears a deadline",
+        REPLICATION,
+        "        self._rearm_if_armed(now)\n        log = self.log\n",
+        "        self.deadline = float('inf')\n        log = self.log\n",
+        (
+            f"{RULES}::test_L20_an_append_lengthens_a_deadline_but_never_clears_it",
+            f"{RULES}::test_L20_an_ex_leaders_append_after_its_removal_leaves_the_deadline",
+        ),
+    ),
+    Mutant(
+        "L20-append-arms",
+        "an append brings back no deadline that the lead set took away",
+        STATE,
+        "        if self.deadline != math.inf:\n            self._arm(now)",
+        "        self._arm(now)",
+        (f"{RULES}::test_L20_where_the_lead_set_took_the_deadline_away_an_append_does_not_bring_it_back",),
+    ),
+    Mutant(
+        "L25-one-half",
+        "in a joint membership the staler half's contact decides",
+        ELECTION,
+        "contact = min(self._contact(membership.voters, now), self._contact(membership.outgoing, now))",
+        "contact = self._contact(membership.voters, now)",
+        (f"{RULES}::test_L25_in_a_joint_membership_the_staler_half_decides",),
+    ),
+)
+
+CORE_MUTANTS: Final = (*PERSISTING, *VOTING, *COMMITTING, *LIVENESS_RULES)

@@ -301,9 +301,10 @@ class BytesMachineAdapter:
         machine = self.machine
         machine._context = context
         try:
-            return self._checked("apply", machine.apply(command))
+            result = machine.apply(command)
         finally:
             machine._context = None
+        return result if type(result) is bytes else self._checked("apply", result)
 
     def query(self, query: bytes) -> bytes:
         return self._checked("query", self.machine.query(query))

@@ -36,7 +36,7 @@ from multiraft.engine.reading import Reading
 from multiraft.engine.replica import Replica
 from multiraft.engine.upkeep import Upkeep
 from multiraft.engine.view import EngineView
-from multiraft.engine.waiting import Budget, Proposals, record_cuts
+from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, Proposals, record_cuts
 from multiraft.engine.wheel import Wheel
 from multiraft.engine.writer import LogWriter, Persisted, Promise
 from multiraft.errors import (
@@ -120,6 +120,7 @@ class Engine:
         self._request_timeout_s = limits.request_timeout_ms / 1e3
         self._election_timeout_s = limits.election_timeout_ms / 1e3
         self._beat_s = limits.beat_ms / 1e3
+        self._entry_bytes = limits.entry_bytes
         self._core_settings = CoreSettings(
             self._election_timeout_s, limits.inflight_messages, limits.inflight_bytes, limits.batch_bytes
         )
@@ -197,15 +198,11 @@ class Engine:
         leader replaced it, CommandFailed when the state machine raised. Raises, having proposed nothing: NotLeader,
         Halted, Overloaded, InvalidRequest (over entry_bytes), NotRunning.
         """
-        replica = self.replicas.get(group_id)
-        if not self._running or replica is None:
-            raise self._absent(group_id)
-        if replica.core.role is not Role.LEADER or replica.halted is not None or replica.broken is not None:
-            raise replica.refusal()
-        size_bytes = len(command)
+        replica = self._leading(group_id)
         budget = self.budget
-        if size_bytes > self.limits.entry_bytes:
-            raise InvalidRequest(f"a command of {size_bytes} bytes; entry_bytes allows {self.limits.entry_bytes}")
+        if len(command) > self._entry_bytes:
+            raise InvalidRequest(f"a command of {len(command)} bytes; entry_bytes allows {self._entry_bytes}")
+        size_bytes = len(command) + ENTRY_OVERHEAD_BYTES
         if budget.used_bytes + size_bytes > budget.limit_bytes:
             raise Overloaded(f"{budget.used_bytes} bytes of commands are waiting; retry when some are answered")
         budget.used_bytes += size_bytes
@@ -224,11 +221,7 @@ class Engine:
         The future gets ReadFailed or NotLeader when leadership is not confirmed in time, CommandFailed when the
         state machine raised. Raises as `propose` does.
         """
-        replica = self.replicas.get(group_id)
-        if not self._running or replica is None:
-            raise self._absent(group_id)
-        if replica.core.role is not Role.LEADER or replica.halted is not None or replica.broken is not None:
-            raise replica.refusal()
+        replica = self._leading(group_id)
         future: Future[bytes] = self._loop.create_future()
         self.reading.add(replica, query, future, self.pacing.now())
         self._schedule()
@@ -236,17 +229,21 @@ class Engine:
 
     def transfer_leadership(self, group_id: GroupId, to: NodeId) -> None:
         """Ask the replica on node `to` to take the group over (thesis, section 3.10). Raises NotLeader, NotReady."""
-        replica = self.replicas.get(group_id)
-        if replica is None or not replica.leads:
-            raise self._absent(group_id) if replica is None else replica.refusal()
+        replica = self._leading(group_id)
         replica.core.transfer_leadership(replica.core.membership.replica_on(to))
         self.liveness.forget_lease(group_id)
         self.note(replica, self.pacing.now())
 
-    def _absent(self, group_id: GroupId) -> NotRunning | NotLeader:
+    def _leading(self, group_id: GroupId) -> Replica:
+        """Return the group's replica here if it can take calls; else raise why not."""
+        replica = self.replicas.get(group_id)
         if not self._running:
-            return NotRunning("the node is not running")
-        return NotLeader(group_id)
+            raise NotRunning("the node is not running")
+        if replica is None:
+            raise NotLeader(group_id)
+        if replica.core.role is not Role.LEADER or replica.halted is not None or replica.broken is not None:
+            raise replica.refusal()
+        return replica
 
     # ----------------------------------------------------------------------------------------- from the transport
 
@@ -412,8 +409,12 @@ class Engine:
             replica = told.replica
             if replica.broken is not None:
                 continue
-            with self.touching(replica, now):
+            try:  # written out: this is the hot path of `touching`
                 replica.core.persisted(told.index, told.term, told.saved_term)
+            except (InvariantViolation, CorruptRecord) as problem:
+                self.broke(replica, problem)
+                continue
+            self.note(replica, now)
         for replica, messages in promises:
             nodes = replica.core.membership.nodes
             for message in messages:

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from asyncio import Future
 from collections.abc import Callable
+from typing import Final
 
 from multiraft.errors import MultiRaftError
 from multiraft.types import Index, Term
+
+ENTRY_OVERHEAD_BYTES: Final = 64
+"""What a command costs beside its own bytes: a bound in bytes must bound empty commands, too."""
 
 
 class Budget:
@@ -84,7 +88,9 @@ def fail_future(future: Future[bytes], error: BaseException) -> None:
 
 
 def record_cuts(commands: list[bytes], size_bytes: int, limit_bytes: int) -> list[tuple[int, int, int]]:
-    """Return (start, end, bytes) of the records that `commands`, of `size_bytes` together, are cut into, in order.
+    """Return (start, end, bytes) of the records that `commands` are cut into, in order.
+
+    All sizes, `size_bytes` of the whole among them, count ENTRY_OVERHEAD_BYTES for each command.
 
     A record takes as many commands as fit into `limit_bytes`, and at least one.
     """
@@ -93,9 +99,10 @@ def record_cuts(commands: list[bytes], size_bytes: int, limit_bytes: int) -> lis
     cuts = []
     start = taken_bytes = 0
     for at, command in enumerate(commands):
-        if at > start and taken_bytes + len(command) > limit_bytes:
+        command_bytes = len(command) + ENTRY_OVERHEAD_BYTES
+        if at > start and taken_bytes + command_bytes > limit_bytes:
             cuts.append((start, at, taken_bytes))
             start, taken_bytes = at, 0
-        taken_bytes += len(command)
+        taken_bytes += command_bytes
     cuts.append((start, len(commands), taken_bytes))
     return cuts

@@ -92,14 +92,13 @@ def misfit(copy: Path, mutant: Mutant) -> str | None:
         text = (copy / mutant.file).read_text(encoding="utf-8")
     except FileNotFoundError:
         return f"{mutant.name}: there is no {mutant.file}"
-    found = text.count(mutant.old)
-    if found != 1:
-        return f"{mutant.name}: its old text occurs {found} times in {mutant.file}, not once"
-    try:
-        ast.parse(text.replace(mutant.old, mutant.new))
-    except SyntaxError as problem:
-        return f"{mutant.name}: its new text does not compile: {problem}"
-    return None
+    problem = mutant.fits(text)
+    if problem is None:
+        try:
+            ast.parse(mutant.changed(text))
+        except SyntaxError as error:
+            problem = f"its new text does not compile: {error}"
+    return None if problem is None else f"{mutant.name}: {problem}"
 
 
 def unpatched_problems(copies: Sequence[Path], chosen: Iterable[Mutant]) -> list[str]:
@@ -148,7 +147,7 @@ def judge(copies: SimpleQueue[Path], mutant: Mutant) -> Outcome:
     path = copy / mutant.file
     original = path.read_text(encoding="utf-8")
     try:
-        path.write_text(original.replace(mutant.old, mutant.new), encoding="utf-8")
+        path.write_text(mutant.changed(original), encoding="utf-8")
         failed, output = run_tests(copy, [*mutant.tests, *([WORKS] if mutant.works else [])])
     finally:
         path.write_text(original, encoding="utf-8")

@@ -1,0 +1,323 @@
+"""Mutants of the engine and the node: promises and their writes, callers, reads, time, and how a cluster is formed.
+
+Rules of this file: see `Mutant`; writing, then callers, then time, then forming.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.mutants.mutant import Mutant
+
+ENGINE: Final = "multiraft/engine/engine.py"
+FORMING: Final = "multiraft/forming.py"
+PACING: Final = "multiraft/engine/pacing.py"
+READING: Final = "multiraft/engine/reading.py"
+REPLICA: Final = "multiraft/engine/replica.py"
+UPKEEP: Final = "multiraft/engine/upkeep.py"
+WRITER: Final = "multiraft/engine/writer.py"
+
+CRASHES: Final = "tests/node/test_crashes.py"
+GROUP_COMMIT: Final = "tests/engine/test_group_commit.py"
+OUTCOMES: Final = "tests/node/test_outcomes.py"
+PARTS: Final = "tests/node/test_engine_parts.py"
+PROMISES_KEPT: Final = "tests/node/test_promises_kept.py"
+POWER_CUTS: Final = f"{CRASHES}::test_every_acknowledged_write_survives_power_cuts"
+
+WRITING: Final = (
+    Mutant(
+        "promises-at-submit",
+        "promises leave when their batch is on disk, not when it is submitted",
+        WRITER,
+        "        self._in_flight.append(pending)\n",
+        "        self._in_flight.append(pending)\n"
+        "        promises, pending.promises = pending.promises, []\n"
+        "        self._on_persisted([], promises)\n",
+        (
+            f"{GROUP_COMMIT}::test_promises_and_reports_come_with_the_completion_of_their_batch",
+            f"{CRASHES}::test_nobody_is_elected_while_votes_are_not_on_disk",
+            f"{CRASHES}::test_no_acknowledgement_before_a_quorum_has_synced",
+        ),
+    ),
+    Mutant(
+        "reports-at-submit",
+        "a core is told of a write when it is on disk, not when it is submitted",
+        WRITER,
+        "        self._in_flight.append(pending)\n",
+        "        self._in_flight.append(pending)\n"
+        "        persisted, pending.persisted = pending.persisted, []\n"
+        "        self._on_persisted(persisted, [])\n",
+        (
+            f"{GROUP_COMMIT}::test_promises_and_reports_come_with_the_completion_of_their_batch",
+            f"{CRASHES}::test_a_single_node_acknowledges_only_after_its_own_sync",
+            f"{CRASHES}::test_the_leader_answers_only_what_its_own_disk_has",
+        ),
+    ),
+    Mutant(
+        "promises-at-once",
+        "the engine sends a promise only after the write that it speaks of",
+        ENGINE,
+        "for message in self.writer.add(replica, ready):",
+        "for message in (self.writer.add(replica, ready), ready.after_persist)[1]:",
+        (
+            f"{CRASHES}::test_nobody_is_elected_while_votes_are_not_on_disk",
+            f"{CRASHES}::test_no_acknowledgement_before_a_quorum_has_synced",
+        ),
+    ),
+    Mutant(
+        "completions-swapped",
+        "a completion is that of the oldest batch under way",
+        WRITER,
+        "self._in_flight.popleft()",
+        "self._in_flight.pop()",
+        (f"{GROUP_COMMIT}::test_each_completion_is_that_of_the_oldest_batch_under_way",),
+    ),
+    Mutant(
+        "promise-with-first-batch",
+        "a promise that writes nothing waits for the latest batch submitted",
+        WRITER,
+        "else self._in_flight[-1]",
+        "else self._in_flight[0]",
+        (f"{GROUP_COMMIT}::test_a_promise_without_a_write_waits_for_the_latest_batch",),
+    ),
+    Mutant(
+        "promise-waits-for-nothing",
+        "a promise that writes nothing waits for what is under way",
+        WRITER,
+        "if self._open is None and not self._in_flight:",
+        "if self._open is None:",
+        (f"{GROUP_COMMIT}::test_a_promise_without_a_write_waits_for_the_latest_batch",),
+    ),
+    Mutant(
+        "hard-state-apart",
+        "records, deletions and hard state of one Ready are one batch",
+        WRITER,
+        "            batch.put_hard_state(group_id, hard_state)\n",
+        "            apart = self._store.batch()\n"
+        "            apart.put_hard_state(group_id, hard_state)\n"
+        "            self._store.submit(apart, lambda _: None)\n",
+        (f"{GROUP_COMMIT}::test_what_one_core_asks_for_is_one_batch_in_order",),
+    ),
+    Mutant(
+        "records-apart",
+        "records, deletions and hard state of one Ready are one batch",
+        WRITER,
+        "            batch.put_record(group_id, record)\n",
+        "            apart = self._store.batch()\n"
+        "            apart.put_record(group_id, record)\n"
+        "            self._store.submit(apart, lambda _: None)\n",
+        (f"{GROUP_COMMIT}::test_what_one_core_asks_for_is_one_batch_in_order",),
+    ),
+    Mutant(
+        "deleted-after-put",
+        "a conflict's deletions come before the records that replace them",
+        WRITER,
+        "        if ready.deleted:\n            batch.delete_records(group_id, ready.deleted)\n",
+        "",
+        (f"{GROUP_COMMIT}::test_what_one_core_asks_for_is_one_batch_in_order",),
+        also=(
+            (
+                "        hard_state = ready.hard_state\n",
+                "        if ready.deleted:\n            batch.delete_records(group_id, ready.deleted)\n"
+                "        hard_state = ready.hard_state\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "goes-on-after-failure",
+        "after one failed write nothing is ever handed out again",
+        WRITER,
+        "            self._failed = True\n            self._in_flight.clear()\n",
+        "            self._in_flight.popleft()\n",
+        (f"{GROUP_COMMIT}::test_after_a_failed_write_nothing_is_handed_out_again",),
+    ),
+    Mutant(
+        "new-replica-early",
+        "a new group's replica takes part only when its creation is on disk",
+        WRITER,
+        "        pending.callbacks.append(then)\n",
+        "        then()\n",
+        (
+            f"{GROUP_COMMIT}::test_other_writes_are_reported_when_they_are_on_disk",
+            f"{PROMISES_KEPT}::test_a_new_replica_takes_part_only_when_its_creation_is_on_disk",
+        ),
+    ),
+    Mutant(
+        "node-outlives-failed-write",
+        "a failed write ends the node",
+        ENGINE,
+        '        self.stop(f"a write to the store failed: {error}")\n        self._on_failed(error)\n',
+        "        self._schedule()\n",
+        (f"{CRASHES}::test_a_failed_write_ends_the_node_and_acknowledges_nothing",),
+    ),
+)
+
+CALLERS: Final = (
+    Mutant(
+        "reads-of-deposed-leader-wait",
+        "a deposed leader refuses the reads that wait",
+        ENGINE,
+        "            replica.lost_queue()\n            replica.fail_reads(replica.refusal)\n",
+        "            replica.lost_queue()\n",
+        (f"{PROMISES_KEPT}::test_a_deposed_leader_refuses_its_waiting_reads_at_once",),
+    ),
+    Mutant(
+        "read-at-once",
+        "a query runs only when a quorum has confirmed its round",
+        READING,
+        "                replica.rounds[round_id] = reads\n",
+        "                replica.rounds[round_id] = reads\n"
+        "                replica.confirm_round(round_id, replica.applied)\n",
+        (f"{PROMISES_KEPT}::test_a_leader_cut_off_answers_no_read_from_its_past",),
+    ),
+    Mutant(
+        "read-before-applied",
+        "a query runs only when its commit index is applied",
+        REPLICA,
+        "            self.confirmed.append((index, reads))\n            if self.applied >= index:\n",
+        "            self.confirmed.append((0, reads))\n            if index:\n",
+        (f"{PROMISES_KEPT}::test_a_read_sees_what_was_committed_before_it",),
+    ),
+    Mutant(
+        "replaced-command-answered",
+        "a caller whose entry a later leader replaced is not answered with another's result",
+        REPLICA,
+        "if batch.term == record.term and batch.first == record.first:",
+        "if batch.first == record.first:",
+        (f"{OUTCOMES}::test_a_command_that_a_new_leader_replaced_is_not_committed",),
+    ),
+    Mutant(
+        "forged-sender",
+        "a message is taken only from the node of the replica that it names",
+        ENGINE,
+        "if sender_node != node_id and not (sender_node is None and type(message) is RequestVote):",
+        "if node_id is None:",
+        (f"{PROMISES_KEPT}::test_a_message_in_another_nodes_name_is_dropped",),
+    ),
+    Mutant(
+        "late-follower-untold",
+        "a follower that acknowledges late is told of the commit",
+        ENGINE,
+        "if core.commit_untold:",
+        "if core.commit_untold and ready is None and core.commit < 0:",
+        (f"{OUTCOMES}::test_a_follower_that_acknowledges_after_the_commit_is_told_of_it_all_the_same",),
+    ),
+    Mutant(
+        "dropped-append-forgotten",
+        "an append that a full outbox dropped is sent again",
+        UPKEEP,
+        "                    replica.core.poke(message.to)\n",
+        "",
+        (f"{PARTS}::test_lost_appends_and_answers_are_repaired",),
+    ),
+    Mutant(
+        "dropped-answer-forgotten",
+        "an answer that a full outbox dropped is sent again",
+        UPKEEP,
+        "                engine.outgoing.consensus(node_id, message)\n",
+        "                pass\n",
+        (f"{PARTS}::test_lost_appends_and_answers_are_repaired",),
+    ),
+)
+
+TIME: Final = (
+    Mutant(
+        "patience-not-forgiving",
+        "the loop's own lateness does not count as a peer's silence",
+        PACING,
+        "            self._stalled_s += late_s\n            return self._due_s\n",
+        "            return now\n",
+        (
+            f"{PARTS}::test_the_patience_clock_forgives_the_loop_its_own_lateness",
+            f"{PARTS}::test_a_node_that_was_stopped_does_not_depose_its_leaders",
+        ),
+    ),
+    Mutant(
+        "L02-rise-not-told",
+        "the engine tells liveness of every rise of a term",
+        ENGINE,
+        "            self.liveness.term_rose(replica.group_id, now)\n",
+        "",
+        (f"{PROMISES_KEPT}::test_L02_a_vote_that_raises_the_term_refuses_the_leaders_claim",),
+    ),
+    Mutant(
+        "L19-no-sweep",
+        "a slow sweep finds a replica that nobody is responsible for",
+        UPKEEP,
+        "                engine.view.electable([group_id], now)\n",
+        "",
+        (f"{PROMISES_KEPT}::test_L19_the_sweep_finds_a_replica_that_nobody_is_responsible_for",),
+    ),
+    Mutant(
+        "L21-claim-outlives-leader",
+        "a leader that steps down takes back its claim",
+        ENGINE,
+        "            self.liveness.unlead(replica.group_id, now)\n            replica.lost_queue()\n",
+        "            replica.lost_queue()\n",
+        (f"{PROMISES_KEPT}::test_L21_a_leader_that_steps_down_takes_back_its_claim",),
+    ),
+)
+
+FORMING_MUTANTS: Final = (
+    Mutant(
+        "bootstrap-without-all",
+        "a cluster is founded only when all members have answered",
+        FORMING,
+        " and not self.missing:",
+        ":",
+        (f"{PARTS}::test_the_lowest_node_waits_for_all_members_and_then_binds_their_stores",),
+    ),
+    Mutant(
+        "bootstrap-by-anyone",
+        "only the member with the lowest id founds",
+        FORMING,
+        "if identity.node_id == self._members[0] and not self.missing:",
+        "if not self.missing:",
+        (f"{PARTS}::test_any_other_node_only_waits",),
+    ),
+    Mutant(
+        "emptied-store-let-in",
+        "a store that the cluster does not know is not let in",
+        FORMING,
+        "if identity.stores.get(node_id) == store_id:",
+        "if node_id in identity.stores:",
+        (f"{PARTS}::test_an_emptied_store_is_not_let_in_again",),
+    ),
+    Mutant(
+        "offer-for-another-store",
+        "an offer that names another store of this node is not taken",
+        FORMING,
+        "if stores.get(identity.node_id) != identity.store_id or not message.cluster_id:",
+        "if not message.cluster_id:",
+        (f"{PARTS}::test_an_offer_for_another_store_or_another_list_is_not_taken",),
+    ),
+    Mutant(
+        "formed-before-sync",
+        "a member syncs the cluster before it answers the offer",
+        FORMING,
+        "        self._store.bind_cluster(message.cluster_id, stores)\n        self._send(node_id, Formed(message.cluster_id))\n",
+        "        self._send(node_id, Formed(message.cluster_id))\n        self._store.bind_cluster(message.cluster_id, stores)\n",
+        (f"{PROMISES_KEPT}::test_a_member_answers_an_offer_only_when_it_is_synced",),
+    ),
+    Mutant(
+        "offered-before-sync",
+        "the proposer syncs the cluster before it is known to anybody",
+        FORMING,
+        "        self._store.bind_cluster(cluster_id, stores)\n        self._formed(self._store.identity)\n",
+        "        identity = type(identity)(identity.node_id, identity.store_id, cluster_id, stores)\n"
+        "        self._formed(identity)\n"
+        "        self._store.bind_cluster(cluster_id, stores)\n",
+        (f"{PROMISES_KEPT}::test_the_proposer_syncs_the_cluster_before_it_is_known_to_anybody",),
+        works=False,
+    ),
+    Mutant(
+        "other-member-list",
+        "a member list that differs from the founding one is refused",
+        FORMING,
+        "if identity.formed and stored != self._members:",
+        "if not identity.formed and stored:",
+        (f"{PARTS}::test_a_member_list_that_differs_from_the_founding_one_is_refused",),
+    ),
+)
+
+ENGINE_MUTANTS: Final = (*WRITING, *CALLERS, *TIME, *FORMING_MUTANTS)

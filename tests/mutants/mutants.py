@@ -1,0 +1,18 @@
+"""All mutants, in the order in which they are reported.
+
+Rules of this file: names are unique.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from multiraft.errors import invariant
+from tests.mutants.core_mutants import CORE_MUTANTS
+from tests.mutants.engine_mutants import ENGINE_MUTANTS
+from tests.mutants.liveness_mutants import LIVENESS_MUTANTS
+from tests.mutants.storage_mutants import STORAGE_MUTANTS
+
+MUTANTS: Final = (*STORAGE_MUTANTS, *CORE_MUTANTS, *LIVENESS_MUTANTS, *ENGINE_MUTANTS)
+
+invariant(len({one.name for one in MUTANTS}) == len(MUTANTS), "two mutants have the same name")

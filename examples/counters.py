@@ -7,9 +7,7 @@ import socket
 import tempfile
 from contextlib import AsyncExitStack
 
-from multiraft.config import NodeConfig
-from multiraft.node import Node
-from multiraft.statemachine import StateMachine, command, query
+from multiraft import Node, NodeConfig, StateMachine, command, query
 
 
 class Counters(StateMachine):

@@ -348,6 +348,8 @@ class _Demo:
     def _closing(self, elapsed_s: float) -> None:
         outcome = self.outcome
         report = outcome.report
+        quantiles = (("p50", 0.5), ("p99", 0.99), ("longest", 1.0))
+        latency = ", ".join(f"{name} {report.latency_ms(share):.1f} ms" for name, share in quantiles)
         rows = [
             ("acknowledged", f"{report.records:,} of {outcome.expected:,} records"),
             ("lost", f"{outcome.lost}"),

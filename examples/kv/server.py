@@ -51,7 +51,7 @@ def run(
     http                "host:port" of its HTTP API
     until_stdin_closes  also stop when stdin ends: a child that must not outlive its parent
     """
-    logging.basicConfig(level=os.environ.get("KVLOG","WARNING"), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     work = _serve(config, http, shards, replicas, until_stdin_closes, allow_planted_loss)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -60,8 +60,6 @@ def run(
         return report(problem, EXIT_USAGE)
     except StartError as problem:
         return report(problem, EXIT_START)
-    except MultiRaftError as problem:
-        return report(problem, EXIT_FAILED)
 
 
 def report(problem: Exception, code: int) -> int:
@@ -98,11 +96,15 @@ async def _serve(
             _say(f"node {config.node_id} listens: http://{http}, peers {config.listen}, data {config.data_dir}")
             _settle_memory()
             await _first(
-                stop.wait(),
                 node.failed(),
+                stop.wait(),
                 _announce_ready(node),
                 _stdin_closed() if until_stdin_closes else None,
             )
+        except ConfigError:
+            raise
+        except MultiRaftError as problem:
+            return report(problem, EXIT_FAILED)
         finally:
             await runner.cleanup()
             await node.stop()
@@ -132,12 +134,13 @@ def _listen(http: str, insecure: bool) -> socket.socket:
 
 
 async def _first(*works: Coroutine[Any, Any, Any] | None) -> None:
-    """Run all until one ends; raise what it raised."""
+    """Run all until one ends; raise what it raised, of several the first one named."""
     tasks = [asyncio.ensure_future(work) for work in works if work is not None]
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
     finally:
         for task in tasks:
             task.cancel()

@@ -83,8 +83,7 @@ class Engine:
     """Runs the replicas of one node. Started by `begin`, ended by `stop` or by a failed write.
 
     on_role    called after a replica's role or known leader changed
-    on_failed  called once when a write failed, or the engine met a bug of its own: it has ended, and its store must not
-               be used again
+    on_failed  called once when the engine has ended by itself: a write failed, or it met a bug
     """
 
     def __init__(

@@ -174,7 +174,6 @@ class Raft(Elections):
         if to == self.replica_id or not self.membership.is_voter(to):
             raise NotReady(f"group {self.group_id}: replica {to} is no other voter, so it cannot take over")
         self._transfer_to = to
-        self._transfer_asked = False
         self._start_timer_at_tick()
         self._transfer_if_caught_up()
 

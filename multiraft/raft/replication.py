@@ -202,8 +202,8 @@ class Replication(ReplicaState):
 
     def _transfer_if_caught_up(self) -> None:
         """Ask the target to campaign once it holds the whole log; the log does not grow meanwhile (section 3.10)."""
-        if not self._transfer_asked and self.progress[self._transfer_to].match == self.log.last_index:
-            self._transfer_asked = self._timeout_now_sent = True
+        if self.progress[self._transfer_to].match == self.log.last_index:
+            self._timeout_now_sent = True
             self._messages.append(TimeoutNow(self.group_id, self.replica_id, self.term, self._transfer_to))
 
     # -------------------------------------------------------------------------------------------------- follower

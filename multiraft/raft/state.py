@@ -50,7 +50,6 @@ class ReplicaState:
         "_settings",
         "_timeout_now_sent",
         "_timer_due",
-        "_transfer_asked",
         "_transfer_to",
         "_verified",
         "_vote_pending",
@@ -111,7 +110,6 @@ class ReplicaState:
         self._reads: list[tuple[int, Index]] = []
         self._read_states: list[tuple[int, Index]] = []
         self._transfer_to: ReplicaId = NOBODY
-        self._transfer_asked = False
         self._timeout_now_sent = False  # ever in this term
 
     @property

@@ -13,10 +13,11 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from examples.kv import server
 from examples.kv.cli import main
 from examples.kv.client import Client
 from examples.kv.cluster import free_ports
+from multiraft.errors import MultiRaftError, OutcomeUnknown
 
 ROOT = Path(server.__file__).parents[2]
 SECONDS = 60
@@ -297,6 +299,60 @@ def test_a_directory_that_may_not_be_written_is_refused(place: Place) -> None:
         assert list((Path(name) / "data").iterdir()) == []
     assert ended.code == server.EXIT_START
     assert f"{name}/data" in ended.complaint
+
+
+FILES_OF_A_MEGABYTE = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+from examples.kv.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_node_that_cannot_write_ends_by_itself_and_loses_nothing(place: Place) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", FILES_OF_A_MEGABYTE, "node", *place.options()],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    written: list[str] = []
+
+    async def write() -> None:
+        async with Client([place.url], timeout_s=SECONDS) as client:
+            while True:
+                key = f"large/{len(written)}"
+                await client.put(key, key.encode() * 10_000)
+                written.append(key)
+
+    try:
+        with pytest.raises(MultiRaftError):
+            asyncio.run(asyncio.wait_for(unless_ended(process, write()), SECONDS))
+        _, complaint = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+    assert process.returncode == server.EXIT_FAILED, complaint
+    assert sum(line.startswith("error: ") for line in complaint.splitlines()) == 1
+    assert "Traceback" not in complaint
+    assert written
+    with Alone(place):
+        for key in written:
+            assert get(place, key) == key.encode() * 10_000
+        assert get(place, "kept") == b"safe"
+
+
+async def unless_ended(process: subprocess.Popen[str], work: Coroutine[Any, Any, None]) -> None:
+    """Await `work`, but no longer than the process runs. Raises OutcomeUnknown when that ends first."""
+    task = asyncio.ensure_future(work)
+    ended = asyncio.ensure_future(asyncio.to_thread(process.wait))
+    await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await ended
+    if task.cancelled():
+        raise OutcomeUnknown("the node has ended")
+    await task
 
 
 @pytest.mark.parametrize(

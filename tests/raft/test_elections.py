@@ -276,6 +276,8 @@ class TestWhoTakesPart:
         with pytest.raises(InvariantViolation):
             group.core(1).follow(2, 2, 0.0)
         with pytest.raises(InvariantViolation):
+            group.core(1).follow(1, 2, 0.0)
+        with pytest.raises(InvariantViolation):
             group.core(2).step(append(1, 1, (2,), sender=3, to=2), 0.0)
 
 
@@ -341,6 +343,15 @@ class TestLeaders:
         one = replica(voters=1)
         one.core.campaign(5.0)
         assert (one.core.role, one.core.term, one.core.leader) == (Role.LEADER, 2, 1)
+
+    def test_a_new_leader_counts_only_what_its_disk_holds(self, replica: Make) -> None:
+        one = replica(voters=1)
+        for _ in range(2):
+            one.core.campaign(5.0)
+            one.core.propose([b"a"], COMMANDS, 0)
+            one.core.step_down(5.0)
+        one.core.campaign(5.0)
+        assert one.core.status()["progress"][1]["match"] == 1
 
     def test_a_single_voter_with_learners_leads_only_when_its_term_is_on_disk(self, replica: Make) -> None:
         """What a learner was sent in a term that a crash takes back could be contradicted in the same term."""

@@ -118,6 +118,7 @@ class TestFlow:
         leader.commit_messages()  # lost
         assert (group.core(3).commit, leader.commit_untold) == (2, False)
         leader.poke(3)
+        assert leader.commit_untold
         group.settle()
         assert group.core(3).commit == 3
 
@@ -128,6 +129,31 @@ class TestFlow:
         group.core(1).poke(9)
         group.core(2).poke(1)
         assert all(one.core.ready() is None for one in group.replicas.values())
+
+    def test_late_answers_move_nothing_back(self, replica: Make) -> None:
+        """Requirement 4: match never goes back."""
+        one = replica(voters=5)
+        core = lead(one)
+        core.step(accepted(2), 0.0)
+        core.propose([b"x", b"y"], COMMANDS, 0)
+        one.take()
+        for index in (4, 2, 3):
+            core.step(accepted(index), 0.0)
+        assert (core.progress[2].match, core.progress[2].next) == (4, 5)
+
+    def test_a_late_answer_does_not_end_a_probe(self, replica: Make) -> None:
+        one = replica()
+        core = lead(one)
+        core.propose([b"x", b"y"], COMMANDS, 0)
+        core.step(accepted(4), 0.0)
+        one.take()
+        core.poke(2)
+        assert [m.prev_index for m in one.take() if m.to == 2] == [4]
+        core.step(accepted(2), 0.0)
+        core.propose([b"z"], COMMANDS, 0)
+        assert [m.prev_index for m in one.take() if m.to == 2] == []
+        core.step(accepted(4), 0.0)
+        assert [m.prev_index for m in one.take() if m.to == 2] == [4]
 
     def test_an_append_that_overtook_another_is_filled_in(self, replica: Make) -> None:
         one = replica()
@@ -237,6 +263,22 @@ class TestLostDisk:
         assert leader.status()["progress"][3]["state"] == "lost"
         group.propose(1, b"a")
         assert leader.commit == 3
+
+    def test_what_it_acknowledged_before_counts_no_more(self, replica: Make) -> None:
+        one = replica()
+        core = lead(one)
+        core.step(accepted(2), 0.0)
+        core.propose([b"a"], COMMANDS, 0)
+        one.drive()  # the leader's own disk is slow
+        core.step(accepted(3), 0.0)
+        for _ in range(2):
+            core.step(rejected(3, (0, 0)), 0.0)
+            one.drive()
+        assert core.progress[2].state.name == "LOST"
+        one.persist()
+        assert core.commit == 2
+        core.step(accepted(3, 3), 0.0)
+        assert core.commit == 3
 
     def test_being_poked_or_a_new_leader_tries_again(self, replica: Make) -> None:
         one = replica()

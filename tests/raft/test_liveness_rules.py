@@ -133,6 +133,17 @@ def test_L06_a_claim_is_followed_in_memory_at_once_and_answers_wait_for_the_disk
     assert one.disk.waiting[0].hard_state == HardState(4, 0, 1)
 
 
+def test_L06_a_claim_of_a_node_not_named_here_yet_keeps_the_leader_that_an_append_named(
+    replica: Make, append: Make
+) -> None:
+    one = replica()
+    one.core.step(append(1, 1, (2,)), 0.5)
+    assert one.core.follow(0, 2, 0.5)
+    assert (one.core.leader, one.core.next_deadline()) == (2, math.inf)
+    assert one.core.follow(0, 3, 0.5)
+    assert (one.core.leader, one.core.term) == (0, 3)
+
+
 def test_L06_a_claim_below_the_own_term_is_left_to_be_refused(replica: Make) -> None:
     one = replica(term=5)
     deadline = one.core.deadline
@@ -216,6 +227,9 @@ def test_L14_no_lease_once_timeout_now_has_left_in_that_term(cluster: Make) -> N
     leader.tick(leader.next_deadline())  # the transfer has failed: proposals again, leases not
     leader.propose([b"a"], 1, 0)
     assert not leader.lease_allowed()
+    group[1].take()  # TimeoutNow is lost
+    leader.step_down(20.0)
+    assert group.elect(1).lease_allowed()  # a later term
 
 
 def test_L16_the_force_belongs_to_the_one_campaign_that_timeout_now_caused(replica: Make) -> None:

@@ -36,6 +36,15 @@ def test_a_vote_answer_leaves_only_after_the_vote_is_on_disk(replica: Make) -> N
     assert one.take()[-1].granted
 
 
+def test_a_vote_in_a_term_that_is_on_disk_already_is_written_too(replica: Make) -> None:
+    one = replica()
+    one.core.follow(3, 4, 0.5)
+    one.take()
+    one.core.step(RequestVote(False, GROUP, 1, 1, 2, 4, 1), 0.5)
+    ready = one.drive()[0]
+    assert (ready.hard_state, kinds(ready.after_persist)) == (HardState(4, 2, 1), [VoteAnswer])
+
+
 def test_a_request_for_votes_leaves_only_after_term_self_vote_and_log_are_on_disk(replica: Make, append: Make) -> None:
     one = replica()
     one.core.step(append(1, 1, (1, 1), term=1), 0.5)

@@ -152,6 +152,35 @@ def test_a_deposed_leader_answers_none_of_its_reads(replica: Make) -> None:
     assert (ready.role_changed, ready.read_states) == (True, [])
 
 
+def test_a_read_does_not_outlive_the_office_that_took_it(cluster: Make) -> None:
+    group = cluster(3)
+    leader = group.elect(1)
+    leader.read_index(5)
+    leader.step_down(group.now)
+    group.elect(1)
+    leader.read_index(6)
+    leader.acknowledge_round(2, 6)
+    assert [round_id for round_id, _ in leader.ready().read_states] == [6]
+
+
+def test_a_late_acknowledgement_takes_nothing_back(replica: Make) -> None:
+    one = replica(voters=5)
+    one.core.campaign(0.0, forced=True)
+    one.persist()
+    core = one.core
+    for sender in (2, 3):
+        core.step(VoteAnswer(2, True, GROUP, sender, 2, 1), 0.0)
+    one.take()
+    for sender in (2, 3):
+        core.step(AppendAnswer(True, GROUP, 0, 0, 2, sender, 2, 1), 0.0)
+    one.take()
+    core.read_index(5)
+    core.read_index(6)
+    for replica_id, round_id in ((2, 6), (2, 5), (3, 6)):
+        core.acknowledge_round(replica_id, round_id)
+    assert core.ready().read_states == [(5, 2), (6, 2)]
+
+
 def test_an_acknowledgement_of_an_earlier_office_does_not_count_in_a_later_one(cluster: Make) -> None:
     group = cluster(3)
     leader = group.elect(1)

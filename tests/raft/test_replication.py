@@ -87,6 +87,12 @@ class TestFollower:
         one.core.step(append(2, 2, (2, 2)), 0.5)
         assert [(m.accepted, m.index) for m in one.take()] == [(True, 4)]
 
+    def test_but_not_for_those_of_an_earlier_term(self, replica: Make, append: Make) -> None:
+        one = replica()
+        one.core.step(append(1, 1, (2,)), 0.5)
+        one.core.step(append(2, 2, (3,)), 0.5)  # the same leader, elected again
+        assert [(m.term, m.index) for m in one.take()] == [(2, 2), (3, 3)]
+
     def test_an_append_of_an_earlier_term_learns_the_later_one(self, replica: Make, append: Make) -> None:
         one = replica(term=5)
         one.core.step(append(1, 1, (2,), term=4), 0.5)

@@ -1,0 +1,192 @@
+"""Group commit: what is one batch, which completion is whose, and when a promise may leave.
+
+The store here completes a write when the test says so.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from multiraft.engine.writer import LogWriter, Persisted, Promise
+from multiraft.messages import AppendAnswer
+from multiraft.raft import Ready, Role
+from multiraft.records import COMMANDS, Record, encode_record
+from multiraft.types import HardState
+
+GROUP = 16
+Done = Callable[[Exception | None], None]
+
+
+class Batch:
+    """Notes what is put into it, in order."""
+
+    def __init__(self) -> None:
+        self.ops: list[tuple[str, int]] = []
+        self.size_bytes = 0
+
+    def put_record(self, group_id: int, record: Record) -> None:
+        self.ops.append(("record", record.first))
+        self.size_bytes += len(record.raw)
+
+    def delete_records(self, group_id: int, firsts: Sequence[int]) -> None:
+        self.ops += [("delete", first) for first in firsts]
+
+    def put_hard_state(self, group_id: int, hard_state: HardState) -> None:
+        self.ops.append(("term", hard_state.term))
+
+
+class Disk:
+    """Writes under way, oldest first; `complete` ends the oldest."""
+
+    def __init__(self) -> None:
+        self.under_way: deque[tuple[Batch, Done]] = deque()
+        self.written: list[list[tuple[str, int]]] = []
+
+    def batch(self) -> Batch:
+        return Batch()
+
+    def submit(self, batch: Batch, done: Done) -> None:
+        self.under_way.append((batch, done))
+
+    def complete(self, error: Exception | None = None) -> None:
+        batch, done = self.under_way.popleft()
+        if error is None:
+            self.written.append(batch.ops)
+        done(error)
+
+
+class Desk:
+    """A writer, its disk, and what it has reported: last indexes of persisted logs, and the promises let go."""
+
+    def __init__(self, writes_in_flight: int = 4, batch_bytes: int = 1 << 20) -> None:
+        self.disk = Disk()
+        self.persisted: list[int] = []
+        self.promised: list[int] = []
+        self.errors: list[Exception] = []
+        self.writer = LogWriter(
+            cast(Any, self.disk), batch_bytes, writes_in_flight, self._on_persisted, self.errors.append
+        )
+
+    def _on_persisted(self, persisted: list[Persisted], promises: list[Promise]) -> None:
+        self.persisted += [told.index for told in persisted]
+        self.promised += [cast(AppendAnswer, message).index for _, messages in promises for message in messages]
+
+    def add(self, ready: Ready) -> list[int]:
+        """Return the promises that need not wait."""
+        replica = cast(Any, SimpleNamespace(group_id=GROUP))
+        return [cast(AppendAnswer, message).index for message in self.writer.add(replica, ready)]
+
+    def turn(self, *readies: Ready) -> None:
+        for ready in readies:
+            assert self.add(ready) == []
+        self.writer.flush()
+
+
+def asking(last: int, promise: int = 0, writes: bool = True, deleted: Sequence[int] = ()) -> Ready:
+    """Return a Ready that writes a record at `last`, with a hard state of that term, and promises `promise`."""
+    records = [encode_record(GROUP, last, 1, 1, COMMANDS, 0, [b"x"])] if writes else []
+    promises: list[Any] = [AppendAnswer(True, GROUP, 0, 0, promise, 1, 1, 2)] if promise else []
+    hard_state = HardState(last, 0, 1) if writes else None
+    last_entry = (last, 1) if writes else (0, 0)
+    return Ready(
+        records, list(deleted), hard_state, last_entry, [], promises, 1, [], False, Role.FOLLOWER, 2, 1
+    )  # fmt: skip
+
+
+def test_promises_and_reports_come_with_the_completion_of_their_batch() -> None:
+    desk = Desk()
+    desk.turn(asking(2, promise=2))
+    assert len(desk.disk.under_way) == 1
+    assert (desk.persisted, desk.promised) == ([], [])
+    desk.disk.complete()
+    assert (desk.persisted, desk.promised) == ([2], [2])
+
+
+def test_each_completion_is_that_of_the_oldest_batch_under_way() -> None:
+    desk = Desk()
+    for index in (2, 3, 4):
+        desk.turn(asking(index, promise=index))
+    assert len(desk.disk.under_way) == 3
+    for seen in ([2], [2, 3], [2, 3, 4]):
+        desk.disk.complete()
+        assert (desk.persisted, desk.promised) == (seen, seen)
+
+
+def test_a_promise_without_a_write_waits_for_the_latest_batch() -> None:
+    desk = Desk(writes_in_flight=2)
+    assert desk.add(asking(0, promise=1, writes=False)) == [1]  # nothing is under way: it speaks of what is on disk
+    desk.turn(asking(2))
+    desk.turn(asking(3))
+    desk.turn(asking(0, promise=3, writes=False))
+    desk.disk.complete()
+    assert desk.promised == []
+    desk.turn(asking(4))
+    desk.turn(asking(5))  # gathers: two are under way
+    desk.turn(asking(0, promise=5, writes=False))
+    desk.disk.complete()
+    assert desk.promised == [3]
+    desk.disk.complete()
+    assert desk.promised == [3]
+    desk.disk.complete()
+    assert desk.promised == [3, 5]
+
+
+def test_what_one_core_asks_for_is_one_batch_in_order() -> None:
+    """A crash between two of them would leave a log without its term, or a gap where a conflict was."""
+    desk = Desk()
+    desk.turn(asking(3, promise=3, deleted=(3, 4)))
+    assert len(desk.disk.under_way) == 1
+    desk.disk.complete()
+    (ops,) = desk.disk.written
+    assert ops[:3] == [("delete", 3), ("delete", 4), ("record", 3)]
+    assert ops[3:] == [("term", 3)]
+
+
+def test_all_groups_of_a_turn_share_a_batch_and_later_turns_gather_behind_the_limit() -> None:
+    desk = Desk(writes_in_flight=1)
+    desk.turn(asking(2), asking(3))
+    desk.turn(asking(4))
+    desk.turn(asking(5, promise=5))
+    assert len(desk.disk.under_way) == 1
+    desk.disk.complete()
+    assert (desk.persisted, len(desk.disk.under_way)) == ([2, 3], 1)
+    desk.disk.complete()
+    assert (desk.persisted, desk.promised) == ([2, 3, 4, 5], [5])
+
+
+def test_a_full_batch_leaves_at_once() -> None:
+    desk = Desk(batch_bytes=1)
+    desk.add(asking(2))
+    desk.add(asking(3))
+    assert len(desk.disk.under_way) == 2
+
+
+def test_other_writes_are_reported_when_they_are_on_disk() -> None:
+    desk = Desk()
+    told: list[str] = []
+    desk.writer.write(lambda batch: batch.put_hard_state(GROUP, HardState(1, 0, 1)), lambda: told.append("created"))
+    desk.writer.flush()
+    assert told == []
+    desk.disk.complete()
+    assert told == ["created"]
+
+
+@pytest.mark.parametrize("gathering", [False, True])
+def test_after_a_failed_write_nothing_is_handed_out_again(gathering: bool) -> None:
+    desk = Desk(writes_in_flight=2)
+    desk.turn(asking(2, promise=2))
+    desk.turn(asking(3, promise=3))
+    if gathering:
+        desk.turn(asking(4, promise=4))
+    desk.disk.complete(OSError(5, "Input/output error"))
+    desk.disk.complete()  # what a disk says after a failure cannot be trusted
+    desk.turn(asking(5, promise=5))
+    while desk.disk.under_way:
+        desk.disk.complete()
+    assert (desk.persisted, desk.promised) == ([], [])
+    assert (len(desk.errors), desk.writer.failed) == (1, True)

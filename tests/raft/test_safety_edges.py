@@ -1,0 +1,37 @@
+"""Edges of the safety rules that only show when two things meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from multiraft.messages import AppendAnswer, RequestVote
+from multiraft.records import COMMANDS
+
+GROUP = 16
+Make: TypeAlias = Callable[..., Any]
+
+
+def test_a_vote_in_a_term_that_was_known_before_is_written_too(replica: Make) -> None:
+    """The claim brought the term to disk, so that of the vote nothing but the vote itself is new."""
+    one = replica()
+    one.core.follow(3, 4, 0.5)
+    one.persist()
+    one.core.release(1.0, 0.1)
+    one.core.step(RequestVote(False, GROUP, 99, 99, 2, 4, 1), 1.0)
+    assert one.take()[-1].granted
+    one.crash()
+    one.start(2.0)
+    assert (one.core.term, one.core.vote) == (4, 2)
+    one.core.step(RequestVote(False, GROUP, 99, 99, 3, 4, 1), 2.0)
+    assert not one.take()[-1].granted
+
+
+def test_a_late_acknowledgement_does_not_take_match_back(cluster: Make) -> None:
+    group = cluster(3)
+    leader = group.elect(1)
+    leader.propose([b"a", b"b"], COMMANDS, 0)
+    group.settle()
+    assert leader.progress[2].match == 4
+    leader.step(AppendAnswer(True, GROUP, 0, 0, 3, 2, leader.term, 1), 0.0)  # an earlier answer, overtaken
+    assert (leader.progress[2].match, leader.progress[2].next) == (4, 5)

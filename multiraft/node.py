@@ -89,6 +89,7 @@ class Node:
         self._running: Running | None = None
         self._used = False
         self._failure: MultiRaftError | None = None
+        self._ending = False
         self._ended = asyncio.Event()
 
     @property
@@ -165,13 +166,21 @@ class Node:
     async def stop(self) -> None:
         """Stop: end every waiting call, close connections, join the writer, close the store. Idempotent."""
         running, self._running = self._running, None
-        if running is not None:
-            self._setup.services.bind(None)
+        if running is None:
+            if self._ending:  # another caller, or a failed write, is at it: the store is closed when that is done
+                await self._ended.wait()
+            self._ended.set()
+            return
+        self._ending = True
+        self._setup.services.bind(None)
+        try:
             await running.close("the node is stopping")
-        self._ended.set()
+        finally:
+            self._ended.set()
 
     def _has_failed(self, failure: MultiRaftError, closed: bool) -> None:
         self._failure = failure
+        self._ending = True
         self._running = None
         if closed:
             self._ended.set()

@@ -126,14 +126,24 @@ class Running:
         self._closed = True
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if hasattr(self, "engine"):
-            self.engine.stop(reason)
-        if self.transport is not None:
-            await self.transport.close()
-        if self.store is not None:
-            await self.store.close()
-        self._wake()
+        try:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        finally:
+            await self._close_parts(reason)
+
+    async def _close_parts(self, reason: str) -> None:
+        """Whatever goes wrong with one part, the store's lock must not outlive this call."""
+        try:
+            if hasattr(self, "engine"):
+                self.engine.stop(reason)
+            if hasattr(self, "router"):
+                self.router.stop()
+            self._wake()
+            if self.transport is not None:
+                await self.transport.close()
+        finally:
+            if self.store is not None:
+                await self.store.close()
 
     def abandon(self) -> None:
         """Stop acting, at once."""
@@ -141,6 +151,7 @@ class Running:
         for task in self._tasks:
             task.cancel()
         self.engine.stop("the node was killed")
+        self.router.stop()
         self._wake()
 
     def _engine_failed(self, error: Exception) -> None:
@@ -204,7 +215,7 @@ class Running:
 
     async def _wait_leader_elsewhere(self, group_id: GroupId) -> None:
         members = self.router.map.groups[group_id]
-        while True:
+        while not self._closed:
             for member in members:
                 try:
                     body = group_id.to_bytes(8, "big")
@@ -213,6 +224,7 @@ class Running:
                 except MultiRaftError as problem:
                     log.debug("group %d: %s does not know its leader: %s", group_id, member, problem)
             await asyncio.sleep(0.1)
+        raise NotRunning("the node is stopping")
 
     def _role_changed(self, replica: Replica) -> None:
         self._wake()

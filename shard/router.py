@@ -92,6 +92,7 @@ class Router:
         self._fixed: dict[GroupId, tuple[NodeId, ...]] = {}
         self._hints: dict[GroupId, NodeId] = {}
         self._waiting: set[Future[None]] = set()
+        self._stopped = False
 
     def leads(self, group_id: GroupId) -> bool:
         """Return whether this node leads the group."""
@@ -106,10 +107,22 @@ class Router:
         if shard_map.version <= self.map.version:
             return
         self.map = shard_map
+        self._wake()
+
+    def stop(self) -> None:
+        """The node ends: calls that are looking for a leader, or wait for a map, raise NotRunning shortly."""
+        self._stopped = True
+        self._wake()
+
+    def _wake(self) -> None:
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_result(None)
         self._waiting.clear()
+
+    def _check_running(self) -> None:
+        if self._stopped:
+            raise NotRunning("the node is stopping; nothing was proposed")
 
     # --------------------------------------------------------------------------------------------- by group
 
@@ -161,6 +174,7 @@ class Router:
         """Ask one node after the other, round after round, until one answers or the time is up."""
         backoff_s = BACKOFF_FIRST_S
         while True:
+            self._check_running()
             asked: set[NodeId] = set()
             halted: Halted | None = None
             node_id = self._first(group_id, cause)
@@ -261,6 +275,7 @@ class Router:
     async def _newer_map(self, version: int, deadline: float) -> bool:
         """Wait for a map newer than `version`; return whether it came before `deadline`."""
         while self.map.version <= version:
+            self._check_running()
             left_s = deadline - self._now()
             if left_s <= 0:
                 return False

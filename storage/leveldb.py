@@ -380,8 +380,8 @@ class LevelBackend(LevelReader):
         if not self._closed:
             self._closed = True
             self._queue.put(None)
-        self._completions.clear()
         self._join()
+        self._completions.clear()
 
     def _join(self) -> None:
         self._writer.join()

@@ -47,6 +47,9 @@ BACKOFF_MIN_S: Final = 0.05
 BACKOFF_MAX_S: Final = 2.0
 _COMPLAINT_INTERVAL_S: Final = 60.0
 _COMPLAINTS_MAX: Final = 1024
+_ANSWERS_HELD_MAX: Final = 1_024
+_ANSWERS_HELD_BYTES: Final = 1024 * 1024
+"""Answers kept for one peer until this node's own connection to it is up: how many, and about how many bytes."""
 
 
 class Link(Protocol):
@@ -120,6 +123,7 @@ class PeerTransport:
         self._counts: Counter[str] = Counter()
         self._out: dict[NodeId, Outbound] = {}
         self._in: dict[NodeId, Inbound] = {}
+        self._held: dict[NodeId, list[tuple[Hello, bytes]]] = {}
         self._seen: dict[NodeId, tuple[bytes, int]] = {}
         self._complaints: dict[tuple[str, NodeId], float] = {}
         self._closing = False
@@ -276,6 +280,7 @@ class PeerTransport:
         self._counts["connected"] += 1
         if not forming:
             self._handler.peer_connected(node_id, hello.incarnation)
+            self._send_held_answers(outbound)
         elif not hello.formed:
             self._handler.unformed_peer(node_id, hello.store_id)
         return outbound
@@ -415,11 +420,27 @@ class PeerTransport:
             self._handler.forming_received(inbound.node_id, message)
 
     def _reply(self, node_id: NodeId, asker: Hello, request_id: int, body: bytes) -> None:
-        outbound = self._out.get(node_id)
-        reachable = outbound is not None and not outbound.forming and _same_run(outbound.hello, asker)
-        encoded = [encode_message(Response(body, request_id))]
-        if outbound is None or not reachable or not self._queue(outbound, encoded, urgent=False):
+        outbound, inbound = self._out.get(node_id), self._in.get(node_id)
+        encoded = encode_message(Response(body, request_id))
+        if inbound is None or not _same_run(inbound.hello, asker):
             self._counts["dropped_answer"] += 1
+        elif outbound is None or outbound.forming:
+            self._hold_answer(node_id, asker, encoded)
+        elif not self._queue(outbound, [encoded], urgent=False):
+            self._counts["dropped_answer"] += 1
+
+    def _hold_answer(self, node_id: NodeId, asker: Hello, encoded: bytes) -> None:
+        """Keep an answer until this node's own connection to the asker is up: it may be a moment behind the asker's."""
+        held = self._held.setdefault(node_id, [])
+        if len(held) < _ANSWERS_HELD_MAX and sum(len(answer) for _, answer in held) < _ANSWERS_HELD_BYTES:
+            held.append((asker, encoded))
+        else:
+            self._counts["dropped_answer"] += 1
+
+    def _send_held_answers(self, outbound: Outbound) -> None:
+        for asker, encoded in self._held.pop(outbound.node_id, []):
+            if not _same_run(outbound.hello, asker) or not self._queue(outbound, [encoded], urgent=False):
+                self._counts["dropped_answer"] += 1
 
     def _tell_disconnected(self, node_id: NodeId) -> None:
         if not self._closing:

@@ -359,10 +359,7 @@ class _Demo:
             ),
             ("", f"{outcome.unknown} writes to a shard of unknown outcome, written again"),
             ("writes/s", f"{outcome.before_crash_per_s:,.0f} before the crash, {report.records_per_s:,.0f} with it"),
-            (
-                "latency",
-                f"p50 {report.latency_ms(0.5):.1f} ms, p99 {report.latency_ms(0.99):.1f} ms for {BATCH} records",
-            ),
+            ("latency", f"{latency} for {BATCH} records"),
             ("failover", f"every shard took a write {outcome.writable_s:.2f} s after SIGKILL"),
             ("", f"and had its new leader confirmed after {outcome.leaders_s:.2f} s"),
             ("catching up", f"{outcome.catch_up_s:.2f} s after the killed node was ready"),

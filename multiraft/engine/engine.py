@@ -130,9 +130,7 @@ class Engine:
         self.view = EngineView(self)
         self.applying = Applying(self)
         self.upkeep = Upkeep(self, loop)
-        now = self.pacing.now()
-        self._started_s = now
-        self._next_beat_s = now
+        self._started_s = self._next_beat_s = now = self.pacing.now()
         self.liveness = Liveness(
             node_id,
             store.incarnation,
@@ -158,6 +156,7 @@ class Engine:
         self._running = False
         self.pacing.cancel()
         self.upkeep.stop()
+        self.writer.stop()
         for replica in self.replicas.values():
             replica.fail_everything(reason)
         self._deadlines.clear()

@@ -73,6 +73,9 @@ class GroupView(Protocol):
     def acknowledged(self, node_id: NodeId, round_id: int) -> None:
         """`node_id` has acknowledged every read round up to `round_id`."""
 
+    def arrived(self, node_id: NodeId, group_id: GroupId, now: float) -> None:
+        """`node_id` has the group's replica now, which it had not: what this leader sent it before found nobody."""
+
 
 class _Peer:
     __slots__ = ("hearing", "node_id", "telling")
@@ -374,6 +377,7 @@ class Liveness:
             self._view.refused(group_id, term, answer)
         elif answer == term:
             peer.telling.trust(group_id, term)
+            self._view.arrived(peer.node_id, group_id, now)
         elif answer == 0:
             peer.telling.doubt(group_id, term)
             self._view.rejudge([group_id], now)

@@ -52,8 +52,16 @@ class Outgoing:
             self._urgent.setdefault(node_id, []).append(message)
 
     def consensus(self, node_id: NodeId | None, message: RaftMessage) -> None:
-        """Queue a core's message; None, a replica whose node is not known (any more), drops it."""
-        if node_id is None or node_id not in self._reached:
+        """Queue a core's message; None, a replica whose node is not known (any more), drops it.
+
+        To a node that is not reached nothing goes, but the newest answer is kept for repair: who asked sees a
+        connection of its own as soon as this node dials, before this node knows that it may answer on it.
+        """
+        if node_id is None:
+            return
+        if node_id not in self._reached:
+            if type(message) is AppendAnswer:
+                self._dropped[node_id, message.group_id, AppendAnswer] = message
             return
         lanes = self._urgent if type(message) in _URGENT else self._bulk
         lane = lanes.get(node_id)

@@ -34,7 +34,7 @@ class Reading:
     def add(self, replica: Replica, query: bytes, future: Future[bytes], now: float) -> None:
         """Have `query` answered in the round that the coming turn begins."""
         reads = replica.reads
-        if reads is None:
+        if reads is None or not reads.futures:  # none, or none whose time has not run out
             reads = replica.reads = Reads(now + self._timeout_s)
             self._deadlines.append(reads)
             self._arrived.append(replica)

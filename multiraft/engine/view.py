@@ -107,3 +107,9 @@ class EngineView:
 
     def acknowledged(self, node_id: NodeId, round_id: int) -> None:
         self._engine.reading.acknowledged(node_id, round_id)
+
+    def arrived(self, node_id: NodeId, group_id: GroupId, now: float) -> None:
+        replica = self._replica(group_id)
+        if replica is not None and replica.core.role is Role.LEADER:
+            with self._engine.touching(replica, now):
+                replica.core.poke(replica.core.membership.replica_on(node_id))

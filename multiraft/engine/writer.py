@@ -86,6 +86,12 @@ class LogWriter:
     def failed(self) -> bool:
         return self._failed
 
+    def stop(self) -> None:
+        """What is under way is not reported any more, and what still gathers, of which nobody was told, is dropped."""
+        self._failed = True
+        self._in_flight.clear()
+        self._open = None
+
     def load(self) -> float:
         """Return the share of time, in the last second or so, in which a write was under way."""
         now_s = perf_counter()
@@ -156,9 +162,7 @@ class LogWriter:
         if self._failed:
             return
         if error is not None:
-            self._failed = True
-            self._in_flight.clear()
-            self._open = None
+            self.stop()
             self._on_failed(error)
             return
         pending = self._in_flight.popleft()

@@ -62,6 +62,9 @@ class Rig:
     def acknowledged(self, node_id: str, round_id: int) -> None:
         self.events.append(("acknowledged", node_id, round_id))
 
+    def arrived(self, node_id: str, group_id: int, now: float) -> None:
+        self.events.append(("arrived", node_id, group_id))
+
     # ------------------------------------------------------------------------------ what the test has the peers do
 
     def connect(self, *peers: str, now: float = START) -> Rig:

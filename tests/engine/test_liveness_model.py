@@ -126,6 +126,9 @@ class Node:
                     self.reads.remove(read)
                     self.answer_read(*read)
 
+    def arrived(self, node_id: str, group_id: int, now: float) -> None:
+        raise Violation(f"{self.name}: {node_id} was never without group {group_id}")
+
     def answer_read(self, _: int, group_id: int, term: int, began_s: float, __: set[str]) -> None:
         replica = self.replicas[group_id]
         if replica.role == "leader" and replica.term == term:

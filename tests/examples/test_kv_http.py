@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +42,40 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def urls(directory: Path) -> AsyncIterator[Urls]:
-    """The HTTP APIs of three nodes, the last of which lets losses be planted."""
+async def nodes(directory: Path) -> AsyncIterator[list[tuple[Node, type[KV]]]]:
+    """Three nodes that are ready, and the store's handle on each."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     await asyncio.to_thread(int)  # the thread is this fixture's, not of the first test that needs one
-    ports = free_ports(6)
-    members = {name: f"127.0.0.1:{port}" for name, port in zip("abc", ports[:3], strict=True)}
+    members = {name: f"127.0.0.1:{port}" for name, port in zip("abc", free_ports(3), strict=True)}
     async with AsyncExitStack() as stack:
         nodes = [Node(NodeConfig(name, str(directory / name), members[name], members, limits=LIMITS)) for name in "abc"]
         handles = [node.service(SERVICE, KV, initial_shards=SHARDS, replicas=3) for node in nodes]
         async with asyncio.TaskGroup() as starting:
             for node in nodes:
                 starting.create_task(stack.enter_async_context(node))
-        for node, handle, port in zip(nodes, handles, ports[3:], strict=True):
-            runner = kv_runner(kv_app(node, handle, allow_planted_loss=node.node_id == "c"))
-            await runner.setup()
-            stack.push_async_callback(runner.cleanup)
-            await web.TCPSite(runner, "127.0.0.1", port).start()
+        for node in nodes:
             await node.ready(SERVICE, timeout_s=20)
-        yield [f"http://127.0.0.1:{port}" for port in ports[3:]]
+        yield list(zip(nodes, handles, strict=True))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def urls(nodes: list[tuple[Node, type[KV]]]) -> AsyncIterator[Urls]:
+    """The HTTP APIs of the three nodes, the last of which lets losses be planted."""
+    async with AsyncExitStack() as stack:
+        apps = [kv_app(node, handle, allow_planted_loss=node.node_id == "c") for node, handle in nodes]
+        yield [await stack.enter_async_context(served(app)) for app in apps]
+
+
+@asynccontextmanager
+async def served(app: web.Application) -> AsyncIterator[str]:
+    runner = kv_runner(app)
+    await runner.setup()
+    try:
+        (port,) = free_ports(1)
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        await runner.cleanup()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -318,16 +333,23 @@ async def test_every_error_says_what_became_of_the_write(error: Exception, statu
 
 
 class Failing:
-    """A service handle whose calls end as scripted."""
+    """A service handle whose calls end as scripted; a batch does so only where it writes the key `spoilt`."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, spoilt: str | None = None, handle: type[KV] | None = None) -> None:
         self.error = error
+        self.spoilt = spoilt
+        self.handle = handle
 
     def __getattr__(self, name: str) -> Any:
         async def call(*args: object) -> None:
             raise self.error
 
         return call
+
+    async def batch(self, route: str, writes: dict[str, bytes | None]) -> int:
+        if self.handle is None or self.spoilt in writes:
+            raise self.error
+        return await self.handle.batch(route, writes)
 
 
 @pytest.mark.parametrize(
@@ -337,16 +359,42 @@ class Failing:
 async def test_failures_of_the_framework_reach_the_client(
     http: aiohttp.ClientSession, directory: Path, error: Exception, status: int, retry_after: str | None
 ) -> None:
-    listen, port = free_ports(2)
-    node = Node(NodeConfig("a", str(directory / "unused"), f"127.0.0.1:{listen}", {"a": f"127.0.0.1:{listen}"}))
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    node = Node(NodeConfig("a", str(directory / "unused"), address, {"a": address}))
     handle: Any = Failing(error)
-    runner = kv_runner(kv_app(node, handle))
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        found, body, response = await ask(http, "PUT", f"http://127.0.0.1:{port}/kv/k", b"v")
-    finally:
-        await runner.cleanup()
+    async with served(kv_app(node, handle)) as url:
+        found, body, response = await ask(http, "PUT", f"{url}/kv/k", b"v")
     assert found == status
     assert json.loads(body)["outcome"] == explain(error).outcome
     assert response.headers.get("Retry-After") == retry_after
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (errors.NotReady("no leader"), "not_committed"),
+        (errors.OutcomeUnknown("lost"), "unknown"),
+        (errors.CommandFailed("ValueError", "no"), "failed"),
+    ],
+)
+async def test_a_batch_that_fails_on_one_shard_says_which_and_what_of_the_others(
+    http: aiohttp.ClientSession, nodes: list[tuple[Node, type[KV]]], error: Exception, outcome: str
+) -> None:
+    node, handle = nodes[0]
+    keys = [f"part/{outcome}/{number}" for number in range(40)]
+    failing: Any = Failing(error, keys[0], handle)
+    async with served(kv_app(Node(node.config), failing)) as stopped:  # of a node that does not run
+        status, body, _ = await ask(http, "POST", stopped + "/batch", json.dumps({"delete": ["k"]}).encode())
+        assert (status, json.loads(body)["outcome"]) == (503, "not_committed")
+    async with served(kv_app(node, failing)) as url:
+        body = json.dumps({"put": {key: b64(b"1") for key in keys}}).encode()
+        status, body, _ = await ask(http, "POST", url + "/batch", body)
+    told = json.loads(body)
+    assert status == 207
+    (bad,) = [shard for shard in told["shards"] if shard["outcome"] != "committed"]
+    assert (bad["outcome"], bad["error"], bad["writes"]) == (outcome, str(error), len(bad["keys"]))
+    assert bad["hint"]
+    assert keys[0] in bad["keys"]
+    assert told["committed"] == len(keys) - len(bad["keys"]) > 0
+    written = [key for key in keys if await handle.get(key) is not None]
+    assert sorted([*written, *bad["keys"]]) == sorted(keys)

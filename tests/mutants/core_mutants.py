@@ -255,8 +255,8 @@ COMMITTING: Final = (
         "commit-one-half",
         "in a joint membership both halves hold what is committed",
         REPLICATION,
-        "index = min(self._held(self.membership.voters), self._held(self.membership.outgoing))",
-        "index = self._held(self.membership.voters)",
+        "index = min(index, self._held(membership.outgoing))",
+        "index = min(index, index)",
         (f"{LEADER}::test_a_joint_membership_needs_both_halves",),
     ),
     Mutant(
@@ -287,8 +287,8 @@ COMMITTING: Final = (
         "learner-counts",
         "only voters count toward a commit",
         REPLICATION,
-        "self._held(self.membership.voters), self._held(self.membership.outgoing)",
-        "self._held(self.membership.replicas), self._held(self.membership.outgoing)",
+        "index = self._held(membership.voters)",
+        "index = self._held(membership.replicas)",
         (f"{LEADER}::test_learners_and_strangers_do_not_count",),
     ),
     Mutant(

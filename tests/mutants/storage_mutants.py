@@ -18,7 +18,7 @@ STORE: Final = "storage/store.py"
 CRASHES: Final = "tests/node/test_crashes.py"
 CONTRACT: Final = "tests/storage/test_store_contract.py"
 OPENINGS: Final = "tests/storage/test_store_opening.py"
-SYNCS: Final = "tests/storage/test_leveldb_syncs.py"
+SYNCS: Final = "tests/storage/test_syncs.py"
 WRITER: Final = "tests/storage/test_leveldb_writer.py"
 
 SYNCING: Final = (
@@ -29,7 +29,7 @@ SYNCING: Final = (
         "write_batch(sync=True)",
         "write_batch(sync=False)",
         (
-            f"{WRITER}::test_every_batch_is_synced",
+            f"{WRITER}::test_every_batch_is_synced_and_every_read_checked",
             f"{SYNCS}::test_a_write_is_synced_by_the_system_before_it_is_completed",
         ),
     ),
@@ -40,7 +40,7 @@ SYNCING: Final = (
         "            merged = jobs[0].batch\n",
         "            merged = self._database.write_batch()\n            merged.append(jobs[0].batch)\n",
         (
-            f"{WRITER}::test_every_batch_is_synced",
+            f"{WRITER}::test_every_batch_is_synced_and_every_read_checked",
             f"{SYNCS}::test_a_write_is_synced_by_the_system_before_it_is_completed",
         ),
     ),

@@ -151,6 +151,7 @@ async def test_damage_is_refused_with_the_ways_out(filled: Path, tmp_path: Path,
     assert text.endswith(f"Put back a copy made since its node last ran, or remove {path} if its contents may be lost")
     assert "\n" not in text
     assert re.search(expected, inspected(path))
+    assert "multiraft-inspect-" not in inspected(path), "the reader knows the files, not the links to them"
 
 
 def inspected(path: Path) -> str:

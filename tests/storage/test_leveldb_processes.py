@@ -86,6 +86,31 @@ async def main():
 asyncio.run(main())
 """
 
+INSPECT_WITHOUT_RIGHTS: Final = """
+import fcntl, os, sys
+from multiraft.storage import inspect_directory
+
+if os.geteuid() == 0:
+    os.setuid(65_534)
+print(inspect_directory(sys.argv[1]).incarnation)
+"""
+
+SUBMIT_AND_END: Final = """
+import asyncio, sys
+from multiraft.config import Limits
+from multiraft.records import COMMANDS, encode_record
+from multiraft.storage import open_leveldb
+
+async def main():
+    store = open_leveldb(sys.argv[1], "n1", Limits(), asyncio.get_running_loop())
+    for first in range(2, 42):
+        batch = store.batch()
+        batch.put_record(17, encode_record(17, first, 1, 1, COMMANDS, 0, [b"x" * 1_000_000]))
+        store.submit(batch, lambda _: None)
+
+asyncio.run(main())
+"""
+
 OPEN_AND_WAIT: Final = """
 import asyncio, sys
 from multiraft.config import Limits
@@ -150,6 +175,22 @@ def line_of(running: subprocess.Popen[str]) -> str:
     return running.stdout.readline().strip()
 
 
+async def test_a_directory_that_may_only_be_read_can_be_inspected() -> None:
+    base = Path(tempfile.mkdtemp())
+    try:
+        await opened(base / "n1").close()
+        for path in (base, base / "n1", base / "n1" / "db"):
+            path.chmod(0o555)
+        for file in (base / "n1").rglob("*"):
+            file.chmod(0o555)
+        with child(INSPECT_WITHOUT_RIGHTS, str(base / "n1")) as running:
+            assert running.communicate(timeout=60)[0] == "1\n"
+    finally:
+        for path in (base, base / "n1", base / "n1" / "db"):
+            path.chmod(0o755)
+        shutil.rmtree(base)
+
+
 async def test_a_directory_in_use_by_another_process_is_refused_by_its_pid(level_place: LevelPlace) -> None:
     await level_place.open().close()
     with child(OPEN_AND_WAIT, str(level_place.path)) as running:
@@ -208,4 +249,13 @@ async def test_an_interpreter_that_ends_without_closing_ends_well_and_loses_noth
         assert running.returncode == 0
     store = opened(tmp_path / "n1")
     assert (store.read_firsts(GROUP, 0), store.closed_orderly) == ([2, 3, 4], False)
+    await store.close()
+
+
+async def test_what_was_submitted_is_written_before_the_interpreter_ends(tmp_path: Path) -> None:
+    with child(SUBMIT_AND_END, str(tmp_path / "n1")) as running:
+        assert running.communicate(timeout=60)[0] == ""
+        assert running.returncode == 0
+    store = opened(tmp_path / "n1")
+    assert store.read_firsts(GROUP, 0) == list(range(2, 42))
     await store.close()

@@ -108,8 +108,45 @@ async def test_merging_stops_at_its_bound(level_place: LevelPlace, monkeypatch: 
     assert max(writer.batches) < 5_000
 
 
+async def test_completions_that_the_loop_has_not_yet_taken_need_no_second_wake_up(
+    level_place: LevelPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = level_place.open()
+    backend, loop = cast(Any, store)._backend, asyncio.get_running_loop()
+    write, wake = backend._write_synced, loop.call_soon_threadsafe
+    entered, finished = threading.Semaphore(0), asyncio.Event()
+    wake_ups: list[object] = []
+    seen: list[Exception | None] = []
+
+    def announced(batch: Any) -> None:
+        entered.release()
+        write(batch)
+
+    def counted(callback: Any, *arguments: Any, context: Any = None) -> asyncio.Handle:
+        wake_ups.append(callback)
+        return wake(callback, *arguments)
+
+    def done(error: Exception | None) -> None:
+        seen.append(error)
+        if len(seen) == 6:
+            finished.set()
+
+    backend._write_synced = announced
+    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+    for number in range(6):
+        batch = store.batch()
+        batch.put_record(GROUP, level_place.record(2 + number, 2 + number))
+        store.submit(batch, done)
+        # The loop is kept here, so nothing is delivered; the writer has finished the write before this one.
+        assert entered.acquire(timeout=60)
+    assert seen == []
+    assert len(wake_ups) == 1
+    await finished.wait()
+    assert seen == [None] * 6
+
+
 class RecordingDatabase:
-    """Passes everything on to the database, and notes how batches are made."""
+    """Passes everything on to the database, and notes how batches are made; every read must be a checked one."""
 
     def __init__(self, database: Any) -> None:
         self._database = database
@@ -119,11 +156,21 @@ class RecordingDatabase:
         self.made.append(options)
         return self._database.write_batch(**options)
 
+    def get(self, key: bytes, *, verify_checksums: bool) -> object:
+        assert verify_checksums
+        return self._database.get(key, verify_checksums=True)
+
+    def iterator(self, *, verify_checksums: bool, **options: Any) -> object:
+        assert verify_checksums
+        return self._database.iterator(verify_checksums=True, **options)
+
     def __getattr__(self, name: str) -> object:
         return getattr(self._database, name)
 
 
-async def test_every_batch_is_synced(level_place: LevelPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_batch_is_synced_and_every_read_checked(
+    level_place: LevelPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     databases: list[RecordingDatabase] = []
 
     def recorded(*arguments: Any, **options: Any) -> RecordingDatabase:
@@ -136,6 +183,8 @@ async def test_every_batch_is_synced(level_place: LevelPlace, monkeypatch: pytes
     store = level_place.open()
     store.bind_cluster(b"c" * 16, {"n1": store.identity.store_id})
     await level_place.found(store, [level_place.record(2, 2)])
+    assert len(store.load_replicas()) == 1
+    assert store.read_firsts(GROUP, 0) == [2]
     await store.close()
     (database,) = databases
     assert len(database.made) == 5, "identity, incarnation, cluster, replica, closing"

@@ -100,6 +100,7 @@ async def test_what_a_lying_disk_loses_is_taken_back_exactly() -> None:
     store = opened(disk)
     put(store, 2, acknowledged, b"new")
     batch = store.batch()
+    batch.put_record(GROUP, encode_record(GROUP, 3, 1, 1, COMMANDS, 0, [b"lost"]))
     batch.delete_records(GROUP, [3, 4])
     store.submit(batch, lambda _: None)
     put(store, 5, acknowledged)

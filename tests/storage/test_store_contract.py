@@ -191,6 +191,16 @@ async def test_close_finishes_what_was_submitted_and_nothing_completes_after_it(
     assert place.open().read_firsts(GROUP, 1) == list(range(2, 22))
 
 
+async def test_nothing_completes_after_an_abrupt_end(place: Place) -> None:
+    store, completions = place.open(), Completions()
+    for number in range(20):
+        completions.submit(store, one_record(place, store, 2 + number), number)
+    place.end_abruptly(store)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert completions.seen == []
+
+
 async def test_two_closes_at_once_and_a_cancelled_one_end_in_one_orderly_close(place: Place) -> None:
     store = place.open()
     impatient = asyncio.ensure_future(store.close())

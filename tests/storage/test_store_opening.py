@@ -240,6 +240,13 @@ async def test_a_later_store_format_is_refused(place: Place) -> None:
     assert f"store format {layout.STORE_FORMAT + 1}, this version reads {layout.STORE_FORMAT}" in refusal(place)
 
 
+async def test_the_closing_record_is_gone_as_soon_as_the_next_run_begins(place: Place) -> None:
+    await place.open().close()
+    assert layout.CLOSING_KEY in place.peek()
+    place.end_abruptly(place.open())
+    assert layout.CLOSING_KEY not in place.peek()
+
+
 async def test_a_stale_closing_record_is_not_taken_for_the_last_runs(place: Place) -> None:
     store = place.open()
     place.end_abruptly(store)

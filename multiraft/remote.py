@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Any, Final, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from multiraft.config import Limits
-from multiraft.errors import InvalidRequest, NotRunning
+from multiraft.errors import ConfigError, InvalidRequest, NotRunning
 from multiraft.methods import Method
 
 P = ParamSpec("P")
@@ -52,15 +52,17 @@ class ServiceCaller(Protocol):
 class ServiceBinding:
     """The tie between a service's handle, made before its node starts, and the node's caller, which is there later.
 
-    name    the service
-    caller  None before the node has started and after it has stopped
+    name     the service
+    caller   None before the node has started, after it has stopped, and when the declaration was refused
+    refused  why the directory refused the declaration
     """
 
-    __slots__ = ("caller", "name")
+    __slots__ = ("caller", "name", "refused")
 
     def __init__(self, name: str, caller: ServiceCaller | None = None) -> None:
         self.name = name
         self.caller = caller
+        self.refused: ConfigError | None = None
 
 
 class _Remote(Generic[P, R]):
@@ -84,6 +86,8 @@ class _Remote(Generic[P, R]):
                 "returns, or on an instance"
             )
         if self._binding.caller is None:
+            if self._binding.refused is not None:
+                raise self._binding.refused
             raise NotRunning(f"service {self._binding.name!r}: its node is not running; start it first")
         return self._binding.caller
 

@@ -45,6 +45,8 @@ class BytesService:
     def _caller(self) -> ServiceRoute:
         caller = self._binding.caller
         if not isinstance(caller, ServiceRoute):
+            if self._binding.refused is not None:
+                raise self._binding.refused
             raise NotRunning(f"service {self._binding.name!r}: its node is not running; start it first")
         return caller
 
@@ -143,7 +145,9 @@ class Services:
                         f"service {name!r} was refused by the directory: {problem.detail}. "
                         "Declare it as it is there, or under another name"
                     )
-                    log.error("%s", self.refused[name])
+                    log.info("%s", self.refused[name])
+                    binding = self._bindings[name]
+                    binding.caller, binding.refused = None, self.refused[name]
                     changed()
                 except (NotCommitted, OutcomeUnknown) as problem:
                     log.info("service %r is not declared yet: %s", name, problem)

@@ -10,6 +10,7 @@ import pytest
 
 from multiraft import (
     CommandFailed,
+    ConfigError,
     Halted,
     InvalidRequest,
     Limits,
@@ -239,5 +240,22 @@ def test_a_follower_that_acknowledges_after_the_commit_is_told_of_it_all_the_sam
         await cluster.run_for(1)  # of virtual time: the commit is told to the other follower meanwhile
         cluster.disks[slow].release()
         await cluster.until(lambda: ledgers.kept(slow) == [b"x"], timeout_s=1)
+
+    play(scenario)
+
+
+def test_a_declaration_that_differs_is_refused_and_so_is_every_call_through_it(play: Play) -> None:
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        machine = type(cluster.nodes["a"].local_machine(GROUP))
+        await cluster.stop("a")
+        handles: list[Any] = []
+        cluster._declare = lambda node: handles.append(node.bytes_service("ledger", machine, initial_shards=2))
+        await cluster.start("a")
+        with pytest.raises(ConfigError, match="initial_shards"):
+            await cluster.nodes["a"].ready()
+        with pytest.raises(ConfigError, match="initial_shards"):
+            await handles[0].propose(b"k", b"x")
+        assert await ledgers.services["b"].propose(b"k", b"x") == b"1"
 
     play(scenario)

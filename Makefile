@@ -9,7 +9,7 @@ PYTHON ?=
 # Set to 1 to go on where plyvel has no ready-built wheel, and build it from source.
 BUILD_PLYVEL ?=
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench bench-idle clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test    run all tests"
 	@echo "make check   formatting, lint, types and import rules; changes nothing"
 	@echo "make bench   measure multiraft beside the ceiling; see benchmarks/README.md"
+	@echo "make bench-idle  what idle groups cost, and how fast they fail over (about four minutes)"
 	@echo "make clean   remove .venv and all caches"
 	@echo "Options: PYTHON=/path/to/python3.12 (what .venv is built with), BUILD_PLYVEL=1 (any platform, from source)"
 
@@ -33,7 +34,10 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
-	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-idle: $(STAMP)
+	@$(BIN)/python -m benchmarks.idle $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage

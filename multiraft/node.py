@@ -21,7 +21,7 @@ from multiraft.config import Limits, NodeConfig
 from multiraft.engine.replica import Replica
 from multiraft.errors import InvalidRequest, MultiRaftError, NotReady, NotRunning
 from multiraft.group import CallKind, Group, Unsubscribe
-from multiraft.ports import Clock, Store, Transport
+from multiraft.ports import Clocks, Store, Transport
 from multiraft.running import LEADER_CALL, Running, Setup, StoreOpener, TransportMaker
 from multiraft.services import BytesService, Services
 from multiraft.shard import Router, ShardMap
@@ -60,8 +60,7 @@ class Node:
     config           see NodeConfig
     open_store       another store than LevelDB; gets the configuration and the loop
     make_transport   another transport than aiohttp
-    clock            seconds that never go back, running also while the machine sleeps
-    wall_clock       seconds since 1970, for the stamps that commands carry
+    clocks           all the time that reaches it; None: the machine's
     rng              where chance comes from; None: the operating system's
     """
 
@@ -71,8 +70,7 @@ class Node:
         *,
         open_store: StoreOpener = _open_leveldb,
         make_transport: TransportMaker = _aiohttp_transport,
-        clock: Clock = boottime,
-        wall_clock: Clock = time.time,
+        clocks: Clocks | None = None,
         rng: Random | None = None,
     ) -> None:
         self.config = config
@@ -80,8 +78,7 @@ class Node:
             config,
             open_store,
             make_transport,
-            clock,
-            wall_clock,
+            clocks or Clocks(boottime, time.time, time.perf_counter),
             rng if rng is not None else Random(),
             Services(tuple(config.members)),
             {LEADER_CALL: self._answer_leader},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from asyncio import Future
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from multiraft.messages import FormingMessage, LivenessMessage, RaftMessage
 from multiraft.records import Record
@@ -27,6 +27,20 @@ from multiraft.types import (
 
 Clock = Callable[[], float]
 """Seconds that never go back. In production CLOCK_BOOTTIME, which also runs while the machine sleeps."""
+
+
+class Clocks(NamedTuple):
+    """All the time that reaches a node.
+
+    real    for deadlines and leases; never goes back
+    wall    seconds since 1970, for the stamps that commands carry
+    effort  what this process has spent: bounds a slice of applying, finds slow commands, measures load
+    """
+
+    real: Clock
+    wall: Clock
+    effort: Clock
+
 
 # --------------------------------------------------------------------------------------------------------- store
 

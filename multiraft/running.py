@@ -23,7 +23,7 @@ from multiraft.forming import Forming
 from multiraft.forwarding import Forwarding
 from multiraft.hosting import Hosting
 from multiraft.messages import FormingMessage, LivenessMessage, RaftMessage
-from multiraft.ports import Clock, Store, Transport
+from multiraft.ports import Clocks, Store, Transport
 from multiraft.services import Services
 from multiraft.shard import Directory, Router
 from multiraft.status import group_counts, peer_states, process_use
@@ -47,8 +47,7 @@ class Setup:
     config: NodeConfig
     open_store: StoreOpener
     make_transport: TransportMaker
-    clock: Clock
-    wall_clock: Clock
+    clocks: Clocks
     rng: Random
     services: Services
     calls: dict[str, Callable[[bytes], bytes]] = field(default_factory=dict)
@@ -72,7 +71,7 @@ class Running:
         self.directory = Directory()
         self.store: Store | None = None
         self.transport: Transport | None = None
-        self._began_s = setup.clock()
+        self._began_s = setup.clocks.real()
 
     # ------------------------------------------------------------------------------------------- start and end
 
@@ -90,8 +89,7 @@ class Running:
             transport,
             config.limits,
             setup.rng,
-            setup.clock,
-            setup.wall_clock,
+            setup.clocks,
             self._loop,
             self._role_changed,
             self._engine_failed,
@@ -309,7 +307,7 @@ class Running:
             "incarnation": store.incarnation,
             "cluster_id": store.identity.cluster_id.hex(),
             "store_id": store.identity.store_id.hex(),
-            "uptime_s": round(self._setup.clock() - self._began_s, 3),
+            "uptime_s": round(self._setup.clocks.real() - self._began_s, 3),
             "version": package_version(),
             "listen": config.listen,
             "started_orderly": store.closed_orderly,

@@ -7,7 +7,6 @@ leadership at once.
 from __future__ import annotations
 
 from collections import deque
-from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from multiraft.engine.replica import Replica
@@ -25,6 +24,7 @@ class Applying:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._queue: deque[Replica] = deque()
+        self._stopwatch = engine.clocks.effort
         self._slice_s = engine.limits.apply_slice_ms / 1e3
 
     @property
@@ -44,8 +44,9 @@ class Applying:
         """Apply for one slice; what is left stays queued."""
         engine, queue = self._engine, self._queue
         cache_bytes = max(_CACHE_MIN_BYTES, engine.limits.log_cache_bytes // max(1, len(engine.replicas)))
-        until_s = perf_counter() + self._slice_s
-        while queue and perf_counter() < until_s:
+        stopwatch = self._stopwatch
+        until_s = stopwatch() + self._slice_s
+        while queue and stopwatch() < until_s:
             replica = queue.popleft()
             replica.apply_queued = False
             if replica.broken is not None or replica.halted is not None:

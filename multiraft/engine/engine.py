@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from functools import partial
 from math import inf
 from random import Random
-from time import perf_counter
 from typing import Final, cast
 
 from multiraft.config import Limits
@@ -60,7 +59,7 @@ from multiraft.messages import (
     Refuse,
     RequestVote,
 )
-from multiraft.ports import Clock, Store, Transport
+from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import CoreSettings, Raft, Role
 from multiraft.records import COMMANDS
 from multiraft.types import (
@@ -94,8 +93,7 @@ class Engine:
         transport: Transport,
         limits: Limits,
         rng: Random,
-        clock: Clock,
-        wall_clock: Clock,
+        clocks: Clocks,
         loop: asyncio.AbstractEventLoop,
         on_role: Callable[[Replica], None],
         on_failed: Callable[[Exception], None],
@@ -107,7 +105,7 @@ class Engine:
         self.counters = {"unknown_group": 0, "forged_sender": 0, "wrong_replica": 0, "audit_repairs": 0}
         self._store = store
         self.rng = rng
-        self._wall_clock = wall_clock
+        self.clocks = clocks
         self._loop = loop
         self._on_role = on_role
         self._on_failed = on_failed
@@ -120,12 +118,15 @@ class Engine:
         self._election_timeout_s = limits.election_timeout_ms / 1e3
         self._beat_s = limits.beat_ms / 1e3
         self._entry_bytes = limits.entry_bytes
+        self._slow_s = limits.slow_command_ms / 1e3
         self._core_settings = CoreSettings(
             self._election_timeout_s, limits.inflight_messages, limits.inflight_bytes, limits.batch_bytes
         )
-        self.pacing = Pacing(clock, loop, self._schedule)
+        self.pacing = Pacing(clocks, loop, self._schedule)
         self.wheel = Wheel()
-        self.writer = LogWriter(store, limits.batch_bytes, limits.writes_in_flight, self._persisted, self._write_failed)
+        self.writer = LogWriter(
+            store, limits.batch_bytes, limits.writes_in_flight, clocks.effort, self._persisted, self._write_failed
+        )
         self.outgoing = Outgoing(transport)
         self.view = EngineView(self)
         self.applying = Applying(self)
@@ -139,7 +140,7 @@ class Engine:
             rng,
             self.view,
             self.outgoing.urgent,
-            clock,
+            clocks.real,
             now,
         )
         self.reading = Reading(self.liveness, self._request_timeout_s, self.mark)
@@ -165,7 +166,7 @@ class Engine:
         """Take up a replica that is on disk. It campaigns when nobody claims its group for long enough."""
         now = self.pacing.now()
         core = Raft(stored, self._store, self.view, self.rng, self._core_settings, now, stored.log_start.index)
-        replica = Replica(stored.descriptor, core, machine, self.budget, self.limits.slow_command_ms / 1e3)
+        replica = Replica(stored.descriptor, core, machine, self.budget, self._slow_s, self.clocks.effort)
         self.replicas[replica.group_id] = replica
         quiet_s = max(0.0, self._started_s + self._election_timeout_s - now)
         core.release(now, quiet_s + self.view.turn_to_campaign_s(replica))
@@ -289,7 +290,7 @@ class Engine:
         self._turn_scheduled = False
         if not self._running:
             return
-        began_s = perf_counter()
+        began_s = self.clocks.effort()
         try:
             self._pass()
         except Exception as problem:
@@ -386,7 +387,7 @@ class Engine:
             replica.lost_queue()
             return
         commands, futures, size_bytes = replica.take_queued()
-        stamp_ms = int(self._wall_clock() * 1e3)
+        stamp_ms = int(self.clocks.wall() * 1e3)
         deadline_s = now + self._request_timeout_s
         for start, end, part_bytes in record_cuts(commands, size_bytes, self.limits.batch_bytes):
             try:

@@ -13,10 +13,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from math import inf
-from time import perf_counter
 from typing import Final
 
-from multiraft.ports import Clock
+from multiraft.ports import Clocks
 
 _FORGIVEN_FROM_S: Final = 0.02
 _WINDOW_S: Final = 1.0
@@ -27,8 +26,9 @@ _LEAST_S: Final = 1e-6
 class Pacing:
     """The patience clock, the timer, and how busy and how late the loop was during the last second."""
 
-    def __init__(self, clock: Clock, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
-        self._clock = clock
+    def __init__(self, clocks: Clocks, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
+        self._clock = clocks.real
+        self._stopwatch = clocks.effort
         self._loop = loop
         self._wake = wake
         self._stalled_s = 0.0
@@ -37,7 +37,7 @@ class Pacing:
         self.turns = 0
         self._busy_s = 0.0
         self._lag_s = 0.0
-        self._window_began_s = clock()
+        self._window_began_s = clocks.real()
         self._window: tuple[float, float] = (0.0, 0.0)
 
     def now(self) -> float:
@@ -76,9 +76,9 @@ class Pacing:
         self._wake()
 
     def turn_took(self, began_s: float) -> None:
-        """Note a turn that began at perf_counter `began_s` and ends now."""
+        """Note a turn that began at stopwatch `began_s` and ends now."""
         self.turns += 1
-        self._busy_s += perf_counter() - began_s
+        self._busy_s += self._stopwatch() - began_s
 
     def load(self) -> tuple[float, float]:
         """Return (share of time spent in turns, longest lateness in seconds) of the last full second or so."""

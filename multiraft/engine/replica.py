@@ -13,12 +13,12 @@ from asyncio import Future
 from collections import deque
 from collections.abc import Callable
 from math import inf
-from time import perf_counter
 from typing import Final
 
 from multiraft.engine.machine import Context, Machine, command_failed, environmental
 from multiraft.engine.waiting import Budget, Proposals, Reads, fail_future
 from multiraft.errors import CommandFailed, Halted, MultiRaftError, NotCommitted, NotLeader, OutcomeUnknown, invariant
+from multiraft.ports import Clock
 from multiraft.raft import Raft, Role
 from multiraft.records import COMMANDS, MEMBERSHIP, Record
 from multiraft.types import GroupId, Index, NodeId, ReplicaDescriptor, Term
@@ -66,12 +66,19 @@ class Replica:
         "seen_role",
         "seen_term",
         "slow_command_s",
+        "stopwatch",
         "told_leading",
         "waiting",
     )
 
     def __init__(
-        self, descriptor: ReplicaDescriptor, core: Raft, machine: Machine, budget: Budget, slow_command_s: float
+        self,
+        descriptor: ReplicaDescriptor,
+        core: Raft,
+        machine: Machine,
+        budget: Budget,
+        slow_command_s: float,
+        stopwatch: Clock,
     ) -> None:
         self.descriptor = descriptor
         self.group_id: GroupId = descriptor.group_id
@@ -79,6 +86,7 @@ class Replica:
         self.machine = machine
         self.budget = budget
         self.slow_command_s = slow_command_s
+        self.stopwatch = stopwatch
         self.context = Context(core.applied, 0, self.group_id, 0)
         self.applied: Index = core.applied
         self.committed: Index = core.applied
@@ -133,7 +141,7 @@ class Replica:
     # -------------------------------------------------------------------------------------------------- applying
 
     def apply_slice(self, until_s: float) -> bool:
-        """Apply what is committed, until the perf_counter passes `until_s`; return whether more is left."""
+        """Apply what is committed, until the stopwatch passes `until_s`; return whether more is left."""
         core = self.core
         more = False
         while self.applied < self.committed and self.halted is None and not more:
@@ -168,7 +176,8 @@ class Replica:
         futures = batch.futures if batch is not None else ()
         callers_base = batch.first if batch is not None else 0
         apply, context = self.machine.apply, self.context
-        began_s = perf_counter()
+        stopwatch = self.stopwatch
+        began_s = stopwatch()
         for index in range(self.applied + 1, last + 1):
             context.index = index
             result: bytes | CommandFailed
@@ -191,7 +200,7 @@ class Replica:
                         future.set_result(result)
                     else:
                         fail_future(future, _not_bytes(result))
-            now_s = perf_counter()
+            now_s = stopwatch()
             if now_s - began_s > self.slow_command_s:
                 log.warning("group %d: command at index %d took %.0f ms", self.group_id, index, (now_s - began_s) * 1e3)
             if now_s > until_s and index < last:

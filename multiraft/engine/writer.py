@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from time import perf_counter
 from typing import TypeAlias
 
 from multiraft.engine.replica import Replica
 from multiraft.messages import RaftMessage
-from multiraft.ports import Store, WriteBatch
+from multiraft.ports import Clock, Store, WriteBatch
 from multiraft.raft import Ready
 from multiraft.types import Index, Term
 
@@ -62,10 +61,12 @@ class LogWriter:
         store: Store,
         batch_bytes: int,
         writes_in_flight: int,
+        stopwatch: Clock,
         on_persisted: Callable[[list[Persisted], list[Promise]], None],
         on_failed: Callable[[Exception], None],
     ) -> None:
         self._store = store
+        self._stopwatch = stopwatch
         self._batch_bytes = batch_bytes
         self._limit = writes_in_flight
         self._on_persisted = on_persisted
@@ -75,7 +76,7 @@ class LogWriter:
         self._failed = False
         self._busy_since_s = 0.0
         self._busy_s = 0.0
-        self._window_began_s = perf_counter()
+        self._window_began_s = self._stopwatch()
         self._load = 0.0
 
     @property
@@ -94,7 +95,7 @@ class LogWriter:
 
     def load(self) -> float:
         """Return the share of time, in the last second or so, in which a write was under way."""
-        now_s = perf_counter()
+        now_s = self._stopwatch()
         span_s = now_s - self._window_began_s
         if span_s >= 1.0:
             running_s = now_s - self._busy_since_s if self._in_flight else 0.0
@@ -154,7 +155,7 @@ class LogWriter:
         if pending is None or self._failed:
             return
         if not self._in_flight:
-            self._busy_since_s = perf_counter()
+            self._busy_since_s = self._stopwatch()
         self._in_flight.append(pending)
         self._store.submit(pending.batch, self._done)
 
@@ -167,7 +168,7 @@ class LogWriter:
             return
         pending = self._in_flight.popleft()
         if not self._in_flight:
-            self._busy_s += perf_counter() - self._busy_since_s
+            self._busy_s += self._stopwatch() - self._busy_since_s
         self.flush()
         self._on_persisted(pending.persisted, pending.promises)
         for callback in pending.callbacks:

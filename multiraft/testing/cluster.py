@@ -16,7 +16,7 @@ from typing import TypeVar
 from multiraft.config import Limits, NodeConfig
 from multiraft.errors import NotCommitted, OutcomeUnknown
 from multiraft.node import Node
-from multiraft.ports import Store, Transport
+from multiraft.ports import Clocks, Store, Transport
 from multiraft.storage import MemoryDisk, open_memory
 from multiraft.transport import MemoryNetwork, MemoryTransport
 from multiraft.types import GroupId, Identity, NodeId
@@ -70,8 +70,7 @@ class MemoryCluster:
             config,
             open_store=open_store,
             make_transport=make_transport,
-            clock=loop.time,
-            wall_clock=loop.time,
+            clocks=Clocks(loop.time, loop.time, loop.time),
             rng=Random(self._rng.random()),
         )
         self._declare(node)

@@ -69,7 +69,7 @@ class Desk:
         self.promised: list[int] = []
         self.errors: list[Exception] = []
         self.writer = LogWriter(
-            cast(Any, self.disk), batch_bytes, writes_in_flight, self._on_persisted, self.errors.append
+            cast(Any, self.disk), batch_bytes, writes_in_flight, lambda: 0.0, self._on_persisted, self.errors.append
         )
 
     def _on_persisted(self, persisted: list[Persisted], promises: list[Promise]) -> None:

@@ -15,6 +15,7 @@ from multiraft.engine.waiting import Budget, Proposals
 from multiraft.errors import NotCommitted, OutcomeUnknown, StartError
 from multiraft.forming import Forming
 from multiraft.messages import Append, Beat, CommitTo, Form, LivenessMessage, RaftMessage, RequestVote
+from multiraft.ports import Clocks
 from multiraft.storage import MemoryDisk, open_memory
 from multiraft.testing import VirtualLoop, run_virtual
 from multiraft.types import Identity
@@ -48,7 +49,7 @@ def test_the_patience_clock_forgives_the_loop_its_own_lateness() -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
         woken: list[float] = []
-        pacing = Pacing(loop.time, loop, lambda: woken.append(pacing.now()))
+        pacing = Pacing(Clocks(loop.time, loop.time, loop.time), loop, lambda: woken.append(pacing.now()))
         pacing.wake_at(0.1)
         loop.pass_time(10.0)  # the process is stopped for ten seconds
         await _pause(0.001)

@@ -282,7 +282,7 @@ class Proxy:
         self._writers.add(writer)
         host, port = self._target.split(":")
         try:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, asyncio.CancelledError):
                 there, back = await asyncio.open_connection(host, int(port))
                 self._writers.add(back)
                 try:
@@ -331,6 +331,11 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
         await sockets.open()
     yield made
     await made.close()
+
+
+@pytest.fixture
+def make_ear() -> type[Ear]:
+    return Ear
 
 
 @pytest.fixture

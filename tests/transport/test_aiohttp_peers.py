@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
@@ -333,13 +333,15 @@ class BadServer:
     async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
         ws = web.WebSocketResponse(max_msg_size=0, timeout=0.1)
         await ws.prepare(request)
-        assert (await ws.receive()).type is WSMsgType.BINARY
+        if (await ws.receive()).type is not WSMsgType.BINARY:
+            return ws
         self.connections += 1
         self._connected.set()
-        if self.answer is not None:
-            await ws.send_bytes(self.answer)
-        if self.then is not None:
-            await self.then(ws)
+        with suppress(ConnectionError):  # the dialler has gone meanwhile
+            if self.answer is not None:
+                await ws.send_bytes(self.answer)
+            if self.then is not None:
+                await self.then(ws)
         if not self.reads:
             request.protocol.transport.pause_reading()  # type: ignore[union-attr]
             await asyncio.Event().wait()
@@ -415,15 +417,38 @@ async def test_what_a_peer_says_on_a_connection_that_it_did_not_dial_is_dropped(
 
 
 async def test_a_peer_that_reads_nothing_is_cut_when_the_urgent_lane_is_full(
-    socket_world: SocketWorld, greeting: Greeting
+    socket_world: SocketWorld, greeting: Greeting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with bad_server(socket_world, greeting()) as server:
         server.reads = False
         a = await socket_world.start("a", entry_bytes=65_536, outbox_bytes=1024 * 1024)
-        await a.ear.hears("connected", "b")
-        await fill(a)
-        await a.ear.hears("connected", "b", count=2)
+        with monkeypatch.context() as patch:
+            patch.setattr("multiraft.transport.aiohttp_peers._CLOSE_S", 3600.0)  # an orderly end would take for ever
+            await a.ear.hears("connected", "b")
+            await fill(a)
+            await a.ear.hears("connected", "b", count=2)
         assert a.count("closed_outbox_full") == 1
+
+
+async def test_a_connection_that_worked_makes_the_next_wait_short_again(
+    socket_world: SocketWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[int] = []
+    a = await socket_world.start("a", members={"c": "127.0.0.1:1"})
+
+    def wait_briefly(count: int) -> float:
+        failures.append(count)
+        return 0.001
+
+    monkeypatch.setattr(a.transport, "_backoff_s", wait_briefly)
+    await a.counted("dial_failed", times=10)
+    await socket_world.start("b")
+    await a.ear.hears("connected", "b")
+    assert max(failures) >= 4
+    failures.clear()
+    socket_world.break_off("a", "b")
+    await a.ear.hears("connected", "b", count=2)
+    assert 0 in failures
 
 
 async def test_a_peer_that_does_not_even_answer_pings_is_given_up(

@@ -246,6 +246,26 @@ def test_a_hello_that_does_not_get_through_is_given_up_and_tried_again(make_memo
     run(story())
 
 
+def test_each_request_ends_at_its_own_deadline(make_memory_world: Any) -> None:
+    async def story() -> dict[float, float]:
+        world: MemoryWorld = make_memory_world()
+        a, _ = await world.pair()
+        loop = asyncio.get_running_loop()
+        asked_s = loop.time()
+        ended_s: dict[float, float] = {}
+        futures = []
+        for timeout_s in (30.0, 10.0, 20.0, 5.0, 25.0):
+            future = a.transport.request("b", "read", b"", timeout_s)
+            future.add_done_callback(lambda _, of=timeout_s: ended_s.setdefault(of, loop.time() - asked_s))  # type: ignore[misc]
+            futures.append(future)
+        await asyncio.gather(*futures, return_exceptions=True)
+        await world.close()
+        return ended_s
+
+    for timeout_s, ended_s in run(story()).items():
+        assert ended_s == pytest.approx(timeout_s)
+
+
 def test_an_address_has_one_owner_and_is_free_again_after_a_stop(make_memory_world: Any) -> None:
     async def story() -> None:
         world: MemoryWorld = make_memory_world()

@@ -38,6 +38,7 @@ _HEAD: Final = struct.Struct(">BBQIQQQ")
 _CRC: Final = struct.Struct(">I")
 _GROUP: Final = struct.Struct(">Q")
 RECORD_HEADER_BYTES: Final = _HEAD.size + _CRC.size
+_COPIED_BYTES: Final = 16 * 1024
 
 
 class Record:
@@ -101,9 +102,10 @@ def decode_record(group_id: GroupId, raw: bytes) -> Record:
         raise CorruptRecord(f"record of group {group_id}: format {record_format}, this version reads {RECORD_FORMAT}")
     if kind > MEMBERSHIP or count < 1 or first < 1 or prev_term > term:
         raise CorruptRecord(f"record of group {group_id}: header does not make sense")
-    view = memoryview(raw)
-    crc = zlib.crc32(view[: _HEAD.size], zlib.crc32(_GROUP.pack(group_id)))
-    if zlib.crc32(view[RECORD_HEADER_BYTES:], crc) != _CRC.unpack_from(raw, _HEAD.size)[0]:
+    # Of a small record a copy costs less than a view.
+    blob = raw[RECORD_HEADER_BYTES:] if len(raw) <= _COPIED_BYTES else memoryview(raw)[RECORD_HEADER_BYTES:]
+    crc = zlib.crc32(raw[: _HEAD.size], zlib.crc32(_GROUP.pack(group_id)))
+    if zlib.crc32(blob, crc) != _CRC.unpack_from(raw, _HEAD.size)[0]:
         raise CorruptRecord(f"record of group {group_id} at index {first}: checksum does not hold")
     return Record(first, first + count - 1, term, prev_term, kind, stamp_ms, raw)
 

@@ -418,7 +418,7 @@ class Engine:
             nodes = replica.core.membership.nodes
             for message in messages:
                 self.outgoing.consensus(nodes.get(message.to), message)
-        self._schedule()
+        self._turn()  # at once: callers of single writes wait for nothing else
 
     # ------------------------------------------------------------------------------------------ roles and deadlines
 

@@ -8,17 +8,16 @@ The checkout is copied; nothing in it is changed. First all named tests must pas
 put into a copy, its tests are run, and the file is put back. Ends with 1 when a mutant survives, when its change does
 not fit the code any more, or when it breaks so much that its tests prove nothing.
 
-Rules of this file: a test that does not run is no test that fails; bytecode is never taken for that of another
-source.
+Rules of this file: a test that does not run is no test that fails; no bytecode is taken for that of another source,
+and none is left behind.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import compileall
+import itertools
 import os
-import py_compile
 import re
 import shutil
 import subprocess
@@ -40,6 +39,7 @@ WORKS: Final = "tests/node/test_outcomes.py::test_a_command_returns_its_result_f
 """Three nodes form a cluster, elect, write and read; nothing goes wrong meanwhile."""
 TEST_TIMEOUT_S: Final = 60
 RUN_TIMEOUT_S: Final = 180
+SECONDS: Final = itertools.count(1_000_000_000)
 SUMMARY: Final = re.compile(r"^(FAILED|ERROR) (\S+::\S+?)(?:\[.*)?(?: - .*)?$", re.MULTILINE)
 
 
@@ -78,12 +78,22 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def copy_checkout(target: Path) -> Path:
-    """Copy what the tests need, links as links, with bytecode that is checked against its source at every import."""
-    hidden = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info")
-    shutil.copytree(ROOT, target, symlinks=True, ignore=hidden)
-    checked = py_compile.PycInvalidationMode.CHECKED_HASH
-    compileall.compile_dir(target, quiet=2, invalidation_mode=checked)
+    """Copy what the tests need, links as links."""
+    shutil.copytree(
+        ROOT, target, symlinks=True, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info")
+    )
     return target
+
+
+def rewrite(path: Path, text: str) -> None:
+    """Write a version of a file that was never there before.
+
+    Bytecode is told from that of another version by the file's size and the second of its writing alone: so each
+    version gets a second of its own.
+    """
+    path.write_text(text, encoding="utf-8")
+    second = next(SECONDS)
+    os.utime(path, (second, second))
 
 
 def misfit(copy: Path, mutant: Mutant) -> str | None:
@@ -115,11 +125,12 @@ def unpatched_problems(copies: Sequence[Path], chosen: Iterable[Mutant]) -> list
 
 
 def run_tests(copy: Path, tests: Sequence[str]) -> tuple[set[str], str]:
-    """Run `tests` in `copy`. Return those that failed, without brackets; and, if they could not be run, what was said."""
+    """Run `tests` in `copy`. Return those that failed, without brackets, and what was said if they could not be run."""
     if not tests:
         return set(), ""
     command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", f"--timeout={TEST_TIMEOUT_S}"]
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(copy.parent / "bytecode")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     try:
         run = subprocess.run(
             [*command, *tests],
@@ -147,10 +158,10 @@ def judge(copies: SimpleQueue[Path], mutant: Mutant) -> Outcome:
     path = copy / mutant.file
     original = path.read_text(encoding="utf-8")
     try:
-        path.write_text(mutant.changed(original), encoding="utf-8")
+        rewrite(path, mutant.changed(original))
         failed, output = run_tests(copy, [*mutant.tests, *([WORKS] if mutant.works else [])])
     finally:
-        path.write_text(original, encoding="utf-8")
+        rewrite(path, original)
         copies.put(copy)
     problem = None
     passed = [test for test in mutant.tests if test.partition("[")[0] not in failed]
@@ -179,7 +190,8 @@ def report(chosen: Sequence[Mutant], copies: Sequence[Path]) -> int:
             bad += outcome.problem is not None
             caught = outcome.problem or ", ".join(test.rpartition("::")[2] for test in one.tests)
             print(f"{one.name:{names}}  {one.rule:{rules}}  {outcome.seconds:5.1f}  {caught}", flush=True)
-    print(f"{len(chosen) - bad} of {len(chosen)} caught by every test named for them, in {time.monotonic() - began_s:.0f} s")
+    took_s = time.monotonic() - began_s
+    print(f"{len(chosen) - bad} of {len(chosen)} caught by every test named for them, in {took_s:.0f} s")
     return 1 if bad else 0
 
 

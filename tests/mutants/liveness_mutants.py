@@ -109,10 +109,7 @@ LIVENESS_MUTANTS: Final = (
         LIVEPEER,
         " and self.acked >= self._counts_from[group_id]",
         " and self._counts_from[group_id] < math.inf",
-        (
-            f"{ACKNOWLEDGING}::test_L08_only_beats_sent_after_the_peer_was_told_count_for_a_group",
-            f"{ACKNOWLEDGING}::test_L08_a_group_won_while_the_peer_is_away_counts_from_its_next_connection",
-        ),
+        (f"{ACKNOWLEDGING}::test_L08_only_beats_sent_after_the_peer_was_told_count_for_a_group",),
     ),
     Mutant(
         "L08-last-beat-counts",

@@ -18,6 +18,7 @@ STORE: Final = "storage/store.py"
 CRASHES: Final = "tests/node/test_crashes.py"
 CONTRACT: Final = "tests/storage/test_store_contract.py"
 OPENINGS: Final = "tests/storage/test_store_opening.py"
+PROMISES_KEPT: Final = "tests/node/test_promises_kept.py"
 SYNCS: Final = "tests/storage/test_syncs.py"
 WRITER: Final = "tests/storage/test_leveldb_writer.py"
 
@@ -60,7 +61,7 @@ SYNCING: Final = (
         "            if self.sync:\n",
         (
             "tests/storage/test_memory.py::test_a_crash_drops_what_was_not_written_and_keeps_what_was",
-            f"{CRASHES}::test_every_acknowledged_write_survives_power_cuts[0]",
+            f"{PROMISES_KEPT}::test_what_was_acknowledged_is_on_two_disks_at_that_very_moment",
         ),
     ),
     Mutant(
@@ -73,7 +74,7 @@ SYNCING: Final = (
         (
             f"{CRASHES}::test_no_acknowledgement_before_a_quorum_has_synced",
             f"{CRASHES}::test_nobody_is_elected_while_votes_are_not_on_disk",
-            f"{CRASHES}::test_every_acknowledged_write_survives_power_cuts[0]",
+            f"{PROMISES_KEPT}::test_what_was_acknowledged_is_on_two_disks_at_that_very_moment",
         ),
     ),
     Mutant(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from multiraft import Limits, Node, NotCommitted, NotLeader, StorageError
+from multiraft import Limits, Node, NotCommitted, NotLeader, OutcomeUnknown, StorageError
 from multiraft.forming import Forming
 from multiraft.messages import AppendAnswer, Form, RequestVote
 from multiraft.raft import Role
@@ -34,11 +34,17 @@ def core_of(ledgers: Any, name: str) -> Any:
 
 
 async def roles(ledgers: Any) -> tuple[str, str, str]:
-    """Return the leader and its two followers, once these follow it."""
+    """Return the leader and its two followers, once these follow it and hold its whole log."""
     leader = await ledgers.leader()
     one, other = (name for name in ledgers.cluster.names if name != leader)
-    mine = core_of(ledgers, leader).replica_id
-    await ledgers.cluster.until(lambda: core_of(ledgers, one).leader == core_of(ledgers, other).leader == mine)
+    core, followers = core_of(ledgers, leader), [core_of(ledgers, one), core_of(ledgers, other)]
+    await ledgers.cluster.until(
+        lambda: (
+            core.can_read()
+            and all(follower.leader == core.replica_id for follower in followers)
+            and all(peer.match == core.last_index for peer in core.progress.values())
+        )
+    )
     return leader, one, other
 
 
@@ -152,6 +158,57 @@ def test_a_message_in_another_nodes_name_is_dropped(play: Play) -> None:
         assert engine_of(ledgers, leader).counters["forged_sender"] == 1
         receive(ledgers, leader, other, forged)  # the same words from whom they name
         assert await call == b"1"
+
+    play(scenario)
+
+
+def test_whoever_acknowledges_late_is_told_of_the_commit_by_a_message_of_its_own(play: Play) -> None:
+    async def scenario(ledgers: Any) -> None:
+        leader, late, early = await roles(ledgers)
+        ledgers.cluster.disks[late].hold_writes()
+        assert await engine_of(ledgers, leader).propose(GROUP, b"x") == b"1"
+        await ledgers.cluster.until(lambda: ledgers.kept(early) == [b"x"], timeout_s=0.1)
+        ledgers.cluster.disks[late].release()
+        await ledgers.cluster.until(lambda: ledgers.kept(late) == [b"x"], timeout_s=0.1)
+
+    play(scenario)
+
+
+def test_a_failed_write_ends_the_node_in_good_time(play: Play) -> None:
+    async def scenario(ledgers: Any) -> None:
+        leader, *_ = await roles(ledgers)
+        node = ledgers.cluster.nodes[leader]
+        ledgers.cluster.disks[leader].fail_next_write(OSError(5, "Input/output error"))
+        call = engine_of(ledgers, leader).propose(GROUP, b"x")
+        async with asyncio.timeout(0.1):
+            with pytest.raises(StorageError, match="Input/output error"):
+                await node.failed()
+        del ledgers.cluster.nodes[leader]
+        with pytest.raises(OutcomeUnknown):
+            await call
+
+    play(scenario)
+
+
+def test_what_was_acknowledged_is_on_two_disks_at_that_very_moment(play: Play) -> None:
+    """The power fails everywhere as soon as the caller has its answer, and the leader does not come back."""
+
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        for round_number in range(4):
+            leader, *followers = await roles(ledgers)
+            cluster.disks[leader].delay_s = lambda: 0.001
+            for name in followers:
+                cluster.disks[name].delay_s = lambda: 0.02
+            command = b"x%d" % round_number
+            await engine_of(ledgers, leader).propose(GROUP, command)
+            cluster.crash()
+            for name in followers:
+                await cluster.start(name)
+            await cluster.until(lambda: len(cluster.leaders(GROUP)) == 1)
+            kept = await cluster.insist(lambda: ledgers.services[followers[0]].read(b"k", b""))
+            assert command in kept.split()
+            await cluster.start(leader)
 
     play(scenario)
 

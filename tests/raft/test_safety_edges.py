@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from multiraft.messages import AppendAnswer, RequestVote
+from multiraft.messages import AppendAnswer, RequestVote, VoteAnswer
 from multiraft.records import COMMANDS
+from multiraft.types import Membership
 
 GROUP = 16
 Make: TypeAlias = Callable[..., Any]
@@ -35,3 +36,29 @@ def test_a_late_acknowledgement_does_not_take_match_back(cluster: Make) -> None:
     assert leader.progress[2].match == 4
     leader.step(AppendAnswer(True, GROUP, 0, 0, 3, 2, leader.term, 1), 0.0)  # an earlier answer, overtaken
     assert (leader.progress[2].match, leader.progress[2].next) == (4, 5)
+
+
+def test_one_peer_of_three_is_no_quorum_for_a_leader(cluster: Make) -> None:
+    """With an even number of voters, half of them are too few."""
+    group = cluster(4)
+    leader = group.elect(1)
+    group[1].contacts.contact = {2: 20.0, 3: 20.0}
+    leader.check_quorum(20.0)
+    assert group.leaders() == [1]
+    group[1].contacts.contact = {2: 20.0}
+    leader.check_quorum(20.0)
+    assert group.leaders() == []
+
+
+def test_learners_make_no_majority_however_many_they_are(replica: Make) -> None:
+    membership = Membership(1, (1, 2, 3), {n: f"n{n}" for n in range(1, 7)}, 7, learners=(4, 5, 6))
+    one = replica(membership=membership)
+    one.core.campaign(0.0, forced=True)
+    one.persist()
+    one.core.step(VoteAnswer(2, True, GROUP, 2, 2, 1), 0.0)
+    one.take()
+    for sender in (4, 5, 6):
+        one.core.step(AppendAnswer(True, GROUP, 0, 0, 2, sender, 2, 1), 0.0)
+    assert one.core.commit == 1
+    one.core.step(AppendAnswer(True, GROUP, 0, 0, 2, 2, 2, 1), 0.0)
+    assert one.core.commit == 2

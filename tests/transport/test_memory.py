@@ -73,6 +73,9 @@ def test_dialling_begins_at_once_and_slows_down_to_every_other_second(make_memor
         before_s = asyncio.get_running_loop().time()
         await a.ear.hears("connected", "b")
         assert asyncio.get_running_loop().time() == before_s, "who has just been heard is dialled at once"
+        world.break_off("a", "b")
+        await a.ear.hears("connected", "b", count=2)
+        assert asyncio.get_running_loop().time() - before_s <= BACKOFF_MIN_S, "after a success, waits are short again"
         await world.close()
 
     run(story())

@@ -9,7 +9,6 @@ Rules of this file: what is measured is what users call: `Group.propose` and a `
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import resource
 import struct
@@ -21,6 +20,7 @@ from typing import Any
 from multiraft.config import Limits, NodeConfig
 from multiraft.node import Node
 from multiraft.statemachine import BytesStateMachine, StateMachine, command
+from multiraft.tuning import tune_process
 from multiraft.types import GroupId
 
 _COUNT = struct.Struct(">Q")
@@ -187,9 +187,7 @@ async def serve(options: dict[str, Any]) -> None:
     async with worker.node:
         await worker.node.ready(timeout_s=120)
         if options.get("gc", "freeze") == "freeze":
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(100_000, 50, 100)
+            tune_process()
         say({"event": "ready"})
         while line := await lines.get():
             wanted = json.loads(line)

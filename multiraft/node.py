@@ -158,7 +158,7 @@ class Node:
         except BaseException:
             await running.close("the node did not start")
             raise
-        self._running = running
+        self._running = None if self._ending else running
 
     async def stop(self) -> None:
         """Stop: end every waiting call, close connections, join the writer, close the store. Idempotent."""
@@ -251,7 +251,8 @@ class Node:
         self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float | None
     ) -> Coroutine[Any, Any, bytes]:
         """Bring `body` to the group's leader; see Group.propose and Group.read."""
-        return self._here().router.call(group_id, kind, body, timeout_s)
+        running = self._running or self._here()
+        return running.router.call(group_id, kind, body, timeout_s)
 
     def leader(self, group_id: GroupId) -> NodeId | None:
         """Return the node that leads the group, as far as this node's replica knows."""

@@ -38,6 +38,7 @@ _HEAD: Final = struct.Struct(">BBQIQQQ")
 _CRC: Final = struct.Struct(">I")
 _GROUP: Final = struct.Struct(">Q")
 RECORD_HEADER_BYTES: Final = _HEAD.size + _CRC.size
+_BYTES: Final = {bytes}
 _COPIED_BYTES: Final = 16 * 1024
 
 
@@ -71,7 +72,7 @@ class Record:
             found = msgpack.unpackb(memoryview(self.raw)[RECORD_HEADER_BYTES:])
         except Exception as problem:
             raise CorruptRecord(f"record at {self.first}: entries do not decode: {problem}") from problem
-        if not isinstance(found, list) or len(found) != self.count or not all(type(e) is bytes for e in found):
+        if not isinstance(found, list) or len(found) != self.count or set(map(type, found)) != _BYTES:
             raise CorruptRecord(f"record at {self.first}: holds something else than {self.count} entries")
         return found
 

@@ -11,6 +11,7 @@ import logging
 from asyncio import Future
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from random import Random
 from typing import Any, Final
@@ -18,7 +19,7 @@ from typing import Any, Final
 from multiraft.config import NodeConfig
 from multiraft.engine.engine import Engine
 from multiraft.engine.replica import Replica
-from multiraft.errors import MultiRaftError, NotRunning
+from multiraft.errors import MultiRaftError, NotRunning, StorageError
 from multiraft.forming import Forming
 from multiraft.forwarding import Forwarding
 from multiraft.hosting import Hosting
@@ -68,6 +69,7 @@ class Running:
         self._changed: set[Future[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
+        self._failed = False
         self.directory = Directory()
         self.store: Store | None = None
         self.transport: Transport | None = None
@@ -154,6 +156,7 @@ class Running:
 
     def _engine_failed(self, error: Exception) -> None:
         """The engine has ended: a write failed, and the store cannot be trusted any more, or it met a bug."""
+        self._failed = True
         bug = f"a bug ended the node: {type(error).__name__}: {error}; its log has the details"
         failure = error if isinstance(error, MultiRaftError) else MultiRaftError(bug)
         self._setup.services.bind(None)
@@ -255,11 +258,21 @@ class Running:
         self.hosting.found_directory(identity)
         self._wake()
 
+    def _form(self, step: Callable[[], None]) -> None:
+        """Forming writes on its own, beside the engine's writer; that a write failed ends the node all the same."""
+        if self._failed or self._closed:
+            return
+        try:
+            step()
+        except StorageError as problem:
+            self.engine.stop(f"the node has ended: {problem}")
+            self._engine_failed(problem)
+
     def unformed_peer(self, node_id: NodeId, store_id: bytes) -> None:
-        self.forming.unformed_peer(node_id, store_id)
+        self._form(partial(self.forming.unformed_peer, node_id, store_id))
 
     def forming_received(self, node_id: NodeId, message: FormingMessage) -> None:
-        self.forming.received(node_id, message)
+        self._form(partial(self.forming.received, node_id, message))
 
     # ------------------------------------------------------------------------------------- from the transport
 

@@ -144,8 +144,8 @@ class Router:
 
     async def _run(self, group_id: GroupId, kind: CallKind, body: bytes, deadline: float, timeout_s: float) -> bytes:
         """Try here, if this node leads; else search. `timeout_s` is what is left until `deadline`."""
-        caller = self._caller
         cause: MultiRaftError | None = None
+        caller = self._caller
         if caller.leads(group_id):
             try:
                 if kind == "propose":

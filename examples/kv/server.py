@@ -15,7 +15,6 @@ nothing; every way out stops the node.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -32,6 +31,7 @@ from examples.kv.machine import KV
 from multiraft.config import NodeConfig, parse_address
 from multiraft.errors import ConfigError, MultiRaftError, NotReady, StartError
 from multiraft.node import Node
+from multiraft.tuning import tune_process
 
 INITIAL_SHARDS: Final = 16
 REPLICAS: Final = 3
@@ -39,7 +39,6 @@ EXIT_USAGE: Final = 2
 EXIT_START: Final = 3
 EXIT_FAILED: Final = 4
 
-_GC_THRESHOLDS: Final = (50_000, 20, 20)
 _READY_NOTE_S: Final = 10.0
 
 
@@ -94,7 +93,7 @@ async def _serve(
             await runner.setup()
             await web.SockSite(runner, listener).start()
             _say(f"node {config.node_id} listens: http://{http}, peers {config.listen}, data {config.data_dir}")
-            _settle_memory()
+            tune_process()
             await _first(
                 node.failed(),
                 stop.wait(),
@@ -175,13 +174,6 @@ async def _stdin_closed() -> None:
     finally:
         with suppress(OSError, ValueError):
             loop.remove_reader(0)
-
-
-def _settle_memory() -> None:
-    """What exists now stays: keep the garbage collector from walking it again and again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 def _say(line: str) -> None:

@@ -49,6 +49,7 @@ from multiraft.errors import (
     Overloaded,
 )
 from multiraft.messages import (
+    AppendAnswer,
     Beat,
     BeatAnswer,
     LeadAll,
@@ -351,6 +352,10 @@ class Engine:
             core.step(message, now)
         except (InvariantViolation, CorruptRecord) as problem:
             self.broke(replica, problem)
+            return
+        if type(message) is AppendAnswer and core.settled(message.sender):
+            if core.commit_untold:
+                self.upkeep.tell_commit_later(replica)
             return
         self.note(replica, now)
 

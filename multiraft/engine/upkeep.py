@@ -18,6 +18,8 @@ from multiraft.types import GroupId, NodeId
 if TYPE_CHECKING:
     from multiraft.engine.engine import Engine
 
+_STALLED_TIMEOUTS: Final = 4
+"""A write that is under way for this many election timeouts costs a node what it leads."""
 log: Final = logging.getLogger("multiraft.engine")
 
 
@@ -30,6 +32,8 @@ class Upkeep:
         self._untold: set[Replica] = set()
         self._untold_handle: asyncio.TimerHandle | None = None
         self._to_audit: list[GroupId] = []
+        self._oldest_write: object = None
+        self._oldest_since_s = 0.0
 
     def stop(self) -> None:
         if self._untold_handle is not None:
@@ -78,12 +82,28 @@ class Upkeep:
             elif message.term == replica.core.term:
                 engine.outgoing.consensus(node_id, message)
 
-    def audit(self, now: float) -> None:
-        """Look at a share of all replicas (L19): each leads, has a deadline, or a leader whose silence will be judged.
+    def _judge_disk(self, now: float) -> None:
+        """A leader whose disk has stalled can answer nobody: it gives up, though its beats still flow (L23)."""
+        engine = self._engine
+        oldest = engine.writer.oldest
+        if oldest is not self._oldest_write:
+            self._oldest_write, self._oldest_since_s = oldest, now
+        stalled_s = now - self._oldest_since_s
+        if oldest is None or stalled_s < _STALLED_TIMEOUTS * engine.limits.election_timeout_ms / 1e3:
+            return
+        for replica in engine.replicas.values():
+            if replica.leads and len(replica.core.membership.replicas) > 1:
+                log.error("group %d: given up: a write takes %.1f s already", replica.group_id, stalled_s)
+                with engine.touching(replica, now):
+                    replica.core.step_down(now)
 
-        Each pass begins with a comparison of what is claimed toward peers with what the cores are (L21).
+    def audit(self, now: float) -> None:
+        """Look at the disk, and at a share of all replicas (L19): each leads, has a deadline, or a leader whose
+        silence will be judged. Each pass begins with a comparison of what is claimed toward peers with what the cores
+        are (L21).
         """
         engine = self._engine
+        self._judge_disk(now)
         if not self._to_audit:
             self._to_audit = list(engine.replicas)
             self._audit_claims()

@@ -84,6 +84,11 @@ class LogWriter:
         return len(self._in_flight)
 
     @property
+    def oldest(self) -> object:
+        """What stands for the write that is under way longest; None when none is."""
+        return self._in_flight[0] if self._in_flight else None
+
+    @property
     def failed(self) -> bool:
         return self._failed
 

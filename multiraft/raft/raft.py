@@ -27,6 +27,7 @@ from multiraft.messages import (
     VoteAnswer,
 )
 from multiraft.raft.election import Elections
+from multiraft.raft.progress import ProgressState
 from multiraft.raft.ready import Contacts, CoreSettings, Dice, Ready, Role
 from multiraft.records import encode_record
 from multiraft.types import NOBODY, HardState, Index, ReplicaId, StoredReplica, Term
@@ -246,6 +247,22 @@ class Raft(Elections):
         self._shown_role, self._shown_term, self._shown_leader = self.role, self.term, self.leader
         self._shown_committed = max(self._shown_committed, committed)
         return ready
+
+    def settled(self, replica_id: ReplicaId) -> bool:
+        """Whether the latest answer of that follower leaves `ready()` nothing to say: a leader's usual second answer.
+
+        False is always safe: it only means that `ready()` must be asked.
+        """
+        peer = self.progress.get(replica_id)
+        return (
+            peer is not None
+            and self.role is Role.LEADER
+            and self._shown_role is Role.LEADER
+            and peer.state is ProgressState.REPLICATE
+            and peer.next > self.log.last_index
+            and (self.commit <= self._shown_committed or self.log.stable <= self._shown_committed)
+            and not (self._messages or self._answers or self._read_states)
+        )
 
     def persisted(self, index: Index, term: Term, hard_state_term: Term) -> None:
         """The write that carried the log up to (index, term) (`Ready.last`), and a hard state of that term, is on disk.

@@ -69,12 +69,19 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="multiraft-mutants-") as scratch:
         copies = [copy_checkout(Path(scratch) / str(number)) for number in range(options.jobs)]
-        problems = [problem for one in chosen if (problem := misfit(copies[0], one)) is not None]
-        problems += unpatched_problems(copies, chosen)
-        if problems:
-            print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr)
+        problems = [f"{one.name}: {problem}" for one in chosen if (problem := misfit(copies[0], one)) is not None]
+        sound = [one for one in chosen if misfit(copies[0], one) is None]
+        failing, output = unpatched_failures(copies, sound)
+        problems += [f"fails on the code as it is: {test}" for test in sorted(failing)]
+        if output:
+            print(f"error: the tests cannot be run on the code as it is:\n{output}", file=sys.stderr)
             return 1
-        return report(chosen, copies)
+        sound = [one for one in sound if WORKS not in failing and not failing & {bare(test) for test in one.tests}]
+        bad = report(sound, copies)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    print(f"{len(sound) - bad} of {len(chosen)} caught by every test named for them")
+    return 1 if bad or len(sound) < len(chosen) else 0
 
 
 def copy_checkout(target: Path) -> Path:
@@ -101,27 +108,40 @@ def misfit(copy: Path, mutant: Mutant) -> str | None:
     try:
         text = (copy / mutant.file).read_text(encoding="utf-8")
     except FileNotFoundError:
-        return f"{mutant.name}: there is no {mutant.file}"
+        return f"there is no {mutant.file}"
     problem = mutant.fits(text)
-    if problem is None:
-        try:
-            ast.parse(mutant.changed(text))
-        except SyntaxError as error:
-            problem = f"its new text does not compile: {error}"
-    return None if problem is None else f"{mutant.name}: {problem}"
+    if problem is not None:
+        return problem
+    try:
+        ast.parse(mutant.changed(text))
+    except SyntaxError as error:
+        return f"its new text does not compile: {error}"
+    for test in mutant.tests:
+        path, function = copy / test.split("::")[0], bare(test).rpartition("::")[2]
+        if not path.is_file() or f"def {function}(" not in path.read_text(encoding="utf-8"):
+            return f"there is no test {test}"
+    return None
 
 
-def unpatched_problems(copies: Sequence[Path], chosen: Iterable[Mutant]) -> list[str]:
-    """Run every named test on the code as it is; return what fails there."""
+def bare(test: str) -> str:
+    """Return a node id without its brackets."""
+    return test.partition("[")[0]
+
+
+def unpatched_failures(copies: Sequence[Path], chosen: Iterable[Mutant]) -> tuple[set[str], str]:
+    """Run every named test on the code as it is. Return what fails there; and what was said if they could not run."""
     tests = sorted({WORKS, *(test for one in chosen for test in one.tests)})
     shares = [tests[number :: len(copies)] for number in range(len(copies))]
     began_s = time.monotonic()
     with ThreadPoolExecutor(len(copies)) as pool:
         runs = list(pool.map(run_tests, copies, shares))
-    problems = [f"fails on the code as it is: {test}" for failed, _ in runs for test in sorted(failed)]
-    problems += [f"the tests cannot be run on the code as it is:\n{output}" for _, output in runs if output]
-    print(f"{len(tests)} tests pass on the code as it is ({time.monotonic() - began_s:.0f} s)" if not problems else "")
-    return problems
+    failing = {test for failed, _ in runs for test in failed}
+    took_s = time.monotonic() - began_s
+    print(
+        f"on the code as it is, {len(tests) - len(failing)} of {len(tests)} named tests pass ({took_s:.0f} s)",
+        flush=True,
+    )
+    return failing, "\n".join(output for _, output in runs if output)
 
 
 def run_tests(copy: Path, tests: Sequence[str]) -> tuple[set[str], str]:
@@ -164,7 +184,7 @@ def judge(copies: SimpleQueue[Path], mutant: Mutant) -> Outcome:
         rewrite(path, original)
         copies.put(copy)
     problem = None
-    passed = [test for test in mutant.tests if test.partition("[")[0] not in failed]
+    passed = [test for test in mutant.tests if bare(test) not in failed]
     if output:
         problem = f"its tests could not be run:\n{output}"
     elif passed:
@@ -175,13 +195,12 @@ def judge(copies: SimpleQueue[Path], mutant: Mutant) -> Outcome:
 
 
 def report(chosen: Sequence[Mutant], copies: Sequence[Path]) -> int:
-    """Judge all, print the table, and return the exit status."""
+    """Judge all, print the table, and return how many were not caught."""
     free: SimpleQueue[Path] = SimpleQueue()
     for copy in copies:
         free.put(copy)
-    began_s = time.monotonic()
-    names = max(len(one.name) for one in chosen)
-    rules = max(len(one.rule) for one in chosen)
+    names = max((len(one.name) for one in chosen), default=0)
+    rules = max((len(one.rule) for one in chosen), default=0)
     print(f"{'mutant':{names}}  {'rule that it breaks':{rules}}  {'s':>5}  caught by")
     bad = 0
     with ThreadPoolExecutor(len(copies)) as pool:
@@ -190,9 +209,7 @@ def report(chosen: Sequence[Mutant], copies: Sequence[Path]) -> int:
             bad += outcome.problem is not None
             caught = outcome.problem or ", ".join(test.rpartition("::")[2] for test in one.tests)
             print(f"{one.name:{names}}  {one.rule:{rules}}  {outcome.seconds:5.1f}  {caught}", flush=True)
-    took_s = time.monotonic() - began_s
-    print(f"{len(chosen) - bad} of {len(chosen)} caught by every test named for them, in {took_s:.0f} s")
-    return 1 if bad else 0
+    return bad
 
 
 if __name__ == "__main__":

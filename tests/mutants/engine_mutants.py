@@ -15,11 +15,13 @@ PACING: Final = "multiraft/engine/pacing.py"
 READING: Final = "multiraft/engine/reading.py"
 REPLICA: Final = "multiraft/engine/replica.py"
 UPKEEP: Final = "multiraft/engine/upkeep.py"
+VIEW: Final = "multiraft/engine/view.py"
 WRITER: Final = "multiraft/engine/writer.py"
 
 CRASHES: Final = "tests/node/test_crashes.py"
 GROUP_COMMIT: Final = "tests/engine/test_group_commit.py"
 OUTCOMES: Final = "tests/node/test_outcomes.py"
+FOUND: Final = "tests/node/test_found_by_storm.py"
 PARTS: Final = "tests/node/test_engine_parts.py"
 PROMISES_KEPT: Final = "tests/node/test_promises_kept.py"
 
@@ -126,8 +128,8 @@ WRITING: Final = (
         "goes-on-after-failure",
         "after one failed write nothing is ever handed out again",
         WRITER,
-        "            self._failed = True\n            self._in_flight.clear()\n",
-        "            self._in_flight.popleft()\n",
+        "            self.stop()\n            self._on_failed(error)\n",
+        "            self._in_flight.popleft()\n            self._on_failed(error)\n",
         (f"{GROUP_COMMIT}::test_after_a_failed_write_nothing_is_handed_out_again",),
     ),
     Mutant(
@@ -183,7 +185,7 @@ CALLERS: Final = (
         REPLICA,
         "if batch.term == record.term and batch",
         "if batch",
-        (f"{OUTCOMES}::test_a_command_that_a_new_leader_replaced_is_not_committed",),
+        (f"{PROMISES_KEPT}::test_a_caller_whose_command_was_replaced_is_told_that_it_did_not_happen",),
     ),
     Mutant(
         "forged-sender",
@@ -208,6 +210,14 @@ CALLERS: Final = (
         "                    replica.core.poke(message.to)\n",
         "",
         (f"{PARTS}::test_lost_appends_and_answers_are_repaired",),
+    ),
+    Mutant(
+        "early-answer-forgotten",
+        "an answer that is due before its connection is up is given when it is",
+        "multiraft/engine/outgoing.py",
+        "            if type(message) is AppendAnswer:\n",
+        "            if node_id is None:\n",
+        (f"{FOUND}::test_an_answer_that_is_due_before_its_connection_is_up_is_given_when_it_is",),
     ),
     Mutant(
         "dropped-answer-forgotten",
@@ -246,6 +256,22 @@ TIME: Final = (
         "                engine.view.electable([group_id], now)\n",
         "",
         (f"{PROMISES_KEPT}::test_L19_the_sweep_finds_a_replica_that_nobody_is_responsible_for",),
+    ),
+    Mutant(
+        "L23-stalled-disk-leads",
+        "a leader whose disk has stalled gives up, though its beats still flow",
+        UPKEEP,
+        "        self._judge_disk(now)\n",
+        "",
+        (f"{FOUND}::test_a_leader_whose_disk_has_stalled_gives_up_though_its_beats_still_flow",),
+    ),
+    Mutant(
+        "L24-late-replica-unasked",
+        "a replica that came to its node late is asked again where it is",
+        VIEW,
+        "replica.core.poke(replica.core.membership.replica_on(node_id))",
+        "replica.core.membership.replica_on(node_id)",
+        (f"{FOUND}::test_a_replica_that_is_created_after_its_leader_was_elected_catches_up",),
     ),
     Mutant(
         "L21-claim-outlives-leader",

@@ -137,6 +137,14 @@ RUNS: Final = (
         (f"{CONTRACT}::test_closed_orderly_tells_how_the_previous_run_ended",),
     ),
     Mutant(
+        "closing-record-stays",
+        "the closing record is gone as soon as the next run begins",
+        OPENING,
+        "    batch.delete(layout.CLOSING_KEY)\n",
+        "",
+        (f"{OPENINGS}::test_the_closing_record_is_gone_as_soon_as_the_next_run_begins",),
+    ),
+    Mutant(
         "stale-closing-record",
         "an earlier run's closing record is not taken for the last one's",
         IDENTITY,

@@ -62,13 +62,14 @@ Scenario = Callable[[Ledgers], Coroutine[Any, Any, None]]
 
 @pytest.fixture
 def play() -> Callable[..., None]:
-    """Run a scenario on a started, ready cluster of ledgers; options go to MemoryCluster."""
+    """Run a scenario on a started cluster of ledgers, ready unless told otherwise; options go to MemoryCluster."""
 
-    def run(scenario: Scenario, **options: Any) -> None:
+    def run(scenario: Scenario, *, ready: bool = True, **options: Any) -> None:
         async def main() -> None:
             ledgers = Ledgers(**options)
             async with ledgers.cluster as cluster:
-                await cluster.ready()
+                if ready:
+                    await cluster.ready()
                 await scenario(ledgers)
 
         run_virtual(main())

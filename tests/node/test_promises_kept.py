@@ -6,6 +6,7 @@ The scenarios stop at the one moment at which the promise in question would be b
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from math import inf
 from random import Random
@@ -100,6 +101,24 @@ def test_a_read_sees_what_was_committed_before_it(play: Play) -> None:
         assert (await asked, await call) == (b"x", b"1")
 
     play(scenario)
+
+
+def test_a_caller_whose_command_was_replaced_is_told_that_it_did_not_happen(play: Play) -> None:
+    """Its index holds another's command by then: neither that one's result nor silence is an answer."""
+
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        old, *others = await roles(ledgers)
+        cluster.isolate(old)
+        replaced = engine_of(ledgers, old).propose(GROUP, b"lost")
+        await cluster.until(lambda: any(cluster.nodes[name].leads(GROUP) for name in others))
+        await cluster.insist(functools.partial(ledgers.services[others[0]].propose, b"k", b"kept"))
+        cluster.heal()
+        async with asyncio.timeout(5.0):
+            with pytest.raises(NotCommitted):
+                await replaced
+
+    play(scenario, limits=Limits(request_timeout_ms=60_000))
 
 
 # --------------------------------------------------------------------------------------------- votes and messages
@@ -206,7 +225,8 @@ def test_what_was_acknowledged_is_on_two_disks_at_that_very_moment(play: Play) -
             for name in followers:
                 await cluster.start(name)
             await cluster.until(lambda: len(cluster.leaders(GROUP)) == 1)
-            kept = await cluster.insist(lambda: ledgers.services[followers[0]].read(b"k", b""))
+            service = ledgers.services[followers[0]]
+            kept = await cluster.insist(functools.partial(service.read, b"k", b""))
             assert command in kept.split()
             await cluster.start(leader)
 

@@ -1,5 +1,5 @@
-# The commands of daily work; `make help` lists them. `demo`, `test`, `check` and `bench` set up .venv when it is not
-# there or pyproject.toml has changed. Works with GNU make 3.81 and any POSIX shell.
+# The commands of daily work; `make help` lists them. `demo`, `test`, `mutants`, `check` and `bench` set up .venv when it
+# is not there or pyproject.toml has changed. Works with GNU make 3.81 and any POSIX shell.
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -15,6 +15,7 @@ BUILD_PLYVEL ?=
 help:
 	@echo "make demo    run three nodes of the example key-value store here, and show what they survive"
 	@echo "make test    run all tests"
+	@echo "make mutants take the rules out of the code one by one, and see that a named test fails each time"
 	@echo "make check   formatting, lint, types and import rules; changes nothing"
 	@echo "make bench   measure multiraft beside the ceiling; see benchmarks/README.md"
 	@echo "make bench-idle  what idle groups cost, and how fast they fail over (about four minutes)"
@@ -26,6 +27,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest
+
+mutants: $(STAMP)
+	@$(BIN)/python -m tests.mutants
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

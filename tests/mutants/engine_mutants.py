@@ -20,7 +20,6 @@ WRITER: Final = "multiraft/engine/writer.py"
 
 CRASHES: Final = "tests/node/test_crashes.py"
 GROUP_COMMIT: Final = "tests/engine/test_group_commit.py"
-OUTCOMES: Final = "tests/node/test_outcomes.py"
 FOUND: Final = "tests/node/test_found_by_storm.py"
 PARTS: Final = "tests/node/test_engine_parts.py"
 PROMISES_KEPT: Final = "tests/node/test_promises_kept.py"
@@ -172,6 +171,15 @@ CALLERS: Final = (
         (f"{PROMISES_KEPT}::test_a_leader_cut_off_answers_no_read_from_its_past",),
     ),
     Mutant(
+        "read-joins-older-round",
+        "a read never joins a round that was asked before it came (L10)",
+        READING,
+        "round_id = self._liveness.begin_round(sorted(nodes), now)",
+        "waiting = [one for one, of in self._rounds.items() if any(one in each.rounds for each in of)]\n"
+        "        round_id = max(waiting, default=0) or self._liveness.begin_round(sorted(nodes), now)",
+        (f"{PROMISES_KEPT}::test_a_read_joins_no_round_that_was_asked_before_it_came",),
+    ),
+    Mutant(
         "read-before-applied",
         "a query runs only when its commit index is applied",
         REPLICA,
@@ -196,11 +204,19 @@ CALLERS: Final = (
         (f"{PROMISES_KEPT}::test_a_message_in_another_nodes_name_is_dropped",),
     ),
     Mutant(
+        "commit-untold",
+        "followers are told of a commit that no append tells them",
+        UPKEEP,
+        "        self._untold.add(replica)\n",
+        "",
+        (f"{PROMISES_KEPT}::test_whoever_acknowledges_late_is_told_of_the_commit_by_a_message_of_its_own",),
+    ),
+    Mutant(
         "late-follower-untold",
         "a follower that acknowledges late is told of the commit",
         ENGINE,
-        "if core.commit_untold:",
-        "if core.commit < 0:",
+        "            if core.commit_untold:\n                self.upkeep.tell_commit_later(replica)\n            return\n",
+        "            return\n",
         (f"{PROMISES_KEPT}::test_whoever_acknowledges_late_is_told_of_the_commit_by_a_message_of_its_own",),
     ),
     Mutant(

@@ -9,10 +9,11 @@ from typing import Final
 
 from multiraft.errors import invariant
 from tests.mutants.core_mutants import CORE_MUTANTS
+from tests.mutants.core_rules_mutants import CORE_RULES_MUTANTS
 from tests.mutants.engine_mutants import ENGINE_MUTANTS
 from tests.mutants.liveness_mutants import LIVENESS_MUTANTS
 from tests.mutants.storage_mutants import STORAGE_MUTANTS
 
-MUTANTS: Final = (*STORAGE_MUTANTS, *CORE_MUTANTS, *LIVENESS_MUTANTS, *ENGINE_MUTANTS)
+MUTANTS: Final = (*STORAGE_MUTANTS, *CORE_MUTANTS, *CORE_RULES_MUTANTS, *LIVENESS_MUTANTS, *ENGINE_MUTANTS)
 
 invariant(len({one.name for one in MUTANTS}) == len(MUTANTS), "two mutants have the same name")

@@ -103,6 +103,26 @@ def test_a_read_sees_what_was_committed_before_it(play: Play) -> None:
     play(scenario)
 
 
+def test_a_read_joins_no_round_that_was_asked_before_it_came(play: Play) -> None:
+    """The answers to that round's beats say nothing about the time between their sending and the read."""
+
+    async def scenario(ledgers: Any) -> None:
+        leader, *followers = await roles(ledgers)
+        for name in followers:
+            ledgers.cluster.network.delay(leader, name, 0.1)
+            ledgers.cluster.network.delay(name, leader, 0.1)
+        await ledgers.cluster.run_for(1.0)  # what was sent without the delay has come
+        early = engine_of(ledgers, leader).read(GROUP, b"")
+        await ledgers.cluster.run_for(0.15)  # both followers have answered, and their answers are on the way
+        late = engine_of(ledgers, leader).read(GROUP, b"")
+        await early
+        await ledgers.cluster.run_for(0.05)
+        assert not late.done()
+        await late
+
+    play(scenario)
+
+
 def test_a_caller_whose_command_was_replaced_is_told_that_it_did_not_happen(play: Play) -> None:
     """Its index holds another's command by then: neither that one's result nor silence is an answer."""
 

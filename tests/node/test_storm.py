@@ -15,6 +15,7 @@ Rules of this file: nothing random but what the seed says; a failure names the o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from bisect import bisect_right
@@ -202,7 +203,7 @@ class Storm:
         deeds = [
             self._crash, self._crash, self._crash_all, self._stop, self._start, self._start, self._isolate,
             self._cut, self._cut, self._stall, self._heal, self._heal, self._hold, self._release, self._pause,
-            self._transfer, self._transfer, self._drop, self._fail_write,
+            self._transfer, self._transfer, self._coup, self._coup, self._drop, self._fail_write,
         ]  # fmt: skip
         for _ in range(rng.randrange(5, 25)):
             await cluster.run_for(rng.choice([0.01, 0.3, 1.0, 3.0]) * rng.random())
@@ -305,6 +306,26 @@ class Storm:
                 self.cluster.nodes[leader].transfer_leadership(group_id, to)
             except NotCommitted as problem:
                 self._say(f"  refused: {problem}")
+
+    async def _coup(self) -> None:
+        """Leadership is handed over while the old leader hears nobody: it does not learn of its successor."""
+        self._forget_ended()
+        cluster = self.cluster
+        old = self._any(cluster.leaders(16))
+        to = self.rng.choice(cluster.names)
+        if old is None or to == old or to not in cluster.nodes or 16 not in cluster.nodes[to]._here().engine.replicas:
+            return
+        self._say(f"coup against {old} by {to}")
+        successor = cluster.nodes[to]._here().engine.replicas[16].core
+        term = successor.term
+        with contextlib.suppress(NotCommitted, TimeoutError):
+            cluster.nodes[old].transfer_leadership(16, to)
+            await cluster.until(lambda: successor.term > term, timeout_s=0.5)
+        for name in cluster.names:
+            if name != old:
+                cluster.network.stall(name, old)
+        await cluster.run_for(self.rng.choice([0.3, 1.0]))
+        cluster.heal()
 
     async def _drop(self) -> None:
         one, other = self._pair()

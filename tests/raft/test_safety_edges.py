@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from multiraft.messages import AppendAnswer, RequestVote, VoteAnswer
+import pytest
+
+from multiraft.messages import AppendAnswer, RequestVote, TimeoutNow, VoteAnswer
 from multiraft.records import COMMANDS
 from multiraft.types import Membership
 
@@ -62,3 +66,51 @@ def test_learners_make_no_majority_however_many_they_are(replica: Make) -> None:
     assert one.core.commit == 1
     one.core.step(AppendAnswer(True, GROUP, 0, 0, 2, 2, 2, 1), 0.0)
     assert one.core.commit == 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_answer_that_settles_leaves_nothing_to_do(cluster: Make, seed: int) -> None:
+    """The engine does not ask `ready()` then, so nothing may be forgotten: no append, no commit, no read."""
+    chance = random.Random(seed)
+    group = cluster(3, inflight_messages=2, append_bytes=60)
+    leader = group.elect(1)
+    one, wire, answers = group[1], deque[Any](), deque[Any]()
+    settled = unsettled = 0
+    for _ in range(600):
+        if chance.random() < 0.3:
+            leader.propose([b"x" * chance.randrange(1, 80)], COMMANDS, 0)
+        one.drive()
+        if one.disk.waiting and chance.random() < 0.3:
+            one.sync()
+            one.drive()
+        wire += one.outbox
+        one.outbox = []
+        if wire and chance.random() < 0.7:
+            message = wire.popleft()
+            group.core(message.to).step(message, 0.0)
+            answers += [each for each in group[message.to].take() if isinstance(each, AppendAnswer)]
+        if answers and chance.random() < 0.6:
+            answer = answers.popleft()
+            assert leader.ready() is None
+            leader.step(answer, 0.0)
+            if leader.settled(answer.sender):
+                settled += 1
+                assert leader.ready() is None
+            else:
+                unsettled += 1
+    assert settled > 20
+    assert unsettled > 20
+
+
+def test_an_answer_that_lets_a_transfer_go_on_settles_nothing(cluster: Make) -> None:
+    group = cluster(3)
+    leader = group.elect(1)
+    leader.propose([b"a"], COMMANDS, 0)
+    group[1].persist()
+    leader.step(AppendAnswer(True, GROUP, 0, 0, 3, 3, leader.term, 1), 0.0)
+    group[1].drive()
+    leader.transfer_leadership(2)
+    group[1].drive()
+    leader.step(AppendAnswer(True, GROUP, 0, 0, 3, 2, leader.term, 1), 0.0)
+    assert not leader.settled(2)
+    assert [type(message) for message in leader.ready().messages] == [TimeoutNow]

@@ -76,8 +76,8 @@ def test_an_answer_that_settles_leaves_nothing_to_do(cluster: Make, seed: int) -
     leader = group.elect(1)
     one, wire, answers = group[1], deque[Any](), deque[Any]()
     settled = unsettled = 0
-    for _ in range(600):
-        if chance.random() < 0.3:
+    for _ in range(1_500):
+        if chance.random() < 0.1:
             leader.propose([b"x" * chance.randrange(1, 80)], COMMANDS, 0)
         one.drive()
         if one.disk.waiting and chance.random() < 0.3:

@@ -21,6 +21,7 @@ from multiraft.engine.waiting import fail_future
 from multiraft.errors import InvalidRequest, MultiRaftError, OutcomeUnknown, ReadFailed
 from multiraft.outcome import decode_outcome, encode_outcome
 from multiraft.ports import Transport
+from multiraft.raft import Role
 from multiraft.types import GroupId, NodeId
 
 _GROUP: Final = struct.Struct(">Q")
@@ -34,6 +35,7 @@ class Forwarding:
     def __init__(self, node_id: NodeId, engine: Engine, transport: Transport, loop: asyncio.AbstractEventLoop) -> None:
         self.node_id = node_id
         self._engine = engine
+        self._replicas = engine.replicas
         self._transport = transport
         self._loop = loop
         self._default_s = engine.limits.request_timeout_ms / 1e3
@@ -61,8 +63,8 @@ class Forwarding:
         return future
 
     def leads(self, group_id: GroupId) -> bool:
-        replica = self._engine.replicas.get(group_id)
-        return replica is not None and replica.leads
+        replica = self._replicas.get(group_id)
+        return replica is not None and replica.core.role is Role.LEADER and replica.broken is None
 
     def leader_hint(self, group_id: GroupId) -> NodeId | None:
         replica = self._engine.replicas.get(group_id)

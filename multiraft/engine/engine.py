@@ -20,7 +20,6 @@ from asyncio import Future
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from math import inf
 from random import Random
 from typing import Final, cast
@@ -31,11 +30,12 @@ from multiraft.engine.liveness import Liveness, LivenessSettings
 from multiraft.engine.machine import Machine
 from multiraft.engine.outgoing import Outgoing
 from multiraft.engine.pacing import Pacing
+from multiraft.engine.proposing import propose_queued
 from multiraft.engine.reading import Reading
 from multiraft.engine.replica import Replica
 from multiraft.engine.upkeep import Upkeep
 from multiraft.engine.view import EngineView
-from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, Proposals, record_cuts
+from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, Proposals
 from multiraft.engine.wheel import Wheel
 from multiraft.engine.writer import LogWriter, Persisted, Promise
 from multiraft.errors import (
@@ -43,7 +43,6 @@ from multiraft.errors import (
     InvalidRequest,
     InvariantViolation,
     NotLeader,
-    NotReady,
     NotRunning,
     OutcomeUnknown,
     Overloaded,
@@ -62,7 +61,6 @@ from multiraft.messages import (
 )
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import CoreSettings, Raft, Role
-from multiraft.records import COMMANDS
 from multiraft.types import (
     FOUNDING_INDEX,
     FOUNDING_TERM,
@@ -198,7 +196,9 @@ class Engine:
         leader replaced it, CommandFailed when the state machine raised. Raises, having proposed nothing: NotLeader,
         Halted, Overloaded, InvalidRequest (over entry_bytes), NotRunning.
         """
-        replica = self._leading(group_id)
+        replica = self.replicas.get(group_id)
+        if replica is None or replica.core.role is not Role.LEADER or replica.halted or replica.broken:
+            replica = self._leading(group_id)  # which raises
         budget = self.budget
         if len(command) > self._entry_bytes:
             raise InvalidRequest(f"a command of {len(command)} bytes; entry_bytes allows {self._entry_bytes}")
@@ -363,7 +363,7 @@ class Engine:
         core = replica.core
         try:
             if replica.queued:
-                self._propose_queued(replica, now)
+                self._deadlines += propose_queued(replica, self.limits, int(self.clocks.wall() * 1e3), now)
             ready = core.ready()
             self._observe(replica, now)
         except (InvariantViolation, CorruptRecord) as problem:
@@ -386,27 +386,6 @@ class Engine:
         if replica.reads is not None:
             self.reading.resume(replica)
 
-    def _propose_queued(self, replica: Replica, now: float) -> None:
-        core = replica.core
-        if core.role is not Role.LEADER:
-            replica.lost_queue()
-            return
-        commands, futures, size_bytes = replica.take_queued()
-        stamp_ms = int(self.clocks.wall() * 1e3)
-        deadline_s = now + self._request_timeout_s
-        for start, end, part_bytes in record_cuts(commands, size_bytes, self.limits.batch_bytes):
-            try:
-                first = core.propose(commands[start:end], COMMANDS, stamp_ms)
-            except NotReady as problem:  # it is handing over its leadership
-                said = str(problem)
-                rest = Proposals(0, 0, futures[start:], size_bytes, 0.0)
-                rest.fail(self.budget, partial(NotReady, said))
-                return
-            batch = Proposals(first, core.term, futures[start:end], part_bytes, deadline_s)
-            replica.waiting.append(batch)
-            self._deadlines.append(batch)
-            size_bytes -= part_bytes
-
     def _persisted(self, persisted: list[Persisted], promises: list[Promise]) -> None:
         now = self.pacing.now()
         for told in persisted:
@@ -418,7 +397,9 @@ class Engine:
             except (InvariantViolation, CorruptRecord) as problem:
                 self.broke(replica, problem)
                 continue
-            self.note(replica, now)
+            if not replica.core.unchanged():
+                self.mark(replica)
+            self._observe(replica, now)
         for replica, messages in promises:
             nodes = replica.core.membership.nodes
             for message in messages:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from asyncio import Future
 from collections import deque
 from collections.abc import Callable
+from math import inf
 
 from multiraft.engine.liveness import Liveness
 from multiraft.engine.replica import Replica
@@ -86,11 +87,15 @@ class Reading:
                 finished.append(pending_id)
             for replica in waiting:
                 peer = replica.core.membership.replica_on(node_id)
-                if peer and replica.leads:
+                if peer and replica.leads and self._counts(replica, node_id):
                     replica.core.acknowledge_round(peer, pending_id)
                     self._mark(replica)
         for pending_id in finished:
             del self._rounds[pending_id]
+
+    def _counts(self, replica: Replica, node_id: NodeId) -> bool:
+        """Whether the node's acknowledgements say anything about this group (L8, L24)."""
+        return self._liveness.contact_s(replica.group_id, replica.core.term, node_id) > -inf
 
     def expire(self, now: float) -> None:
         """Fail the reads whose time has run out."""

@@ -85,24 +85,3 @@ def fail_future(future: Future[bytes], error: BaseException) -> None:
     """Set `error`. A caller that was cancelled in the same moment never looks, which is no mistake worth a warning."""
     future.set_exception(error)
     future.exception()
-
-
-def record_cuts(commands: list[bytes], size_bytes: int, limit_bytes: int) -> list[tuple[int, int, int]]:
-    """Return (start, end, bytes) of the records that `commands` are cut into, in order.
-
-    All sizes, `size_bytes` of the whole among them, count ENTRY_OVERHEAD_BYTES for each command.
-
-    A record takes as many commands as fit into `limit_bytes`, and at least one.
-    """
-    if size_bytes <= limit_bytes:
-        return [(0, len(commands), size_bytes)]
-    cuts = []
-    start = taken_bytes = 0
-    for at, command in enumerate(commands):
-        command_bytes = len(command) + ENTRY_OVERHEAD_BYTES
-        if at > start and taken_bytes + command_bytes > limit_bytes:
-            cuts.append((start, at, taken_bytes))
-            start, taken_bytes = at, 0
-        taken_bytes += command_bytes
-    cuts.append((start, len(commands), taken_bytes))
-    return cuts

@@ -111,6 +111,8 @@ class LogWriter:
 
     def add(self, replica: Replica, ready: Ready) -> list[RaftMessage]:
         """Take what `ready` must persist and promise; return the promises that need not wait for anything."""
+        if self._failed:
+            return []
         if not ready.writes:
             if not ready.after_persist:
                 return []

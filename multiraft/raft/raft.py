@@ -257,10 +257,17 @@ class Raft(Elections):
         return (
             peer is not None
             and self.role is Role.LEADER
-            and self._shown_role is Role.LEADER
             and peer.state is ProgressState.REPLICATE
             and peer.next > self.log.last_index
+            and self.unchanged()
+        )
+
+    def unchanged(self) -> bool:
+        """Whether a report of `persisted` leaves `ready()` nothing to say. False is always safe, as above."""
+        return (
+            self.role is self._shown_role
             and (self.commit <= self._shown_committed or self.log.stable <= self._shown_committed)
+            and self.log.handed == self.log.last_index
             and not (self._messages or self._answers or self._read_states)
         )
 

@@ -1,0 +1,68 @@
+"""From a replica's queue to its log: what came in one turn becomes one record, or as many as its bytes need.
+
+Rules of this file: nobody who waits is forgotten: whatever the core refuses, or breaks on, every caller has an answer.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from multiraft.config import Limits
+from multiraft.engine.replica import Replica
+from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Proposals
+from multiraft.errors import InvariantViolation, NotReady, OutcomeUnknown
+from multiraft.raft import Role
+from multiraft.records import COMMANDS
+
+
+def propose_queued(replica: Replica, limits: Limits, stamp_ms: int, now: float) -> list[Proposals]:
+    """Hand the queue of `replica` to its core, and return the batches whose callers now wait for the log.
+
+    stamp_ms  the wall clock, for the records
+    now       the patience clock in seconds, from which the callers' time runs
+
+    Raises InvariantViolation when the core breaks; its callers have been told by then.
+    """
+    core, budget = replica.core, replica.budget
+    if core.role is not Role.LEADER:
+        replica.lost_queue()
+        return []
+    commands, futures, left_bytes = replica.take_queued()
+    deadline_s = now + limits.request_timeout_ms / 1e3
+    batches = []
+    for start, end, part_bytes in record_cuts(commands, left_bytes, limits.batch_bytes):
+        try:
+            first = core.propose(commands[start:end], COMMANDS, stamp_ms)
+        except NotReady as problem:  # it is handing over its leadership
+            Proposals(0, 0, futures[start:], left_bytes, 0.0).fail(budget, partial(NotReady, str(problem)))
+            break
+        except InvariantViolation as problem:
+            error = partial(OutcomeUnknown, f"group {replica.group_id}: {problem}")
+            Proposals(0, 0, futures[start:], left_bytes, 0.0).fail(budget, error)
+            raise
+        batch = Proposals(first, core.term, futures[start:end], part_bytes, deadline_s)
+        replica.waiting.append(batch)
+        batches.append(batch)
+        left_bytes -= part_bytes
+    return batches
+
+
+def record_cuts(commands: list[bytes], size_bytes: int, limit_bytes: int) -> list[tuple[int, int, int]]:
+    """Return (start, end, bytes) of the records that `commands` are cut into, in order.
+
+    All sizes, `size_bytes` of the whole among them, count ENTRY_OVERHEAD_BYTES for each command.
+
+    A record takes as many commands as fit into `limit_bytes`, and at least one.
+    """
+    if size_bytes <= limit_bytes:
+        return [(0, len(commands), size_bytes)]
+    cuts = []
+    start = taken_bytes = 0
+    for at, command in enumerate(commands):
+        command_bytes = len(command) + ENTRY_OVERHEAD_BYTES
+        if at > start and taken_bytes + command_bytes > limit_bytes:
+            cuts.append((start, at, taken_bytes))
+            start, taken_bytes = at, 0
+        taken_bytes += command_bytes
+    cuts.append((start, len(commands), taken_bytes))
+    return cuts

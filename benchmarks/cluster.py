@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from types import TracebackType
 from typing import Any, Self
 
@@ -33,6 +34,7 @@ class Cluster:
     """Three workers; a context manager."""
 
     def __init__(self, groups: int, **options: Any) -> None:
+        self._groups = groups
         self._directory = tempfile.mkdtemp(prefix="multiraft-bench-")
         members = {name: f"127.0.0.1:{port}" for name, port in zip(NODES, free_ports(3), strict=True)}
         self.workers: dict[str, subprocess.Popen[str]] = {}
@@ -96,10 +98,11 @@ class Cluster:
 
     def gather_leaders(self, to: str) -> None:
         """Have node `to` lead every group."""
-        for _ in range(50):
-            if sum(sum(self.ask(node, op="led").values()) for node in NODES if node != to) == 0:
+        for _ in range(200):
+            if all(count == self._groups for count in self.ask(to, op="led").values()):
                 return
             for node in NODES:
                 if node != to:
                     self.ask(node, op="gather", to=to)
+            time.sleep(0.05)
         raise RuntimeError(f"node {to} did not become the leader of every group")

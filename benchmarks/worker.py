@@ -15,9 +15,11 @@ import struct
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from multiraft.config import Limits, NodeConfig
+from multiraft.errors import NotReady
 from multiraft.node import Node
 from multiraft.statemachine import BytesStateMachine, StateMachine, command
 from multiraft.tuning import tune_process
@@ -151,7 +153,8 @@ class Worker:
         """Hand every group that this node leads to node `to`; return how many."""
         led = [group_id for service in self.node.shard_map.services for group_id in self.led(service)]
         for group_id in led:
-            self.node.transfer_leadership(group_id, to)
+            with suppress(NotReady):  # it is being handed over already
+                self.node.transfer_leadership(group_id, to)
         return len(led)
 
     def counts(self) -> dict[str, Any]:

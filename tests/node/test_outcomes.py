@@ -235,11 +235,13 @@ def test_a_follower_that_acknowledges_after_the_commit_is_told_of_it_all_the_sam
         cluster = ledgers.cluster
         leader = await ledgers.leader()
         slow = next(name for name in cluster.names if name != leader)
-        cluster.disks[slow].hold_writes()
         await ledgers.services[leader].propose(b"k", b"x")
-        await cluster.run_for(1)  # of virtual time: the commit is told to the other follower meanwhile
+        await cluster.until(lambda: all(ledgers.kept(name) == [b"x"] for name in cluster.names))
+        cluster.disks[slow].hold_writes()
+        await ledgers.services[leader].propose(b"k", b"y")
+        await cluster.run_for(1)  # the commit is told to the other follower meanwhile
         cluster.disks[slow].release()
-        await cluster.until(lambda: ledgers.kept(slow) == [b"x"], timeout_s=1)
+        await cluster.until(lambda: ledgers.kept(slow) == [b"x", b"y"], timeout_s=1)
 
     play(scenario)
 

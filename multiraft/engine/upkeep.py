@@ -113,7 +113,8 @@ class Upkeep:
             core = replica.core
             if replica.leads:
                 core.check_quorum(now)
-                engine.note(replica, now)
+                if not replica.leads:
+                    engine.note(replica, now)
             elif replica.broken is None and not self._is_minded(replica):
                 engine.counters["audit_repairs"] += 1
                 log.error("group %d: nobody was responsible for it; it campaigns soon", group_id)

@@ -21,7 +21,7 @@ from multiraft.engine.waiting import fail_future
 from multiraft.errors import InvalidRequest, MultiRaftError, OutcomeUnknown, ReadFailed
 from multiraft.outcome import decode_outcome, encode_outcome
 from multiraft.ports import Transport
-from multiraft.raft import Role
+from multiraft.raft import LEADER
 from multiraft.types import GroupId, NodeId
 
 _GROUP: Final = struct.Struct(">Q")
@@ -64,7 +64,7 @@ class Forwarding:
 
     def leads(self, group_id: GroupId) -> bool:
         replica = self._replicas.get(group_id)
-        return replica is not None and replica.core.role is Role.LEADER and replica.broken is None
+        return replica is not None and replica.core.role is LEADER and replica.broken is None
 
     def leader_hint(self, group_id: GroupId) -> NodeId | None:
         replica = self._engine.replicas.get(group_id)

@@ -60,7 +60,7 @@ from multiraft.messages import (
     RequestVote,
 )
 from multiraft.ports import Clocks, Store, Transport
-from multiraft.raft import CoreSettings, Raft, Role
+from multiraft.raft import LEADER, CoreSettings, Raft
 from multiraft.types import (
     FOUNDING_INDEX,
     FOUNDING_TERM,
@@ -197,7 +197,7 @@ class Engine:
         Halted, Overloaded, InvalidRequest (over entry_bytes), NotRunning.
         """
         replica = self.replicas.get(group_id)
-        if replica is None or replica.core.role is not Role.LEADER or replica.halted or replica.broken:
+        if replica is None or replica.core.role is not LEADER or replica.halted or replica.broken:
             replica = self._leading(group_id)  # which raises
         budget = self.budget
         if len(command) > self._entry_bytes:
@@ -241,7 +241,7 @@ class Engine:
             raise NotRunning("the node is not running")
         if replica is None:
             raise NotLeader(group_id)
-        if replica.core.role is not Role.LEADER or replica.halted is not None or replica.broken is not None:
+        if replica.core.role is not LEADER or replica.halted is not None or replica.broken is not None:
             raise replica.refusal()
         return replica
 
@@ -432,11 +432,11 @@ class Engine:
     def _role_changed(self, replica: Replica, now: float) -> None:
         core, was = replica.core, replica.seen_role
         replica.seen_role, replica.seen_leader = core.role, core.leader
-        if was is Role.LEADER and core.role is not Role.LEADER:
+        if was is LEADER and core.role is not LEADER:
             self.liveness.unlead(replica.group_id, now)
             replica.lost_queue()
             replica.fail_reads(replica.refusal)
-        elif core.role is Role.LEADER and was is not Role.LEADER:
+        elif core.role is LEADER and was is not LEADER:
             members = core.membership
             targets = [(members.nodes[peer], peer) for peer in members.replicas if peer != core.replica_id]
             self.liveness.lead(replica.group_id, core.term, targets, now)

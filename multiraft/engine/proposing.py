@@ -11,7 +11,7 @@ from multiraft.config import Limits
 from multiraft.engine.replica import Replica
 from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Proposals
 from multiraft.errors import InvariantViolation, NotReady, OutcomeUnknown
-from multiraft.raft import Role
+from multiraft.raft import LEADER
 from multiraft.records import COMMANDS
 
 
@@ -24,7 +24,7 @@ def propose_queued(replica: Replica, limits: Limits, stamp_ms: int, now: float) 
     Raises InvariantViolation when the core breaks; its callers have been told by then.
     """
     core, budget = replica.core, replica.budget
-    if core.role is not Role.LEADER:
+    if core.role is not LEADER:
         replica.lost_queue()
         return []
     commands, futures, left_bytes = replica.take_queued()

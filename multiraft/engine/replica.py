@@ -19,7 +19,7 @@ from multiraft.engine.machine import Context, Machine, command_failed, environme
 from multiraft.engine.waiting import Budget, Proposals, Reads, fail_future
 from multiraft.errors import CommandFailed, Halted, MultiRaftError, NotCommitted, NotLeader, OutcomeUnknown, invariant
 from multiraft.ports import Clock
-from multiraft.raft import Raft, Role
+from multiraft.raft import LEADER, Raft
 from multiraft.records import COMMANDS, MEMBERSHIP, Record
 from multiraft.types import GroupId, Index, NodeId, ReplicaDescriptor, Term
 
@@ -115,13 +115,13 @@ class Replica:
 
     @property
     def leads(self) -> bool:
-        return self.core.role is Role.LEADER and self.broken is None
+        return self.core.role is LEADER and self.broken is None
 
     def refusal(self) -> MultiRaftError:
         """Why this replica takes no command or query now."""
         if self.broken is not None:
             return Halted(f"group {self.group_id}: the replica here has stopped: {self.broken}")
-        if self.core.role is not Role.LEADER:
+        if self.core.role is not LEADER:
             return NotLeader(self.group_id, self.leader_node)
         return Halted(f"group {self.group_id}: the replica here has halted: {self.halted}")
 

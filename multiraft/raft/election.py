@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 
 from multiraft.messages import PreVote, PreVoteAnswer, RequestVote, TimeoutNow, VoteAnswer
-from multiraft.raft.progress import Progress, ProgressState
+from multiraft.raft.progress import LOST, REPLICATE, Progress
 from multiraft.raft.quorum import elected, hopeless, majority_time
-from multiraft.raft.ready import Role
+from multiraft.raft.ready import CANDIDATE, FOLLOWER, LEADER, PRE_CANDIDATE
 from multiraft.raft.replication import Replication
 from multiraft.records import NOOP, encode_record
 from multiraft.types import FOUNDING_INDEX, NOBODY, Index, ReplicaId, Term
@@ -36,18 +36,18 @@ class Elections(Replication):
         self-vote is not on disk yet (L17), go on as they are. `now` is the patience clock, in seconds.
         """
         self._now = now
-        if self.role is Role.LEADER or self._vote_pending:
+        if self.role is LEADER or self._vote_pending:
             return
         electable = self._electable()
         if electable and forced:
             self._stand(now, True)
         elif not electable or self._contacts.loyal(self.group_id, self.term, now):
-            if self.role is not Role.FOLLOWER:
+            if self.role is not FOLLOWER:
                 self._become_follower(self.term, NOBODY, now)
             self._rearm_if_armed(now)
         else:
             self._leave_role()
-            self.role = Role.PRE_CANDIDATE
+            self.role = PRE_CANDIDATE
             self.leader = NOBODY
             self._arm(now)
             self._votes = {self.replica_id: True}
@@ -77,7 +77,7 @@ class Elections(Replication):
         self._leave_role()
         self._raise_term(self.term + 1)
         self.vote = self.replica_id
-        self.role = Role.CANDIDATE
+        self.role = CANDIDATE
         self.leader = NOBODY
         self._votes = {self.replica_id: True}
         self._vote_pending = True
@@ -103,7 +103,7 @@ class Elections(Replication):
             self._start_timer_at_tick()
 
     def _on_pre_vote_answer(self, message: PreVoteAnswer, now: float) -> None:
-        if self.role is not Role.PRE_CANDIDATE or message.asked_term != self.term + 1:
+        if self.role is not PRE_CANDIDATE or message.asked_term != self.term + 1:
             return
         if not self.membership.is_voter(message.sender):
             return
@@ -120,7 +120,7 @@ class Elections(Replication):
             self._become_follower(self.term, NOBODY, now)
 
     def _on_vote_answer(self, message: VoteAnswer, now: float) -> None:
-        if self.role is not Role.CANDIDATE or message.asked_term != self.term:
+        if self.role is not CANDIDATE or message.asked_term != self.term:
             return
         if not self.membership.is_voter(message.sender):
             return
@@ -139,7 +139,7 @@ class Elections(Replication):
 
     def _on_timeout_now(self, message: TimeoutNow, now: float) -> None:
         """The leader hands over. Only a follower of that leader's term obeys, once: its term is higher then."""
-        if message.term == self.term and self.role in (Role.FOLLOWER, Role.PRE_CANDIDATE):
+        if message.term == self.term and self.role in (FOLLOWER, PRE_CANDIDATE):
             self.campaign(now, forced=True)
 
     # ---------------------------------------------------------------------------------------------------- voters
@@ -148,7 +148,7 @@ class Elections(Replication):
         """Say whether the vote would be given; change nothing (section 9.6)."""
         granted = (
             message.term > self.term
-            and self.role is not Role.LEADER
+            and self.role is not LEADER
             and self._up_to_date(message.last_term, message.last_index)
             and not self._contacts.loyal(self.group_id, self.term, now)
         )
@@ -164,7 +164,7 @@ class Elections(Replication):
                 self._become_follower(message.term, NOBODY, now)
             granted = self.vote in (NOBODY, message.sender) and self._up_to_date(message.last_term, message.last_index)
         if granted:
-            if self.role is Role.PRE_CANDIDATE:
+            if self.role is PRE_CANDIDATE:
                 self._become_follower(self.term, NOBODY, now)
             self.vote = message.sender
             self._rearm_if_armed(now)
@@ -174,7 +174,7 @@ class Elections(Replication):
 
     def _resists(self, now: float) -> bool:
         """A leader that has its quorum, and whoever is loyal to one, help nobody else (sections 4.2.3 and 6.4.1)."""
-        return self.role is Role.LEADER or self._contacts.loyal(self.group_id, self.term, now)
+        return self.role is LEADER or self._contacts.loyal(self.group_id, self.term, now)
 
     def _up_to_date(self, last_term: Term, last_index: Index) -> bool:
         """Whether a log that ends there may lead this replica (section 3.6.1). An empty replica votes for nobody."""
@@ -187,7 +187,7 @@ class Elections(Replication):
         """Take office with a no-op: only an entry of the own term commits those before it (section 3.6.2)."""
         self._leave_role()
         log = self.log
-        self.role = Role.LEADER
+        self.role = LEADER
         self.leader = self.replica_id
         self._timer_due = False
         self.deadline = math.inf
@@ -196,7 +196,7 @@ class Elections(Replication):
         self.progress = {replica: Progress(replica, self._office_index) for replica in self.membership.replicas}
         own = self.progress.setdefault(self.replica_id, Progress(self.replica_id, self._office_index))
         own.match = log.stable
-        own.state = ProgressState.REPLICATE
+        own.state = REPLICATE
         self._peers = [peer for replica, peer in self.progress.items() if replica != self.replica_id]
         # Stamped 0: the replicated clock never runs behind the entry before.
         log.append(encode_record(self.group_id, self._office_index, self.term, log.last_term, NOOP, 0, [b""]))
@@ -208,7 +208,7 @@ class Elections(Replication):
         joint membership the staler half decides (L25). Does nothing unless this replica leads.
         """
         self._now = now
-        if self.role is not Role.LEADER:
+        if self.role is not LEADER:
             return
         membership = self.membership
         contact = min(self._contact(membership.voters, now), self._contact(membership.outgoing, now))
@@ -221,7 +221,7 @@ class Elections(Replication):
             peer = self.progress.get(voter)
             if voter == self.replica_id:
                 times.append(now)
-            elif peer is None or peer.state is ProgressState.LOST:
+            elif peer is None or peer.state is LOST:
                 times.append(-math.inf)
             else:
                 node_id = self.membership.nodes[voter]
@@ -232,7 +232,7 @@ class Elections(Replication):
     def step_down(self, now: float) -> None:
         """Stop leading or campaigning, at the same term: this node cannot serve (a store that failed or stalled)."""
         self._now = now
-        if self.role is not Role.FOLLOWER:
+        if self.role is not FOLLOWER:
             self._become_follower(self.term, NOBODY, now)
 
     def refused(self, term: Term, higher: Term) -> None:
@@ -240,6 +240,6 @@ class Elections(Replication):
 
         Changes nothing unless this replica leads in `term`, and `higher` is higher.
         """
-        if self.role is Role.LEADER and self.term == term and higher > term:
+        if self.role is LEADER and self.term == term and higher > term:
             self._become_follower(higher, NOBODY, self._now)
             self._start_timer_at_tick()

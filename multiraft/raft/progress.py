@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import IntEnum
+from typing import Final
 
 from multiraft.types import Index, ReplicaId
 
@@ -21,6 +22,11 @@ class ProgressState(IntEnum):
     PROBE = 0
     REPLICATE = 1
     LOST = 2
+
+
+PROBE: Final = ProgressState.PROBE
+REPLICATE: Final = ProgressState.REPLICATE
+LOST: Final = ProgressState.LOST
 
 
 class Progress:
@@ -54,7 +60,7 @@ class Progress:
         self.replica_id = replica_id
         self.match: Index = 0
         self.next: Index = next_index
-        self.state = ProgressState.PROBE
+        self.state = PROBE
         self.probe_sent = False
         self.confirming = False
         self.told: Index = 0
@@ -64,7 +70,7 @@ class Progress:
 
     def probe(self, next_index: Index) -> None:
         """Forget what is on its way, and ask again from `next_index`."""
-        self.state = ProgressState.PROBE
+        self.state = PROBE
         self.next = max(next_index, self.match + 1)
         self.probe_sent = False
         self.told = 0
@@ -76,9 +82,9 @@ class Progress:
 
         A probe that was not sent yet always may, even where there is nothing new: its answer is what is wanted.
         """
-        if self.state is ProgressState.REPLICATE:
+        if self.state is REPLICATE:
             return self.next <= last and len(self.inflight) < messages and self.inflight_bytes < size_bytes
-        return self.state is ProgressState.PROBE and not self.probe_sent
+        return self.state is PROBE and not self.probe_sent
 
     def sent(self, last: Index, size_bytes: int) -> None:
         """An append of entries up to `last` left while replicating."""
@@ -92,8 +98,8 @@ class Progress:
         while inflight and inflight[0][0] <= index:
             self.inflight_bytes -= inflight.popleft()[1]
         self.confirming = False
-        if self.state is ProgressState.PROBE and index >= self.next - 1:  # not an answer from before the probe
-            self.state = ProgressState.REPLICATE
+        if self.state is PROBE and index >= self.next - 1:  # not an answer from before the probe
+            self.state = REPLICATE
             self.probe_sent = False
         if index >= self.next:
             self.next = index + 1
@@ -105,5 +111,5 @@ class Progress:
     def lose(self) -> None:
         """Send nothing more, count it for nothing."""
         self.probe(self.match + 1)
-        self.state = ProgressState.LOST
+        self.state = LOST
         self.confirming = False

@@ -27,8 +27,8 @@ from multiraft.messages import (
     VoteAnswer,
 )
 from multiraft.raft.election import Elections
-from multiraft.raft.progress import ProgressState
-from multiraft.raft.ready import Contacts, CoreSettings, Dice, Ready, Role
+from multiraft.raft.progress import REPLICATE
+from multiraft.raft.ready import FOLLOWER, LEADER, Contacts, CoreSettings, Dice, Ready
 from multiraft.records import encode_record
 from multiraft.types import NOBODY, HardState, Index, ReplicaId, StoredReplica, Term
 
@@ -69,7 +69,7 @@ class Raft(Elections):
         self._written_term = self.term
         self._written_vote = self.vote
         self._written_commit = stored.hard_state.commit
-        self._shown_role = Role.FOLLOWER
+        self._shown_role = FOLLOWER
         self._shown_term = self.term
         self._shown_leader: ReplicaId = NOBODY
         self._shown_committed = applied
@@ -108,7 +108,7 @@ class Raft(Elections):
             return
         if self._timer_due:
             self._arm(now)
-        elif self.role is Role.LEADER:
+        elif self.role is LEADER:
             self._transfer_to = NOBODY
             self.deadline = math.inf
         else:
@@ -124,7 +124,7 @@ class Raft(Elections):
         They are committed when `Ready.committed` reaches them while this replica still leads in this term; anything
         else leaves their outcome unknown. Raises NotLeader; NotReady while leadership is being handed over.
         """
-        if self.role is not Role.LEADER:
+        if self.role is not LEADER:
             raise NotLeader(self.group_id, self.leader_node())
         if self._transfer_to != NOBODY:
             raise NotReady(f"group {self.group_id} is handing over its leadership; retry shortly")
@@ -145,7 +145,7 @@ class Raft(Elections):
             return False
         if leader == NOBODY and term == self.term:
             leader = self.leader
-        invariant(term > self.term or self.role is not Role.LEADER, "a term has one leader")
+        invariant(term > self.term or self.role is not LEADER, "a term has one leader")
         invariant(term > self.term or self.leader in (NOBODY, leader), "a term has one leader")
         self._become_follower(term, leader, now)
         self._timer_due = False
@@ -158,7 +158,7 @@ class Raft(Elections):
         A leader goes on; one that campaigns already keeps its own deadline.
         """
         self._now = now
-        if self.role is Role.FOLLOWER:
+        if self.role is FOLLOWER:
             self.leader = NOBODY
             self._timer_due = False
             self.deadline = now + delay_s
@@ -170,7 +170,7 @@ class Raft(Elections):
         must not be used again in this term once TimeoutNow has left (L14): see `lease_allowed`. Raises NotLeader;
         NotReady when `to` is this replica, or no voter.
         """
-        if self.role is not Role.LEADER:
+        if self.role is not LEADER:
             raise NotLeader(self.group_id, self.leader_node())
         if to == self.replica_id or not self.membership.is_voter(to):
             raise NotReady(f"group {self.group_id}: replica {to} is no other voter, so it cannot take over")
@@ -182,7 +182,7 @@ class Raft(Elections):
 
     def can_read(self) -> bool:
         """Whether this replica leads and has committed an entry of its term: its commit is the group's (6.4)."""
-        return self.role is Role.LEADER and self.commit >= self._office_index
+        return self.role is LEADER and self.commit >= self._office_index
 
     def read_index(self, round_id: int) -> Index:
         """Register a linearizable read and return the commit of now (ReadIndex; thesis, section 6.4).
@@ -191,7 +191,7 @@ class Raft(Elections):
         that are not answered when the role changes never will be. Raises NotLeader; InvariantViolation unless
         `can_read()`.
         """
-        if self.role is not Role.LEADER:
+        if self.role is not LEADER:
             raise NotLeader(self.group_id, self.leader_node())
         invariant(self.can_read(), "a read is registered only after a commit of the leader's own term")
         for peer in self._peers:
@@ -208,14 +208,14 @@ class Raft(Elections):
 
     def ready(self) -> Ready | None:
         """Return what must now be done, taking it; None when there is nothing. Raises CorruptRecord."""
-        if self.role is Role.LEADER:
+        if self.role is LEADER:
             self._replicate()
         log = self.log
         commit = self.commit
         committed = log.stable if log.stable < commit else commit
         rises = self.term != self._written_term or self.vote != self._written_vote
         writes = rises or log.handed != log.last_index
-        role_changed = self.role is not self._shown_role or (self.role is Role.LEADER and self.term != self._shown_term)
+        role_changed = self.role is not self._shown_role or (self.role is LEADER and self.term != self._shown_term)
         if not (
             writes
             or self._messages
@@ -256,8 +256,8 @@ class Raft(Elections):
         peer = self.progress.get(replica_id)
         return (
             peer is not None
-            and self.role is Role.LEADER
-            and peer.state is ProgressState.REPLICATE
+            and self.role is LEADER
+            and peer.state is REPLICATE
             and peer.next > self.log.last_index
             and self.unchanged()
         )
@@ -277,7 +277,7 @@ class Raft(Elections):
         `hard_state_term` is 0 when the write carried none. Reports come in the order of the writes; one counts only
         as far as what it wrote still stands in memory.
         """
-        if self.log.persisted(index, term) and self.role is Role.LEADER:
+        if self.log.persisted(index, term) and self.role is LEADER:
             own = self.progress[self.replica_id]
             if self.log.stable > own.match:
                 own.match = self.log.stable

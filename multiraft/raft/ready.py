@@ -8,7 +8,7 @@ Rules of this file: plain values and protocols, no behaviour; every ordering rul
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from multiraft.messages import RaftMessage
 from multiraft.records import Record
@@ -22,6 +22,13 @@ class Role(IntEnum):
     PRE_CANDIDATE = 1
     CANDIDATE = 2
     LEADER = 3
+
+
+# Reading a member through its class costs ten times as much as reading a module's name.
+FOLLOWER: Final = Role.FOLLOWER
+PRE_CANDIDATE: Final = Role.PRE_CANDIDATE
+CANDIDATE: Final = Role.CANDIDATE
+LEADER: Final = Role.LEADER
 
 
 class CoreSettings:

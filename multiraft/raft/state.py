@@ -17,7 +17,7 @@ from multiraft.errors import invariant
 from multiraft.messages import RaftMessage
 from multiraft.raft.log import Log
 from multiraft.raft.progress import Progress
-from multiraft.raft.ready import Contacts, CoreSettings, Dice, Role
+from multiraft.raft.ready import FOLLOWER, LEADER, Contacts, CoreSettings, Dice
 from multiraft.types import NOBODY, Index, NodeId, ReplicaId, StoredReplica, Term
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class ReplicaState:
         self.commit: Index = max(stored.hard_state.commit, applied, stored.log_start.index)
         invariant(self.commit <= self.log.last_index, "a committed entry is missing from the log")
         invariant(self.log.last_term <= self.term, "the log is of a later term than the hard state")
-        self.role = Role.FOLLOWER
+        self.role = FOLLOWER
         self.leader: ReplicaId = NOBODY
         self.progress: dict[ReplicaId, Progress] = {}
         self._contacts = contacts
@@ -151,11 +151,11 @@ class ReplicaState:
         rises = term != self.term
         if rises:
             self._raise_term(term)
-        if (rises or self.role is not Role.FOLLOWER) and self.deadline == math.inf:
+        if (rises or self.role is not FOLLOWER) and self.deadline == math.inf:
             self._arm(now)
-        if self.role is not Role.FOLLOWER:
+        if self.role is not FOLLOWER:
             self._leave_role()
-            self.role = Role.FOLLOWER
+            self.role = FOLLOWER
         self.leader = leader
 
     def _raise_term(self, term: Term) -> None:
@@ -168,7 +168,7 @@ class ReplicaState:
         """Forget what only a candidate or a leader keeps."""
         self._votes = {}
         self._vote_pending = False
-        if self.role is Role.LEADER:
+        if self.role is LEADER:
             self.progress = {}
             self._peers = []
             self._reads = []  # those confirmed already may still be answered

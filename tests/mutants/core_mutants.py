@@ -376,8 +376,8 @@ COMMITTING: Final = (
         "read-without-own-commit",
         "no ReadIndex before a commit of the leader's own term (L10, 6.4)",
         RAFT,
-        "return self.role is Role.LEADER and self.commit >= self._office_index",
-        "return self.role is Role.LEADER",
+        "return self.role is LEADER and self.commit >= self._office_index",
+        "return self.role is LEADER",
         (f"{READS}::test_no_read_before_a_commit_of_the_leaders_own_term",),
     ),
     Mutant(

@@ -21,7 +21,7 @@ CORE_RULES_MUTANTS: Final = (
         "L04-core",
         "a refused leader adopts the higher term and steps down",
         ELECTION,
-        "if self.role is Role.LEADER and self.term == term and higher > term:",
+        "if self.role is LEADER and self.term == term and higher > term:",
         "if higher < term:",
         (f"{RULES}::test_L04_a_refused_leader_adopts_the_higher_term_and_steps_down_at_once",),
     ),
@@ -29,28 +29,28 @@ CORE_RULES_MUTANTS: Final = (
         "L05-pre-vote",
         "a late pre-vote rejection raises no follower's term",
         ELECTION,
-        "        if self.role is not Role.PRE_CANDIDATE or message.asked_term != self.term + 1:\n            return\n",
+        "        if self.role is not PRE_CANDIDATE or message.asked_term != self.term + 1:\n            return\n",
         "        if not message.granted and message.term > self.term:\n"
         "            self._become_follower(message.term, NOBODY, now)\n"
-        "        if self.role is not Role.PRE_CANDIDATE or message.asked_term != self.term + 1:\n            return\n",
+        "        if self.role is not PRE_CANDIDATE or message.asked_term != self.term + 1:\n            return\n",
         (f"{RULES}::test_L05_a_late_pre_vote_rejection_does_not_raise_a_followers_term",),
     ),
     Mutant(
         "L05-vote",
         "a vote rejection raises the term only of the candidate that asked",
         ELECTION,
-        "if self.role is not Role.CANDIDATE or message.asked_term != self.term:",
-        "if message.term <= self.term and (self.role is not Role.CANDIDATE or message.asked_term != self.term):",
+        "if self.role is not CANDIDATE or message.asked_term != self.term:",
+        "if message.term <= self.term and (self.role is not CANDIDATE or message.asked_term != self.term):",
         (f"{RULES}::test_L05_a_vote_rejection_raises_the_term_only_of_the_candidate_that_asked",),
     ),
     Mutant(
         "L05-append",
         "an append rejection raises the term only of a leader",
         REPLICATION,
-        "        if self.role is not Role.LEADER:\n            return\n        peer = self.progress.get(message.sender)",
+        "        if self.role is not LEADER:\n            return\n        peer = self.progress.get(message.sender)",
         "        if message.term > self.term and not message.accepted:\n"
         "            self._become_follower(message.term, NOBODY, now)\n"
-        "        if self.role is not Role.LEADER:\n            return\n"
+        "        if self.role is not LEADER:\n            return\n"
         "        peer = self.progress.get(message.sender)",
         (f"{RULES}::test_L05_an_append_rejection_raises_the_term_only_of_a_leader",),
     ),
@@ -58,8 +58,8 @@ CORE_RULES_MUTANTS: Final = (
         "L11-vote",
         "a loyal replica refuses votes",
         ELECTION,
-        "return self.role is Role.LEADER or self._contacts.loyal(self.group_id, self.term, now)",
-        "return self.role is Role.LEADER",
+        "return self.role is LEADER or self._contacts.loyal(self.group_id, self.term, now)",
+        "return self.role is LEADER",
         (f"{RULES}::test_L11_a_loyal_replica_refuses_votes_and_pre_votes_and_keeps_its_term",),
     ),
     Mutant(
@@ -91,7 +91,7 @@ CORE_RULES_MUTANTS: Final = (
         "the force belongs to the one campaign that TimeoutNow caused",
         RAFT,
         "            self.campaign(now)\n",
-        "            self.campaign(now, self.role is Role.CANDIDATE)\n",
+        "            self.campaign(now, self.role is CANDIDATE)\n",
         (f"{RULES}::test_L16_the_force_belongs_to_the_one_campaign_that_timeout_now_caused",),
     ),
     Mutant(
@@ -114,8 +114,8 @@ CORE_RULES_MUTANTS: Final = (
         "L17-campaign-again",
         "no new campaign before the self-vote is durable",
         ELECTION,
-        "if self.role is Role.LEADER or self._vote_pending:",
-        "if self.role is Role.LEADER:",
+        "if self.role is LEADER or self._vote_pending:",
+        "if self.role is LEADER:",
         (f"{RULES}::test_L17_no_new_campaign_before_that_so_a_slow_disk_does_not_make_terms_climb",),
     ),
     Mutant(
@@ -130,16 +130,16 @@ CORE_RULES_MUTANTS: Final = (
         "L19-deposed-unarmed",
         "whoever stops leading holds a deadline",
         STATE,
-        "if (rises or self.role is not Role.FOLLOWER) and self.deadline == math.inf:",
-        "if rises and self.role is Role.FOLLOWER and self.deadline == math.inf:",
+        "if (rises or self.role is not FOLLOWER) and self.deadline == math.inf:",
+        "if rises and self.role is FOLLOWER and self.deadline == math.inf:",
         (f"{RULES}::test_L19_whoever_stops_leading_holds_a_deadline",),
     ),
     Mutant(
         "L19-risen-unarmed",
         "a rise of the term arms a deadline",
         STATE,
-        "if (rises or self.role is not Role.FOLLOWER) and self.deadline == math.inf:",
-        "if self.role is not Role.FOLLOWER and self.deadline == math.inf:",
+        "if (rises or self.role is not FOLLOWER) and self.deadline == math.inf:",
+        "if self.role is not FOLLOWER and self.deadline == math.inf:",
         (f"{RULES}::test_L19_a_rise_of_the_term_ends_loyalty_and_arms_a_deadline",),
     ),
     Mutant(

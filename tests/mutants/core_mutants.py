@@ -109,6 +109,12 @@ PERSISTING: Final = (
             f"{COMMIT}::test_only_what_is_on_the_own_disk_is_applied",
             "tests/node/test_crashes.py::test_the_leader_answers_only_what_its_own_disk_has",
         ),
+        also=(
+            (
+                "(self.commit <= self._shown_committed or self.log.stable <= self._shown_committed)",
+                "self.commit <= self._shown_committed",
+            ),
+        ),
     ),
     Mutant(
         "self-vote-counts-early",

@@ -91,7 +91,7 @@ CORE_RULES_MUTANTS: Final = (
         "the force belongs to the one campaign that TimeoutNow caused",
         RAFT,
         "            self.campaign(now)\n",
-        "            self.campaign(now, self.role is CANDIDATE)\n",
+        "            self.campaign(now, self.role == 2)\n",
         (f"{RULES}::test_L16_the_force_belongs_to_the_one_campaign_that_timeout_now_caused",),
     ),
     Mutant(

@@ -27,7 +27,7 @@ from multiraft.services import BytesService, Services
 from multiraft.shard import Router, ShardMap
 from multiraft.shard.partition import Mode
 from multiraft.statemachine import BytesStateMachine, StateMachine
-from multiraft.status import read_log, replica_state, shard_of
+from multiraft.status import read_log, replica_state, shards_by_group
 from multiraft.storage import open_leveldb
 from multiraft.transport import AiohttpTransport
 from multiraft.types import GroupId, Identity, Membership, NodeId
@@ -308,7 +308,7 @@ class Node:
     def groups_status(self) -> list[dict[str, Any]]:
         """Describe every replica on this node, by group id. Raises NotRunning."""
         running = self._here()
-        shards = running.shards_by_group()
+        shards = shards_by_group(running.router.map)
         return [
             replica_state(replica, self.node_id, shards.get(group_id))
             for group_id, replica in sorted(running.engine.replicas.items())
@@ -318,7 +318,7 @@ class Node:
         """Describe one replica on this node. Raises KeyError when there is none, NotRunning."""
         running = self._here()
         replica = running.engine.replicas[group_id]
-        return replica_state(replica, self.node_id, shard_of(running.router.map, group_id))
+        return replica_state(replica, self.node_id, shards_by_group(running.router.map).get(group_id))
 
     def read_log(self, group_id: GroupId, last_n: int) -> list[dict[str, Any]]:
         """Describe the last `last_n` entries of this node's replica. Raises KeyError, CorruptRecord, NotRunning."""

@@ -297,18 +297,6 @@ class Running:
 
     # --------------------------------------------------------------------------------------------------- looking
 
-    def shards_by_group(self) -> dict[GroupId, dict[str, Any] | None]:
-        found: dict[GroupId, dict[str, Any] | None] = {}
-        for service in self.router.map.services.values():
-            for shard in service.shards:
-                found[shard.group_id] = {
-                    "shard_id": shard.shard_id,
-                    "start": shard.start.hex(),
-                    "end": None if shard.end is None else shard.end.hex(),
-                    "epoch": shard.epoch,
-                }
-        return found
-
     def status(self) -> dict[str, Any]:
         engine, config = self.engine, self._config
         store, transport = self.store, self.transport

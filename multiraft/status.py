@@ -67,18 +67,18 @@ def peer_states(engine: Engine, addresses: dict[NodeId, str]) -> dict[NodeId, di
     }
 
 
-def shard_of(shard_map: ShardMap, group_id: GroupId) -> dict[str, Any] | None:
-    """Describe the shard that a group serves; None for a group that serves none."""
-    for service in shard_map.services.values():
-        for shard in service.shards:
-            if shard.group_id == group_id:
-                return {
-                    "shard_id": shard.shard_id,
-                    "start": shard.start.hex(),
-                    "end": None if shard.end is None else shard.end.hex(),
-                    "epoch": shard.epoch,
-                }
-    return None
+def shards_by_group(shard_map: ShardMap) -> dict[GroupId, dict[str, Any]]:
+    """Describe the shard that each group serves, by group id; a group that serves none is not in it."""
+    return {
+        shard.group_id: {
+            "shard_id": shard.shard_id,
+            "start": shard.start.hex(),
+            "end": None if shard.end is None else shard.end.hex(),
+            "epoch": shard.epoch,
+        }
+        for service in shard_map.services.values()
+        for shard in service.shards
+    }
 
 
 def replica_state(replica: Replica, node_id: NodeId, shard: dict[str, Any] | None) -> dict[str, Any]:

@@ -145,12 +145,9 @@ class Router:
     async def _run(self, group_id: GroupId, kind: CallKind, body: bytes, deadline: float, timeout_s: float) -> bytes:
         """Try here, if this node leads; else search. `timeout_s` is what is left until `deadline`."""
         cause: MultiRaftError | None = None
-        caller = self._caller
-        if caller.leads(group_id):
+        if self._caller.leads(group_id):
             try:
-                if kind == "propose":
-                    return await caller.propose_local(group_id, body, timeout_s)
-                return await caller.read_local(group_id, body, timeout_s)
+                return await self._local(group_id, kind, body, timeout_s)
             except _PASSING as problem:
                 if isinstance(problem, OutcomeUnknown) and kind == "propose":
                     raise

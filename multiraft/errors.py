@@ -76,6 +76,18 @@ class WrongShard(NotCommitted):
     """The command reached a group that does not serve its key; the route was outdated."""
 
 
+class ChangeRefused(NotCommitted):
+    """A membership change that cannot be made to the group as it is; the message says why. Nothing was proposed."""
+
+
+class ChangePending(ChangeRefused):
+    """Another membership change is under way; one at a time. Retry when it has taken effect."""
+
+
+class MembershipChanged(ChangeRefused):
+    """The membership has changed since the one that the change was made for. Look at it again, then decide."""
+
+
 class ReadFailed(NotCommitted):
     """A read could not be answered (leadership moved, time ran out). A read changes nothing: safe to retry."""
 

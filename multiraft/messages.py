@@ -1,9 +1,10 @@
 """What nodes say to each other, as values. How they become bytes stands in multiraft.transport.wire.
 
-Four families:
+Five families:
 
     consensus  between two replicas of one group; `sender` and `to` are replica ids
     liveness   between two nodes: beats, and what the sender leads toward the receiver
+    hosting    between two nodes: which replicas must, and must no longer, live on the receiver
     forming    between two nodes, before they share a cluster
     calls      request and response, for work forwarded to a leader
 
@@ -187,8 +188,40 @@ class TimeoutNow:
         self.to = to
 
 
+class InstallSnapshot:
+    """Take this state in place of your log up to `index`; answered by an AppendAnswer, as an append would be.
+
+    index, index_term  the last entry that the snapshot covers
+    membership         as of that entry: bytes of `multiraft.membership.pack_membership`
+    data               the state machine's state there; empty where it is the initial one
+    """
+
+    CODE: ClassVar[int] = 9
+    __slots__ = ("data", "group_id", "index", "index_term", "membership", "sender", "term", "to")
+
+    def __init__(
+        self,
+        data: bytes,
+        group_id: GroupId,
+        index: Index,
+        index_term: Term,
+        membership: bytes,
+        sender: ReplicaId,
+        term: Term,
+        to: ReplicaId,
+    ) -> None:
+        self.data = data
+        self.group_id = group_id
+        self.index = index
+        self.index_term = index_term
+        self.membership = membership
+        self.sender = sender
+        self.term = term
+        self.to = to
+
+
 RaftMessage: TypeAlias = (
-    PreVote | PreVoteAnswer | RequestVote | VoteAnswer | Append | AppendAnswer | CommitTo | TimeoutNow
+    PreVote | PreVoteAnswer | RequestVote | VoteAnswer | Append | AppendAnswer | CommitTo | TimeoutNow | InstallSnapshot
 )
 
 # ----------------------------------------------------------------------------------------------------- liveness
@@ -285,6 +318,39 @@ class Refuse:
 
 LivenessMessage: TypeAlias = Beat | BeatAnswer | LeadAll | LeadDelta | LeadAsk | Refuse
 
+# ------------------------------------------------------------------------------------------------------ hosting
+
+
+class CreateReplica:
+    """The group's leader has a member on your node that you say you do not have: make it, empty.
+
+    replica_id  the member; refused unless it is above every id that lived on that node before
+    service     the name that the group's state machine was declared under
+    """
+
+    CODE: ClassVar[int] = 26
+    __slots__ = ("group_id", "replica_id", "service")
+
+    def __init__(self, group_id: GroupId, replica_id: ReplicaId, service: str) -> None:
+        self.group_id = group_id
+        self.replica_id = replica_id
+        self.service = service
+
+
+class RemovedReplica:
+    """Your replica `replica_id` takes part in the group no longer, as of the committed membership at `index`."""
+
+    CODE: ClassVar[int] = 27
+    __slots__ = ("group_id", "index", "replica_id")
+
+    def __init__(self, group_id: GroupId, index: Index, replica_id: ReplicaId) -> None:
+        self.group_id = group_id
+        self.index = index
+        self.replica_id = replica_id
+
+
+HostingMessage: TypeAlias = CreateReplica | RemovedReplica
+
 # ------------------------------------------------------------------------------------------------------ forming
 
 
@@ -339,4 +405,6 @@ class Response:
 
 
 CallMessage: TypeAlias = Request | Response
-Message: TypeAlias = RaftMessage | LivenessMessage | FormingMessage | CallMessage
+NodeMessage: TypeAlias = RaftMessage | LivenessMessage | HostingMessage
+"""What the engine sends and takes."""
+Message: TypeAlias = NodeMessage | FormingMessage | CallMessage

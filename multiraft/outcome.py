@@ -15,12 +15,15 @@ from typing import Any, Final, NoReturn
 import msgpack
 
 from multiraft.errors import (
+    ChangePending,
+    ChangeRefused,
     CommandFailed,
     ConfigError,
     CorruptRecord,
     DeadlineExceeded,
     Halted,
     InvalidRequest,
+    MembershipChanged,
     MultiRaftError,
     NotCommitted,
     NotLeader,
@@ -43,11 +46,14 @@ _TEXT_CHARACTERS: Final = 2_000
 _SAID: Final[dict[str, type[MultiRaftError]]] = {
     kind.__name__: kind
     for kind in (
+        ChangePending,
+        ChangeRefused,
         ConfigError,
         CorruptRecord,
         DeadlineExceeded,
         Halted,
         InvalidRequest,
+        MembershipChanged,
         MultiRaftError,
         NotCommitted,
         NotReady,

@@ -10,7 +10,7 @@ from asyncio import Future
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from multiraft.messages import FormingMessage, LivenessMessage, RaftMessage
+from multiraft.messages import FormingMessage, NodeMessage
 from multiraft.records import Record
 from multiraft.types import (
     GroupId,
@@ -59,6 +59,9 @@ class WriteBatch(Protocol):
         """Delete the records stored under these first indexes (a conflicting tail; names all of them)."""
 
     def put_hard_state(self, group_id: GroupId, hard_state: HardState) -> None: ...
+
+    def put_membership(self, group_id: GroupId, membership: Membership) -> None:
+        """Store the membership that is in effect: that of its index, which the stored commit has reached."""
 
     def create_replica(
         self,
@@ -148,9 +151,7 @@ class TransportHandler(Protocol):
     def unformed_peer(self, node_id: NodeId, store_id: bytes) -> None:
         """A connected peer does not belong to any cluster yet."""
 
-    def messages_received(
-        self, node_id: NodeId, incarnation: int, messages: Sequence[RaftMessage | LivenessMessage]
-    ) -> None:
+    def messages_received(self, node_id: NodeId, incarnation: int, messages: Sequence[NodeMessage]) -> None:
         """In order of sending, per lane. Only from peers of this node's cluster."""
 
     def forming_received(self, node_id: NodeId, message: FormingMessage) -> None: ...
@@ -172,7 +173,7 @@ class Transport(Protocol):
     def set_cluster(self, cluster_id: bytes) -> None:
         """This node now belongs to a cluster: every connection is greeted anew."""
 
-    def send(self, node_id: NodeId, messages: Sequence[RaftMessage | LivenessMessage], urgent: bool) -> bool:
+    def send(self, node_id: NodeId, messages: Sequence[NodeMessage], urgent: bool) -> bool:
         """Queue messages; `urgent` ones go on the first lane, before all others. False if they were dropped.
 
         A peer that is not connected drops everything. Bulk messages past the outbox's bound are dropped; an

@@ -23,7 +23,7 @@ from multiraft.errors import MultiRaftError, NotRunning, StorageError
 from multiraft.forming import Forming
 from multiraft.forwarding import Forwarding
 from multiraft.hosting import Hosting
-from multiraft.messages import FormingMessage, LivenessMessage, RaftMessage
+from multiraft.messages import FormingMessage, NodeMessage
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.services import Services
 from multiraft.shard import Directory, Router
@@ -285,9 +285,7 @@ class Running:
     def peer_heard(self, node_id: NodeId, incarnation: int) -> None:
         self.engine.peer_heard(node_id, incarnation)
 
-    def messages_received(
-        self, node_id: NodeId, incarnation: int, messages: Sequence[RaftMessage | LivenessMessage]
-    ) -> None:
+    def messages_received(self, node_id: NodeId, incarnation: int, messages: Sequence[NodeMessage]) -> None:
         self.engine.messages_received(node_id, incarnation, messages)
 
     def request_received(

@@ -40,9 +40,13 @@ class Membership:
 
     voters           the replicas that elect and commit, ascending
     outgoing         the other half while a joint change is under way; empty otherwise
-    learners         replicas that receive the log but neither vote nor count
-    nodes            the node of every replica named above
+    learners         replicas that receive the log but neither vote nor count; one that is in `outgoing` as well votes
+                     there until the joint change ends
+    nodes            the node of every replica named above; no node has two
     next_replica_id  the id that the next new replica takes; above every id ever used in this group
+    joining          those of `learners` that the leader promotes by itself once they have caught up
+    auto_leave       the leader ends the joint change by itself; False outside of one
+    stores           the store that each replica lives in, where that is known: it may live in no other
     """
 
     index: Index
@@ -51,6 +55,14 @@ class Membership:
     next_replica_id: ReplicaId
     outgoing: tuple[ReplicaId, ...] = ()
     learners: tuple[ReplicaId, ...] = ()
+    joining: tuple[ReplicaId, ...] = ()
+    auto_leave: bool = False
+    stores: Mapping[ReplicaId, bytes] = field(default_factory=dict)
+
+    @property
+    def joint(self) -> bool:
+        """Whether two majorities are needed (thesis, section 4.3)."""
+        return bool(self.outgoing)
 
     @property
     def replicas(self) -> tuple[ReplicaId, ...]:
@@ -59,6 +71,10 @@ class Membership:
 
     def is_voter(self, replica_id: ReplicaId) -> bool:
         return replica_id in self.voters or replica_id in self.outgoing
+
+    def removed(self, replica_id: ReplicaId) -> bool:
+        """Whether `replica_id` took part once and does no longer. Ids are never used again, so it never will."""
+        return NOBODY < replica_id < self.next_replica_id and replica_id not in self.nodes
 
     def replica_on(self, node_id: NodeId) -> ReplicaId:
         """Return the replica that lives on `node_id`; NOBODY if the group has none there."""
@@ -72,6 +88,11 @@ def founding_membership(nodes: tuple[NodeId, ...]) -> Membership:
     """Return the membership a new group is created with: one voter per node, ids from 1 in the order given."""
     voters = tuple(range(1, len(nodes) + 1))
     return Membership(FOUNDING_INDEX, voters, dict(zip(voters, nodes, strict=True)), len(nodes) + 1)
+
+
+def unborn_membership(replica_id: ReplicaId) -> Membership:
+    """Return what an empty replica knows of its group before the leader has told it anything: nobody takes part."""
+    return Membership(0, (), {}, replica_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +134,7 @@ class StoredReplica:
     """Everything of one replica that the engine needs to start it; the log's records are read when needed.
 
     last_index, last_term  the end of the stored log; equal to `log_start` when the log is empty
+    changes                the indexes of the membership entries in the log above `membership.index`, ascending
     """
 
     descriptor: ReplicaDescriptor
@@ -121,6 +143,19 @@ class StoredReplica:
     log_start: LogStart
     last_index: Index
     last_term: Term
+    changes: tuple[Index, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """What is left of a replica that was removed from its group: no replica up to this id lives on this node again.
+
+    index  as of this index of the group's log, the replica took part no longer
+    """
+
+    group_id: GroupId
+    replica_id: ReplicaId
+    index: Index
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
 from multiraft.errors import CorruptRecord
-from multiraft.records import Record
+from multiraft.records import MEMBERSHIP, Record
 from multiraft.storage import layout
 from multiraft.types import (
     GroupId,
@@ -60,6 +60,7 @@ class ReplicaScan:
         # The record whose end is not yet known: the next one may overlap it.
         self._open: Record | None = None
         self._top_term: Term = 0
+        self._changes: list[Index] = []
 
     def stored(self) -> StoredReplica:
         """Return the replica. Raises CorruptRecord with the first problem, if there is any."""
@@ -68,7 +69,13 @@ class ReplicaScan:
         if self.descriptor is None or self.membership is None or self.hard_state is None or self.log_start is None:
             raise CorruptRecord(f"group {self.group_id}: has not been read to its end")
         return StoredReplica(
-            self.descriptor, self.membership, self.hard_state, self.log_start, self.last_index, self.last_term
+            self.descriptor,
+            self.membership,
+            self.hard_state,
+            self.log_start,
+            self.last_index,
+            self.last_term,
+            tuple(index for index in self._changes if index > self.membership.index),
         )
 
     def add(self, kind: int, first: Index, value: bytes) -> None:
@@ -123,6 +130,8 @@ class ReplicaScan:
             self.problem(
                 f"{where}: commit {self.hard_state.commit} is not within its log ({start.index} to {self.last_index})"
             )
+        if self.membership is not None and self.membership.index > self.hard_state.commit:
+            self.problem(f"{where}: its membership is of {self.membership.index}, which was not committed yet")
         top_term = max(self._top_term, start.term)
         if self.hard_state.term < top_term:
             self.problem(f"{where}: term {self.hard_state.term} is below that of its log, {top_term}")
@@ -141,6 +150,8 @@ class ReplicaScan:
         self._open = record
         self.last_index, self.last_term = record.last, record.term
         self._top_term = max(self._top_term, record.term)
+        if record.kind == MEMBERSHIP:
+            self._changes.append(record.first)
 
     def _settle(self, following: Record | None) -> None:
         """The open record ends where `following` begins, at the latest: judge it."""

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import struct
 import zlib
-from itertools import pairwise
 from typing import Any, Final
 
 import msgpack
 
 from multiraft.errors import CorruptRecord
+from multiraft.membership import pack_membership, unpack_membership
 from multiraft.records import Record, decode_record
 from multiraft.types import (
     U64_MAX,
@@ -33,7 +33,6 @@ from multiraft.types import (
     Index,
     LogStart,
     Membership,
-    NodeId,
     ReplicaDescriptor,
     ReplicaId,
 )
@@ -164,35 +163,13 @@ def decode_descriptor(group_id: GroupId, value: bytes) -> ReplicaDescriptor:
 
 
 def encode_membership(group_id: GroupId, membership: Membership) -> bytes:
-    fields = [
-        membership.index,
-        membership.voters,
-        membership.outgoing,
-        membership.learners,
-        sorted(membership.nodes.items()),
-        membership.next_replica_id,
-    ]
-    return seal(group_key(group_id, KIND_MEMBERSHIP), msgpack.packb(fields))
+    return seal(group_key(group_id, KIND_MEMBERSHIP), pack_membership(membership))
 
 
 def decode_membership(group_id: GroupId, value: bytes) -> Membership:
-    """Raises CorruptRecord, also for a replica without a node or with an id that is still to be given out."""
+    """Raises CorruptRecord, also for a membership that does not make sense."""
     what = f"membership of group {group_id}"
-    key = group_key(group_id, KIND_MEMBERSHIP)
-    index, voters, outgoing, learners, pairs, next_replica_id = _fields(key, value, what, 6)
-    nodes: dict[ReplicaId, NodeId] = {_id(k, what): _text(v, what) for k, v in _pairs(pairs, what)}
-    membership = Membership(
-        _u64(index, what),
-        _ids(voters, what),
-        nodes,
-        _id(next_replica_id, what),
-        _ids(outgoing, what),
-        _ids(learners, what),
-    )
-    named = membership.replicas
-    if any(replica_id not in nodes for replica_id in named) or max(named, default=0) >= membership.next_replica_id:
-        raise CorruptRecord(f"{what}: does not make sense")
-    return membership
+    return unpack_membership(unseal(group_key(group_id, KIND_MEMBERSHIP), value, what), what)
 
 
 def encode_identity(identity: Identity) -> bytes:
@@ -265,15 +242,6 @@ def _id(value: object, what: str) -> ReplicaId:
     if number == 0:
         raise CorruptRecord(f"{what}: a replica id is 0")
     return number
-
-
-def _ids(value: object, what: str) -> tuple[ReplicaId, ...]:
-    if type(value) is not list:
-        raise CorruptRecord(f"{what}: replica ids are not a list")
-    ids = tuple(_id(item, what) for item in value)
-    if any(left >= right for left, right in pairwise(ids)):
-        raise CorruptRecord(f"{what}: replica ids are not ascending")
-    return ids
 
 
 def _text(value: object, what: str) -> str:

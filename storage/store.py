@@ -67,6 +67,10 @@ class PartitionedBatch:
         """Store term, vote and commit as one value."""
         self._store(layout.group_key(group_id, layout.KIND_HARD_STATE), layout.encode_hard_state(group_id, hard_state))
 
+    def put_membership(self, group_id: GroupId, membership: Membership) -> None:
+        """Store the membership that is in effect, in place of the one before."""
+        self._store(layout.group_key(group_id, layout.KIND_MEMBERSHIP), layout.encode_membership(group_id, membership))
+
     def create_replica(
         self, descriptor: ReplicaDescriptor, membership: Membership, hard_state: HardState, log_start: LogStart
     ) -> None:

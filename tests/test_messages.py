@@ -15,18 +15,22 @@ from hypothesis import strategies as st
 
 from multiraft import messages
 from multiraft.errors import InvariantViolation, WireError
+from multiraft.membership import pack_membership
 from multiraft.messages import (
     Append,
     AppendAnswer,
     Beat,
     CommitTo,
+    CreateReplica,
     Form,
     Formed,
+    InstallSnapshot,
     LeadAll,
     LeadAsk,
     LeadDelta,
     Message,
     PreVote,
+    RemovedReplica,
     Request,
     RequestVote,
     Response,
@@ -34,7 +38,7 @@ from multiraft.messages import (
 from multiraft.records import COMMANDS, Record, encode_record
 from multiraft.transport.frames import encode_message
 from multiraft.transport.wire import ID_BYTES_MAX, from_wire, to_wire
-from multiraft.types import U64_MAX
+from multiraft.types import U64_MAX, founding_membership
 
 KINDS: list[Any] = [kind for _, kind in inspect.getmembers(messages, inspect.isclass) if "CODE" in vars(kind)]
 
@@ -45,6 +49,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "led": st.lists(st.tuples(u64, u64, u64), max_size=5).map(tuple),
     "removed": st.lists(st.tuples(u64, u64), max_size=5).map(tuple),
     "body": st.binary(max_size=100),
+    "data": st.binary(max_size=100),
+    "service": names,
     "method": names,
     "cluster_id": st.binary(max_size=ID_BYTES_MAX),
     "stores": st.lists(st.tuples(names, st.binary(max_size=ID_BYTES_MAX)), max_size=4).map(tuple),
@@ -65,9 +71,23 @@ def appends(draw: st.DrawFn) -> Append:
     return Append(draw(u64), group_id, prev_index, prev_term, tuple(records), draw(u64), leader_term, draw(u64))
 
 
+@st.composite
+def snapshots(draw: st.DrawFn) -> InstallSnapshot:
+    index_term = draw(st.integers(1, U64_MAX))
+    membership = pack_membership(founding_membership(tuple(draw(st.lists(names, max_size=4, unique=True)))))
+    term = draw(st.integers(index_term, U64_MAX))
+    index = draw(st.integers(1, U64_MAX))
+    data = draw(st.binary(max_size=100))
+    return InstallSnapshot(data, draw(u64), index, index_term, membership, draw(u64), term, draw(u64))
+
+
 def of_kind(kind: Any) -> st.SearchStrategy[Message]:
     if kind is Append:
         return appends()
+    if kind is InstallSnapshot:
+        return snapshots()
+    if kind is CreateReplica:
+        return st.builds(CreateReplica, u64, st.integers(1, U64_MAX), names)
     return st.builds(kind, **{name: FIELDS.get(name, u64) for name in kind.__slots__})
 
 
@@ -95,6 +115,8 @@ def test_every_message_comes_back_as_it_was(message: Message) -> None:
 def test_each_kind_comes_back_as_itself(kind: Any) -> None:
     samples: dict[str, Any] = {"records": (), "led": ((1, 2, 3),), "added": ((1, 2, 3),), "removed": ((4, 5),)}
     samples |= {"stores": (("a", b"s"),), "body": b"b", "method": "m", "cluster_id": b"c", "prev_term": 1, "term": 2}
+    samples |= {"data": b"d", "index_term": 1, "service": "kv"}
+    samples |= {"membership": pack_membership(founding_membership(("a", "b")))}
     fields = {name: samples.get(name, index % 2 == 0) for index, name in enumerate(kind.__slots__)}
     numbers = {name: index + 3 for index, name in enumerate(kind.__slots__)}
     flags = ("accepted", "granted", "forced", "answer_now")
@@ -106,7 +128,7 @@ def test_each_kind_comes_back_as_itself(kind: Any) -> None:
 
 
 def test_codes_are_unique_and_slots_sorted_and_in_the_order_of_arguments() -> None:
-    assert len({kind.CODE for kind in KINDS}) == len(KINDS) == 18
+    assert len({kind.CODE for kind in KINDS}) == len(KINDS) == 21
     for kind in KINDS:
         assert list(kind.__slots__) == sorted(kind.__slots__)
         assert list(inspect.signature(kind).parameters) == list(kind.__slots__)
@@ -125,6 +147,12 @@ GOLDEN: list[tuple[Message, str]] = [
     (Formed(b"\xcc"), "1f,cc"),
     (Request(b"\x01", "m", 2, 3), f"28{2:016x}{3:016x},01,6d"),
     (Response(b"\x01", 2), f"29{2:016x},01"),
+    (CreateReplica(1, 2, "kv"), f"1a{1:016x}{2:016x},6b76"),
+    (RemovedReplica(1, 2, 3), f"1b{1:016x}{2:016x}{3:016x}"),
+    (
+        InstallSnapshot(b"\xdd", 1, 2, 3, pack_membership(founding_membership(("a",))), 4, 5, 6),
+        "09" + "".join(f"{n:016x}" for n in (1, 2, 3, 4, 5, 6)) + ",dd,99019101909090c2919201a1619002",
+    ),
 ]
 
 

@@ -26,7 +26,7 @@ import msgpack
 
 from multiraft.config import Limits
 from multiraft.errors import WireError
-from multiraft.messages import Form, LivenessMessage, Message, RaftMessage
+from multiraft.messages import Form, Message, NodeMessage
 from multiraft.transport.wire import from_wire, to_wire
 
 FRAME_FORMAT: Final = 1
@@ -99,7 +99,7 @@ class FrameDecoder:
         self._message_bytes = message_bytes
         self._parts: dict[int, _Unfinished] = {}
 
-    def decode(self, frame: bytes) -> tuple[list[RaftMessage | LivenessMessage], list[Message]]:
+    def decode(self, frame: bytes) -> tuple[list[NodeMessage], list[Message]]:
         """Return the messages that `frame` completes: those for the engine, and the others (forming, calls).
 
         Raises WireError: unknown format or kind, lengths that do not fit, a message that does not decode, a chunk
@@ -150,7 +150,7 @@ class _Unfinished:
         self.pieces: list[bytes] = []
 
 
-def _decode_messages(body: memoryview, count: int) -> tuple[list[RaftMessage | LivenessMessage], list[Message]]:
+def _decode_messages(body: memoryview, count: int) -> tuple[list[NodeMessage], list[Message]]:
     size_bytes = len(body)
     if not 0 < 3 * count <= size_bytes:  # the smallest message: an array of one byte string of one byte
         raise WireError(f"{count} messages in {size_bytes} bytes")

@@ -22,7 +22,7 @@ from functools import partial
 
 from multiraft.config import NodeConfig
 from multiraft.errors import StartError
-from multiraft.messages import LivenessMessage, RaftMessage
+from multiraft.messages import NodeMessage
 from multiraft.ports import TransportHandler
 from multiraft.transport.frames import hello_frame
 from multiraft.transport.hello import Hello, Refusal, encode_hello
@@ -183,7 +183,7 @@ class MemoryTransport(PeerTransport):
         for wire in self._network.wires_of(self):
             wire.break_now()
 
-    def send(self, node_id: NodeId, messages: Sequence[RaftMessage | LivenessMessage], urgent: bool) -> bool:
+    def send(self, node_id: NodeId, messages: Sequence[NodeMessage], urgent: bool) -> bool:
         """Queue messages for a peer; see ports.Transport.send."""
         if not urgent and messages and self._network.take_bulk_drop(self.node_id, node_id):
             self._counts["dropped_outbox_full"] += len(messages)

@@ -26,7 +26,7 @@ from typing import Final, Protocol
 
 from multiraft.config import NodeConfig
 from multiraft.errors import DeadlineExceeded, InvalidRequest, MultiRaftError, Overloaded, Unreachable, WireError
-from multiraft.messages import Form, Formed, FormingMessage, LivenessMessage, Message, RaftMessage, Request, Response
+from multiraft.messages import Form, Formed, FormingMessage, Message, NodeMessage, Request, Response
 from multiraft.ports import TransportHandler
 from multiraft.transport.calls import Calls
 from multiraft.transport.frames import FrameDecoder, encode_message, hello_content, hello_frame, max_message_bytes
@@ -145,7 +145,7 @@ class PeerTransport:
             inbound.link.shut(GREET_ANEW, "this node has joined a cluster")
             self._drop_inbound(inbound)
 
-    def send(self, node_id: NodeId, messages: Sequence[RaftMessage | LivenessMessage], urgent: bool) -> bool:
+    def send(self, node_id: NodeId, messages: Sequence[NodeMessage], urgent: bool) -> bool:
         """Queue messages for a peer; see ports.Transport.send."""
         outbound = self._out.get(node_id)
         if outbound is None or outbound.forming:

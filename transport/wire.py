@@ -18,14 +18,17 @@ from operator import attrgetter
 from typing import Any, Final
 
 from multiraft.errors import CorruptRecord, InvariantViolation, WireError
+from multiraft.membership import unpack_membership
 from multiraft.messages import (
     Append,
     AppendAnswer,
     Beat,
     BeatAnswer,
     CommitTo,
+    CreateReplica,
     Form,
     Formed,
+    InstallSnapshot,
     LeadAll,
     LeadAsk,
     LeadDelta,
@@ -33,6 +36,7 @@ from multiraft.messages import (
     PreVote,
     PreVoteAnswer,
     Refuse,
+    RemovedReplica,
     Request,
     RequestVote,
     Response,
@@ -48,6 +52,8 @@ _REMOVED: Final = struct.Struct(">QQ")
 _APPEND: Final = struct.Struct(">BQQQQQQQ")
 _REQUEST: Final = struct.Struct(">BQQ")
 _RESPONSE: Final = struct.Struct(">BQ")
+_SNAPSHOT: Final = struct.Struct(">BQQQQQQ")
+_CREATE: Final = struct.Struct(">BQQ")
 
 ID_BYTES_MAX: Final = 64
 """Longest cluster or store id that is taken from another node; the ones drawn here have 16 bytes."""
@@ -65,6 +71,7 @@ _FIXED: Final[Mapping[type, tuple[struct.Struct, Callable[[Any], tuple[Any, ...]
         (Beat, "QQ?QQQ"),
         (BeatAnswer, "QQ"),
         (Refuse, "QQQ"),
+        (RemovedReplica, "QQQ"),
     )
 }
 """The messages that have no variable part: the layout of their head, and how to read all their fields at once."""
@@ -129,8 +136,27 @@ def _encode_request(message: Request) -> tuple[bytes, ...]:
     return (head, message.body, message.method.encode())
 
 
+def _encode_snapshot(message: InstallSnapshot) -> tuple[bytes, ...]:
+    head = _SNAPSHOT.pack(
+        InstallSnapshot.CODE,
+        message.group_id,
+        message.index,
+        message.index_term,
+        message.sender,
+        message.term,
+        message.to,
+    )
+    return (head, message.data, message.membership)
+
+
+def _encode_create(message: CreateReplica) -> tuple[bytes, ...]:
+    return (_CREATE.pack(CreateReplica.CODE, message.group_id, message.replica_id), message.service.encode())
+
+
 _ENCODERS: Final[Mapping[type, Callable[[Any], tuple[bytes, ...]]]] = {
     Append: _encode_append,
+    InstallSnapshot: _encode_snapshot,
+    CreateReplica: _encode_create,
     LeadAll: lambda message: (_U8.pack(LeadAll.CODE), _join_rows(_LED, message.led)),
     LeadDelta: _encode_lead_delta,
     LeadAsk: lambda message: (_U8.pack(LeadAsk.CODE),),
@@ -196,6 +222,27 @@ def _decode_append(parts: list[Any]) -> Append:
     return Append(commit, group_id, prev_index, prev_term, tuple(records), sender, term, to)
 
 
+def _decode_snapshot(parts: list[Any]) -> InstallSnapshot:
+    _take(parts, 3)
+    _, group_id, index, index_term, sender, term, to = _SNAPSHOT.unpack(parts[0])
+    membership = _blob(parts[2])
+    if index < 1 or not 0 < index_term <= term:
+        raise WireError("install snapshot: an index or term is out of range")
+    try:
+        unpack_membership(membership, f"snapshot of group {group_id}")
+    except CorruptRecord as problem:
+        raise WireError(f"install snapshot: {problem}") from problem
+    return InstallSnapshot(_blob(parts[1]), group_id, index, index_term, membership, sender, term, to)
+
+
+def _decode_create(parts: list[Any]) -> CreateReplica:
+    _take(parts, 2)
+    _, group_id, replica_id = _CREATE.unpack(parts[0])
+    if replica_id < 1:
+        raise WireError("create replica: a replica id is 0")
+    return CreateReplica(group_id, replica_id, _text(parts[1]))
+
+
 def _decode_lead_all(parts: list[Any]) -> LeadAll:
     _take(parts, 2)
     _U8.unpack(parts[0])
@@ -253,6 +300,8 @@ def _fixed_decoder(kind: Callable[..., Message], head: struct.Struct) -> Callabl
 _DECODERS: Final[Mapping[int, Callable[[list[Any]], Message]]] = {
     **{kind.CODE: _fixed_decoder(kind, head) for kind, (head, _) in _FIXED.items()},  # type: ignore[attr-defined]
     Append.CODE: _decode_append,
+    InstallSnapshot.CODE: _decode_snapshot,
+    CreateReplica.CODE: _decode_create,
     LeadAll.CODE: _decode_lead_all,
     LeadDelta.CODE: _decode_lead_delta,
     LeadAsk.CODE: _decode_lead_ask,

@@ -55,6 +55,7 @@ from multiraft.messages import (
     LeadAsk,
     LeadDelta,
     LivenessMessage,
+    NodeMessage,
     RaftMessage,
     Refuse,
     RequestVote,
@@ -110,7 +111,7 @@ class Engine:
         self._on_failed = on_failed
         self._running = False
         self._turn_scheduled = False
-        self._inbox: list[tuple[NodeId, int, Sequence[RaftMessage | LivenessMessage]]] = []
+        self._inbox: list[tuple[NodeId, int, Sequence[NodeMessage]]] = []
         self._dirty: list[Replica] = []
         self._deadlines: deque[Proposals] = deque()
         self._request_timeout_s = limits.request_timeout_ms / 1e3
@@ -264,9 +265,7 @@ class Engine:
         self.liveness.heard(node_id, incarnation, self.pacing.now())
         self.upkeep.resume_replication(node_id)
 
-    def messages_received(
-        self, node_id: NodeId, incarnation: int, messages: Sequence[RaftMessage | LivenessMessage]
-    ) -> None:
+    def messages_received(self, node_id: NodeId, incarnation: int, messages: Sequence[NodeMessage]) -> None:
         """Take a peer's messages; the next turn handles them."""
         self._inbox.append((node_id, incarnation, messages))
         self._schedule()

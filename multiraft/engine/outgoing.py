@@ -12,7 +12,9 @@ from multiraft.messages import (
     Append,
     AppendAnswer,
     CommitTo,
+    HostingMessage,
     LivenessMessage,
+    NodeMessage,
     PreVote,
     PreVoteAnswer,
     RaftMessage,
@@ -31,8 +33,8 @@ class Outgoing:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._urgent: dict[NodeId, list[RaftMessage | LivenessMessage]] = {}
-        self._bulk: dict[NodeId, list[RaftMessage | LivenessMessage]] = {}
+        self._urgent: dict[NodeId, list[NodeMessage]] = {}
+        self._bulk: dict[NodeId, list[NodeMessage]] = {}
         self._reached: set[NodeId] = set()
         self._dropped: dict[tuple[NodeId, GroupId, type], Append | AppendAnswer | CommitTo] = {}
 
@@ -46,8 +48,8 @@ class Outgoing:
     def reaches(self, node_id: NodeId) -> bool:
         return node_id in self._reached
 
-    def urgent(self, node_id: NodeId, message: LivenessMessage) -> None:
-        """Queue a liveness message for the first lane."""
+    def urgent(self, node_id: NodeId, message: LivenessMessage | HostingMessage) -> None:
+        """Queue a message about nodes for the first lane."""
         if node_id in self._reached:
             self._urgent.setdefault(node_id, []).append(message)
 

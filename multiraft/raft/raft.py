@@ -24,6 +24,7 @@ from multiraft.messages import (
     PreVoteAnswer,
     RaftMessage,
     RequestVote,
+    TimeoutNow,
     VoteAnswer,
 )
 from multiraft.raft.election import Elections
@@ -98,7 +99,7 @@ class Raft(Elections):
             self._on_request_vote(message, now)
         elif isinstance(message, VoteAnswer):
             self._on_vote_answer(message, now)
-        else:
+        elif isinstance(message, TimeoutNow):
             self._on_timeout_now(message, now)
 
     def tick(self, now: float) -> None:

@@ -14,7 +14,7 @@ from multiraft.engine.pacing import Pacing
 from multiraft.engine.waiting import Budget, Proposals
 from multiraft.errors import NotCommitted, OutcomeUnknown, StartError
 from multiraft.forming import Forming
-from multiraft.messages import Append, Beat, CommitTo, Form, LivenessMessage, RaftMessage, RequestVote
+from multiraft.messages import Append, Beat, CommitTo, Form, NodeMessage, RequestVote
 from multiraft.ports import Clocks
 from multiraft.storage import MemoryDisk, open_memory
 from multiraft.testing import VirtualLoop, run_virtual
@@ -31,7 +31,7 @@ class RecordingTransport:
         self.sent: list[tuple[str, list[str], bool]] = []
         self.full = False
 
-    def send(self, node_id: str, messages: Sequence[RaftMessage | LivenessMessage], urgent: bool) -> bool:
+    def send(self, node_id: str, messages: Sequence[NodeMessage], urgent: bool) -> bool:
         self.sent.append((node_id, [type(message).__name__ for message in messages], urgent))
         return urgent or not self.full
 

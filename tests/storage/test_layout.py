@@ -33,11 +33,16 @@ def memberships(draw: st.DrawFn) -> Membership:
     def some(most: int) -> tuple[int, ...]:
         return tuple(sorted(draw(st.sets(ids, max_size=most))))
 
-    voters, outgoing, learners = some(5), some(3), some(3)
-    named = {*voters, *outgoing, *learners}
-    nodes = {replica_id: draw(names) for replica_id in named}
+    voters, outgoing, others = some(5), some(3), some(3)
+    learners = tuple(replica_id for replica_id in others if replica_id not in voters)
+    named = sorted({*voters, *outgoing, *learners})
+    unlike = draw(st.lists(names, min_size=len(named), max_size=len(named), unique=True))
     above = draw(st.integers(max(named, default=0) + 1, U64_MAX))
-    return Membership(draw(u64), voters, nodes, above, outgoing, learners)
+    joining = tuple(replica_id for replica_id in learners if draw(st.booleans()))
+    stores = {replica_id: draw(tokens) for replica_id in named if draw(st.booleans())}
+    auto_leave = bool(outgoing) and draw(st.booleans())
+    nodes = dict(zip(named, unlike, strict=True))
+    return Membership(draw(u64), voters, nodes, above, outgoing, learners, joining, auto_leave, stores)
 
 
 identities = st.builds(Identity, names, tokens, st.binary(max_size=64), st.dictionaries(names, tokens, max_size=5))
@@ -165,6 +170,12 @@ def test_wrong_bodies_under_a_right_checksum_raise_corrupt_record_alone(
         Membership(1, (1, 2), {1: "a"}, 3),  # a replica without a node
         Membership(1, (1, 2), {1: "a", 2: "b"}, 2),  # the next id is taken
         Membership(1, (1,), {1: "a", 5: "e"}, 5, learners=(5,)),
+        Membership(1, (1,), {1: "a", 2: "b"}, 5),  # a node for nobody
+        Membership(1, (1, 2), {1: "a", 2: "a"}, 5),  # two replicas on one node
+        Membership(1, (1, 2), {1: "a", 2: "b"}, 5, learners=(2,)),  # voter and learner at once
+        Membership(1, (1,), {1: "a", 2: "b"}, 5, learners=(2,), joining=(1, 2)),
+        Membership(1, (1,), {1: "a"}, 5, auto_leave=True),
+        Membership(1, (1,), {1: "a"}, 5, stores={2: b"x"}),
     ],
 )
 def test_memberships_that_make_no_sense_are_refused(membership: Membership) -> None:

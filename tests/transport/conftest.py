@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from multiraft.config import Limits, NodeConfig
-from multiraft.messages import CommitTo, FormingMessage, LivenessMessage, RaftMessage
+from multiraft.messages import CommitTo, FormingMessage, NodeMessage
 from multiraft.ports import Transport
 from multiraft.transport import AiohttpTransport, MemoryNetwork, MemoryTransport
 from multiraft.transport.hello import Hello
@@ -56,9 +56,7 @@ class Ear:
     def unformed_peer(self, node_id: str, store_id: bytes) -> None:
         self._hear("unformed", node_id, store_id)
 
-    def messages_received(
-        self, node_id: str, incarnation: int, messages: Sequence[RaftMessage | LivenessMessage]
-    ) -> None:
+    def messages_received(self, node_id: str, incarnation: int, messages: Sequence[NodeMessage]) -> None:
         assert messages
         for message in messages:
             self._hear("message", node_id, incarnation, message)

@@ -66,7 +66,8 @@ class Running:
         self._ended = ended
         self._config = setup.config
         self._loop = asyncio.get_running_loop()
-        self._changed: set[Future[None]] = set()
+        # In the order in which they came: that of a set would depend on addresses.
+        self._changed: dict[Future[None], None] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
         self._failed = False
@@ -172,7 +173,7 @@ class Running:
     # ------------------------------------------------------------------------------------------------ readiness
 
     def _wake(self) -> None:
-        changed, self._changed = self._changed, set()
+        changed, self._changed = self._changed, {}
         for future in changed:
             if not future.done():
                 future.set_result(None)
@@ -208,7 +209,7 @@ class Running:
             if self.unready(name) is None:
                 break
             future: Future[None] = self._loop.create_future()
-            self._changed.add(future)
+            self._changed[future] = None
             await future
         for shard in self.router.map.services[name].shards:
             if shard.group_id not in self.engine.replicas:

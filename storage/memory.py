@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from multiraft import failpoints
 from multiraft.errors import StorageError
 from multiraft.storage.backend import Done, RawBatch
 
@@ -355,8 +356,12 @@ class MemoryBackend:
         if self._dead:
             return None, None
         try:
+            if failpoints.armed is not None:
+                failpoints.armed(failpoints.DISK_BEFORE_WRITE)
             self._disk._write(ops)
             self.syncs += 1
+            if failpoints.armed is not None:
+                failpoints.armed(failpoints.DISK_AFTER_WRITE)
         except OSError as problem:
             self._error = StorageError(f"{self.name}: a write failed: {problem.strerror or problem}")
             self._error.__cause__ = problem

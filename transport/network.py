@@ -125,7 +125,7 @@ class MemoryNetwork:
         """Let nobody of one side reach anybody of another; nodes that are on no side reach all."""
         self.faults["partition"] += 1
         for one, other in combinations(sides, 2):
-            self._part(one, other, by)
+            self.part(one, other, by=by)
 
     def bridge(
         self,
@@ -137,7 +137,9 @@ class MemoryNetwork:
     ) -> None:
         """Part two halves, except that `bridge_node`, of either half or none, reaches all, and all reach it."""
         self.faults["bridge"] += 1
-        self._part([name for name in left if name != bridge_node], [name for name in right if name != bridge_node], by)
+        self.part(
+            [name for name in left if name != bridge_node], [name for name in right if name != bridge_node], by=by
+        )
 
     def ring(self, order: Sequence[NodeId], *, by: Literal["cut", "stall"] = "cut") -> None:
         """Let each node reach only those beside it in `order`, of which the last stands beside the first."""
@@ -145,9 +147,10 @@ class MemoryNetwork:
         count = len(order)
         for one, other in combinations(range(count), 2):
             if other - one not in (1, count - 1):
-                self._part([order[one]], [order[other]], by)
+                self.part([order[one]], [order[other]], by=by)
 
-    def _part(self, left: Sequence[NodeId], right: Sequence[NodeId], by: Literal["cut", "stall"]) -> None:
+    def part(self, left: Sequence[NodeId], right: Sequence[NodeId], *, by: Literal["cut", "stall"] = "cut") -> None:
+        """Let nobody on the left reach anybody on the right, nor the other way."""
         break_one = self.cut if by == "cut" else self.stall
         for one in left:
             for other in right:
@@ -169,6 +172,10 @@ class MemoryNetwork:
     def delay(self, sender: NodeId, receiver: NodeId, delay_s: float | Callable[[], float]) -> None:
         """Deliver what `sender` sends to `receiver` after this many seconds, or what the callable says per frame."""
         self.faults["delay"] += 1
+        self.set_delay(sender, receiver, delay_s)
+
+    def set_delay(self, sender: NodeId, receiver: NodeId, delay_s: float | Callable[[], float]) -> None:
+        """As `delay`, not counted as a fault: how long the way is."""
         self._delay_s[sender, receiver] = delay_s if callable(delay_s) else partial(float, delay_s)
 
     def drop_next_bulk(self, sender: NodeId, receiver: NodeId, count: int = 1) -> None:

@@ -70,6 +70,8 @@ class MemoryNetwork:
     rng     where the chance of `disturb` comes from; seeded, so that a run replays
     wires   how frames travel in time
     faults  counts what is done, by kind; for `disturb`, each message that was hit
+
+    keep_lossy  connections that lost messages go on after they are healed: what was lost stays owed
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class MemoryNetwork:
         self.rng = rng if rng is not None else random.Random(0)
         self.wires: Wires = wires if wires is not None else _LoopWires()
         self.faults: Counter[str] = faults if faults is not None else Counter()
+        self.keep_lossy = False
         self._disturbed: dict[Direction, Disturbance] = {}
+        self._lossy: set[Direction] = set()
         self._listeners: dict[str, MemoryTransport] = {}
         self._wires: dict[int, Wire] = {}
         self._next_wire = 0
@@ -92,14 +96,16 @@ class MemoryNetwork:
 
         Neither of the two can dial the other until `heal`; a connection the other way that exists goes on.
         """
-        self.faults["cut"] += (sender, receiver) not in self._cut
+        if (sender, receiver) not in self._cut:
+            self.faults["cut"] += 1
         self._cut.add((sender, receiver))
         for wire in self._of(sender, receiver):
             wire.break_now()
 
     def stall(self, sender: NodeId, receiver: NodeId) -> None:
         """Hold what `sender` sends to `receiver` until `heal`: nobody is told; all of it comes late."""
-        self.faults["stall"] += (sender, receiver) not in self._stalled
+        if (sender, receiver) not in self._stalled:
+            self.faults["stall"] += 1
         self._stalled.add((sender, receiver))
 
     def disturb(
@@ -107,6 +113,8 @@ class MemoryNetwork:
     ) -> None:
         """From now on lose, repeat and reorder messages of consensus from `sender` to `receiver`, each by chance.
 
+        A connection that has lost messages breaks when the direction is healed, as TCP ends one that it cannot carry
+        on, so that nothing is owed over it; `keep_lossy` lets it live.
         A repeated message may come again much later, over a newer connection of the same two runs, too. What belongs
         to an earlier run of either node never comes.
         """
@@ -162,6 +170,10 @@ class MemoryNetwork:
         for direction in list(self._disturbed):
             if sender in (None, direction[0]) and receiver in (None, direction[1]):
                 del self._disturbed[direction]
+                if direction in self._lossy and not self.keep_lossy:
+                    self._lossy.discard(direction)
+                    for wire in self._of(*direction):
+                        wire.break_now()
         for broken in (self._cut, self._stalled):
             for direction in sorted(broken):
                 if sender in (None, direction[0]) and receiver in (None, direction[1]):
@@ -207,6 +219,10 @@ class MemoryNetwork:
         self._drop_bulk[sender, receiver] -= 1
         self.faults["drop_bulk"] += 1
         return True
+
+    def note_loss(self, sender: NodeId, receiver: NodeId) -> None:
+        self.faults["loss"] += 1
+        self._lossy.add((sender, receiver))
 
     def disturbance(self, sender: NodeId, receiver: NodeId) -> Disturbance | None:
         return self._disturbed.get((sender, receiver))

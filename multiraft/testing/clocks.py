@@ -92,7 +92,8 @@ class NodeClock:
         if not RATE_LEAST <= rate <= RATE_MOST:
             raise ValueError(f"a rate of {rate:g}; from {RATE_LEAST:g} to {RATE_MOST:g} are simulated")
         if rate != self._rate:
-            self.faults["rate"] += rate != 1.0
+            if rate != 1.0:
+                self.faults["rate"] += 1
             asleep_s = max(0.0, self._since_true_s - self._loop.now_s)
             self._slept_s += asleep_s * (rate - self._rate)
             self._set_base(max(self._loop.now_s, self._since_true_s), rate)

@@ -135,7 +135,8 @@ class MemoryCluster:
         """Start one node, or all of them. Raises what Node.start does; NotRunning if it was killed meanwhile."""
         for one in self.names if name is None else (name,):
             node = self.make(one)
-            self.faults["restart"] += one in self._started
+            if one in self._started:
+                self.faults["restart"] += 1
             self._started.add(one)
             self._starting[one] = task = self.on(one, node.start())
             try:

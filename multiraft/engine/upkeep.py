@@ -11,9 +11,9 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from multiraft.engine.replica import Replica
-from multiraft.messages import Append
+from multiraft.messages import Append, AskRemoved
 from multiraft.raft import Role
-from multiraft.types import GroupId, NodeId
+from multiraft.types import NOBODY, GroupId, NodeId
 
 if TYPE_CHECKING:
     from multiraft.engine.engine import Engine
@@ -53,9 +53,8 @@ class Upkeep:
         outgoing = self._engine.outgoing
         for replica in sorted(untold, key=lambda replica: replica.group_id):
             if replica.leads:
-                nodes = replica.core.membership.nodes
                 for message in replica.core.commit_messages():
-                    outgoing.consensus(nodes.get(message.to), message)
+                    outgoing.consensus(replica.node_of(message.to), message)
         outgoing.send_all()
 
     def resume_replication(self, node_id: NodeId) -> None:
@@ -109,7 +108,9 @@ class Upkeep:
             self._audit_claims()
         share = 1 + len(engine.replicas) * engine.limits.beat_ms // engine.limits.sweep_ms
         for group_id in self._to_audit[-share:]:
-            replica = engine.replicas[group_id]
+            replica = engine.replicas.get(group_id)
+            if replica is None:
+                continue
             core = replica.core
             if replica.leads:
                 core.check_quorum(now)
@@ -119,7 +120,15 @@ class Upkeep:
                 engine.counters["audit_repairs"] += 1
                 log.error("group %d: nobody was responsible for it; it campaigns soon", group_id)
                 engine.view.electable([group_id], now)
+            elif replica.broken is None and core.leader == NOBODY:
+                self._ask_whether_removed(replica)
         del self._to_audit[-share:]
+
+    def _ask_whether_removed(self, replica: Replica) -> None:
+        """Nobody leads this replica: perhaps because it takes part no longer, and was away when it was told."""
+        outgoing = self._engine.outgoing
+        for node_id in outgoing.all_reached():
+            outgoing.urgent(node_id, AskRemoved(replica.group_id, replica.core.replica_id))
 
     def _is_minded(self, replica: Replica) -> bool:
         core = replica.core

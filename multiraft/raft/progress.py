@@ -11,6 +11,7 @@ Rules of this file: no messages, no clock; `match` never goes back; match < next
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from enum import IntEnum
 from typing import Final
@@ -39,12 +40,16 @@ class Progress:
     confirming      it denied an entry that it had acknowledged; one more denial, of `match` itself, means lost
     told            the commit that it was told of, unless that message was lost
     acked_round     the newest read round that it acknowledged
+    caught_up       it has received a round of entries within an election timeout (thesis, section 4.2.1)
     inflight        (last index, bytes) of each append on its way, oldest first
     inflight_bytes  their sum
     """
 
     __slots__ = (
+        "_round_end",
+        "_round_since_s",
         "acked_round",
+        "caught_up",
         "confirming",
         "inflight",
         "inflight_bytes",
@@ -65,6 +70,9 @@ class Progress:
         self.confirming = False
         self.told: Index = 0
         self.acked_round = -1
+        self.caught_up = False
+        self._round_end: Index = next_index - 1
+        self._round_since_s = -math.inf
         self.inflight: deque[tuple[Index, int]] = deque()
         self.inflight_bytes = 0
 
@@ -108,8 +116,20 @@ class Progress:
         self.match = index
         return True
 
+    def begin_round(self, last_index: Index, now: float) -> None:
+        """From `now` on: how long does it take to receive the log up to `last_index`?"""
+        self._round_end, self._round_since_s = last_index, now
+
+    def judge_round(self, last_index: Index, now: float, timeout_s: float) -> None:
+        """After news of `match`, in a log that ends at `last_index`: is the round over, and was it a quick one?"""
+        if self.match >= last_index or (self.match >= self._round_end and now - self._round_since_s <= timeout_s):
+            self.caught_up = True
+        elif self.match >= self._round_end:
+            self.begin_round(last_index, now)
+
     def lose(self) -> None:
         """Send nothing more, count it for nothing."""
         self.probe(self.match + 1)
         self.state = LOST
         self.confirming = False
+        self.caught_up = False

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from multiraft.messages import RaftMessage
 from multiraft.records import Record
-from multiraft.types import GroupId, HardState, Index, NodeId, ReplicaId, Term
+from multiraft.types import GroupId, HardState, Index, Membership, NodeId, ReplicaId, Term
 
 
 class Role(IntEnum):
@@ -79,6 +79,8 @@ class Ready:
                    may be both deleted and put again.
     hard_state     term, vote and commit; None when they need not be written now. A change of the commit alone
                    waits for the next write, since a commit can always be learned again.
+    membership     the membership that has taken effect; None when it is the one written before. In this batch: the
+                   hard state on disk is then at or above its index.
     last           the end of the log as this write leaves it: pass it to `Raft.persisted` once the write is synced;
                    once for each Ready that writes, in order. (0, 0) when there is nothing to write.
     messages       may leave at once, in parallel with the write: a leader's appends, commits, pre-vote requests,
@@ -100,6 +102,7 @@ class Ready:
         "hard_state",
         "last",
         "leader",
+        "membership",
         "messages",
         "read_states",
         "records",
@@ -113,6 +116,7 @@ class Ready:
         records: list[Record],
         deleted: list[Index],
         hard_state: HardState | None,
+        membership: Membership | None,
         last: tuple[Index, Term],
         messages: list[RaftMessage],
         after_persist: list[RaftMessage],
@@ -126,6 +130,7 @@ class Ready:
         self.records = records
         self.deleted = deleted
         self.hard_state = hard_state
+        self.membership = membership
         self.last = last
         self.messages = messages
         self.after_persist = after_persist
@@ -139,4 +144,4 @@ class Ready:
     @property
     def writes(self) -> bool:
         """Whether there is anything to put on disk."""
-        return bool(self.records or self.deleted or self.hard_state is not None)
+        return bool(self.records or self.deleted or self.hard_state is not None or self.membership is not None)

@@ -122,6 +122,8 @@ class Replication(ReplicaState):
         elif peer.state is not LOST:
             invariant(message.index <= self.log.last_index, "a follower acknowledges only what this leader sent")
             if peer.accepted(message.index):
+                if not peer.caught_up:
+                    peer.judge_round(self.log.last_index, now, self._settings.election_timeout_s)
                 if message.index > self.commit:
                     self._advance_commit()
                 if self._transfer_to == peer.replica_id:
@@ -216,7 +218,8 @@ class Replication(ReplicaState):
             invariant(message.term > self.term or self.role is not LEADER, "a term has one leader")
             self._become_follower(message.term, message.sender, now)
         elif self.leader != message.sender:
-            invariant(self.leader == NOBODY, "a term has one leader")
+            stranger = message.sender not in self.membership.nodes  # what told of a leader knew only its node
+            invariant(self.leader == NOBODY or stranger, "a term has one leader")
             self.leader = message.sender
         self._rearm_if_armed(now)
         log = self.log
@@ -224,7 +227,7 @@ class Replication(ReplicaState):
         prev_index = message.prev_index
         if prev_index == log.last_index and message.prev_term == log.last_term:
             for record in records:
-                log.append(record)
+                self._store(record)
         elif prev_index > log.last_index or (prev_index > self.commit and log.term(prev_index) != message.prev_term):
             self._reject(message, *log.agreement(prev_index, message.prev_term))
             return
@@ -248,7 +251,7 @@ class Replication(ReplicaState):
         log = self.log
         for record in records:
             if record.first == log.last_index + 1:
-                log.append(record)
+                self._store(record)
                 continue
             known = min(record.last, self.commit)
             if known >= record.first and known > log.start.index:
@@ -262,8 +265,8 @@ class Replication(ReplicaState):
                 continue
             if new <= log.last_index:
                 invariant(new > self._verified, "a leader does not contradict itself")
-                log.truncate(new)
-            log.append(cut_record(self.group_id, record, new, record.last))
+                self._truncate(new)
+            self._store(cut_record(self.group_id, record, new, record.last))
 
     def _on_commit_to(self, message: CommitTo) -> None:
         if message.term == self.term and self.role is not LEADER:

@@ -20,7 +20,7 @@ import pytest
 from multiraft.errors import CorruptRecord
 from multiraft.messages import Append, RaftMessage
 from multiraft.raft import CoreSettings, Raft, Ready, Role
-from multiraft.records import COMMANDS, Record, cut_record, encode_record
+from multiraft.records import COMMANDS, MEMBERSHIP, Record, cut_record, encode_record
 from multiraft.types import (
     HardState,
     LogStart,
@@ -41,6 +41,7 @@ class Disk:
         self.start = start
         self.hard_state = hard_state
         self.records: dict[int, Record] = {}
+        self.membership: Membership | None = None
         self.waiting: list[Ready] = []
         self.reads = 0
 
@@ -54,6 +55,9 @@ class Disk:
             assert ready.hard_state.term >= self.hard_state.term, "a stored term went back"
             assert ready.hard_state.commit >= self.hard_state.commit, "a stored commit went back"
             self.hard_state = ready.hard_state
+        if ready.membership is not None:
+            assert ready.membership.index <= self.hard_state.commit, "a membership is stored before its commit"
+            self.membership = ready.membership
 
     def crash(self, kept: int) -> None:
         for _ in range(min(kept, len(self.waiting))):
@@ -124,24 +128,33 @@ class Replica:
 
     def __init__(self, replica_id: int, membership: Membership, disk: Disk, settings: CoreSettings, seed: int) -> None:
         self.replica_id = replica_id
-        self.membership = membership
         self.disk = disk
+        if disk.membership is None:
+            disk.membership = membership
         self.settings = settings
         self.dice = random.Random(seed * 1_000 + replica_id)
         self.contacts = Contacts()
         self.alive = False
         self.start(0.0)
 
+    @property
+    def membership(self) -> Membership:
+        return self.core.membership
+
     def start(self, now: float) -> None:
         """Begin, or begin again, from the disk; the state machine is in memory, so it starts from the log's start."""
         last_index, last_term = self.disk.last()
+        assert self.disk.membership is not None
+        in_effect = self.disk.membership
+        firsts = [first for first, record in self.disk.records.items() if record.kind == MEMBERSHIP]
         stored = StoredReplica(
             ReplicaDescriptor(GROUP, self.replica_id, "test"),
-            self.membership,
+            in_effect,
             self.disk.hard_state,
             self.disk.start,
             last_index,
             last_term,
+            tuple(first for first in sorted(firsts) if first > in_effect.index),
         )
         self.core = Raft(stored, self.disk, self.contacts, self.dice, self.settings, now, self.disk.start.index)
         self.outbox: list[RaftMessage] = []

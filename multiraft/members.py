@@ -22,9 +22,11 @@ from multiraft.errors import (
     ChangePending,
     ChangeRefused,
     CorruptRecord,
+    InvalidRequest,
     MembershipChanged,
     NotCommitted,
     NotReady,
+    NotRunning,
     OutcomeUnknown,
 )
 from multiraft.raft import AddLearner, Change, Demote, Promote, Remove
@@ -45,6 +47,7 @@ class Members:
         self._now = now
         self._timeout_s = CHANGE_TIMEOUT_S if timeout_s is None else timeout_s
         self._deadline_s = now() + self._timeout_s
+        self._waiting_for = "the group's leader was not reached"
 
     async def add(self, node_id: NodeId, voter: bool) -> Membership:
         """Give the group a replica on `node_id`; return the membership in which it votes (`voter`), or learns."""
@@ -57,6 +60,7 @@ class Members:
             if members.joint or view.latest.index != members.index:
                 await self._next(view, f"a membership change of index {view.latest.index} is under way")
             elif replica_id == NOBODY:
+                self._waiting_for = "the change was not made yet"
                 await self._change(members, [AddLearner(node_id, joining=voter)])
             elif replica_id not in members.joining:
                 await self._promote(view, replica_id)
@@ -126,50 +130,50 @@ class Members:
         node_id = view.in_effect.nodes[replica_id]
         await self._change_when_free(view, [Promote(replica_id)], _still(view, replica_id, node_id))
 
-    async def _change_when_free(self, view: MembershipView, changes: Sequence[Change], waiting: str = "") -> None:
+    async def _change_when_free(self, view: MembershipView, changes: Sequence[Change], waiting_for: str = "") -> None:
         if view.in_effect.joint or view.latest.index != view.in_effect.index:
             await self._next(view, f"a membership change of index {view.latest.index} is under way")
         else:
-            await self._change(view.in_effect, changes, waiting)
+            self._waiting_for = waiting_for or self._waiting_for
+            await self._change(view.in_effect, changes)
 
-    async def _change(self, members: Membership, changes: Sequence[Change], waiting: str = "") -> None:
+    async def _change(self, members: Membership, changes: Sequence[Change]) -> None:
         """Ask for one change of `members`; whatever comes of it is seen by looking again."""
-        left_s = self._left_s(waiting or "the change was not made")
+        left_s = self._left_s()
         try:
             await self._ask("change", encode_change(changes, members.index), min(left_s, _LOOK_S))
         except (ChangePending, MembershipChanged, OutcomeUnknown):
             await asyncio.sleep(_AGAIN_S)
-        except ChangeRefused:
+        except (ChangeRefused, InvalidRequest, NotRunning):
             raise
-        except NotCommitted as problem:
-            self._left_s(waiting or str(problem))
+        except NotCommitted:
             await asyncio.sleep(_AGAIN_S)
 
     async def _look(self, known: int | None = None) -> MembershipView:
         """Return the leader's view; with `known`, wait a while for a newer membership."""
         while True:
-            left_s = self._left_s("the group's leader was not reached")
-            wait_s = min(left_s, _LOOK_S)
+            wait_s = min(self._left_s(), _LOOK_S)
             try:
                 return decode_view(await self._ask("membership", encode_look(known, wait_s / 2), wait_s))
-            except (NotReady, OutcomeUnknown) as problem:
-                self._left_s(str(problem))
-                await asyncio.sleep(_AGAIN_S)
             except CorruptRecord as problem:
                 raise OutcomeUnknown(f"the leader's answer is not understood: {problem}") from problem
-            except NotCommitted as problem:
-                self._left_s(str(problem))
+            except NotRunning:
+                raise
+            except (NotCommitted, OutcomeUnknown):
                 await asyncio.sleep(_AGAIN_S)
 
-    async def _next(self, view: MembershipView, waiting: str) -> None:
-        self._left_s(waiting)
+    async def _next(self, view: MembershipView, waiting_for: str) -> None:
+        self._waiting_for = waiting_for
         await self._look(view.in_effect.index)
 
-    def _left_s(self, waiting: str) -> float:
+    def _left_s(self) -> float:
         """Return the time that is left. Raises NotReady, which says what was waited for, when there is none."""
         left_s = self._deadline_s - self._now()
         if left_s <= 0:
-            raise NotReady(f"not done within {self._timeout_s:g} s, and may go on: {waiting}; look, then call again")
+            raise NotReady(
+                f"not done within {self._timeout_s:g} s: {self._waiting_for}. It may still be done later: look at the "
+                "membership, then call again"
+            )
         return left_s
 
 

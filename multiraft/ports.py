@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from multiraft.messages import FormingMessage, NodeMessage
 from multiraft.records import Record
 from multiraft.types import (
+    INDEX_MAX,
     GroupId,
     HardState,
     Identity,
@@ -111,8 +112,11 @@ class LogReader(Protocol):
     def read_term(self, group_id: GroupId, index: Index) -> Term:
         """Return the term of the stored entry at `index`. Raises CorruptRecord when there is none."""
 
-    def read_firsts(self, group_id: GroupId, first: Index) -> list[Index]:
-        """Return the first indexes (the keys) of all stored records at or above `first`, ascending."""
+    def read_firsts(self, group_id: GroupId, first: Index, last: Index = INDEX_MAX) -> list[Index]:
+        """Return the first indexes (the keys) of all stored records from `first` to `last`, ascending."""
+
+    def read_snapshot(self, group_id: GroupId) -> Snapshot | None:
+        """Return the group's snapshot; None where there is none: no replica, or an empty one. Raises CorruptRecord."""
 
 
 class Store(LogReader, Protocol):
@@ -157,12 +161,6 @@ class Store(LogReader, Protocol):
 
         Only for a group with a tombstone and without a replica; a crash may leave such a group, so ask for each one
         at the start, too. Sees what was submitted only after its write completed.
-        """
-
-    def read_snapshot(self, group_id: GroupId) -> Snapshot | None:
-        """Return the group's snapshot; None where there is none: no replica, or an empty one.
-
-        Sees what was submitted only after its write completed. Raises CorruptRecord.
         """
 
     def batch(self) -> WriteBatch: ...

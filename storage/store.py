@@ -23,6 +23,7 @@ from multiraft.storage.backend import Backend, Done, RawBatch
 from multiraft.storage.check import chain_problem, read_tombstones, scan_replicas
 from multiraft.storage.identity import ways_out
 from multiraft.types import (
+    INDEX_MAX,
     GroupId,
     HardState,
     Identity,
@@ -249,9 +250,9 @@ class PartitionedStore:
             return record.term
         raise CorruptRecord(f"group {group_id}: no record holds index {index}")
 
-    def read_firsts(self, group_id: GroupId, first: Index) -> list[Index]:
-        """Return the first indexes (the keys) of all stored records at or above `first`, ascending."""
-        keys = self._backend.keys(layout.record_key(group_id, first), layout.log_end_key(group_id))
+    def read_firsts(self, group_id: GroupId, first: Index, last: Index = INDEX_MAX) -> list[Index]:
+        """Return the first indexes (the keys) of all stored records from `first` to `last`, ascending."""
+        keys = self._backend.keys(layout.record_key(group_id, first), layout.record_key(group_id, last) + b"\0")
         return [layout.split_key(key)[2] for key in keys]
 
     def batch(self) -> WriteBatch:

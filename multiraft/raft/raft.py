@@ -20,6 +20,7 @@ from multiraft.messages import (
     Append,
     AppendAnswer,
     CommitTo,
+    InstallSnapshot,
     PreVote,
     PreVoteAnswer,
     RaftMessage,
@@ -62,8 +63,8 @@ class Raft(Elections):
     ) -> None:
         """Start from what is on disk, as a follower of nobody with an armed deadline.
 
-        `now` is the patience clock in seconds; `applied` is what the state machine has already, at least the log's
-        start. Raises InvariantViolation when these contradict each other.
+        `now` is the patience clock in seconds; `applied` is what the state machine has already, at least what the
+        stored snapshot covers. Raises InvariantViolation when these contradict each other.
         """
         super().__init__(stored, reader, contacts, rng, settings, now, applied)
         # What was handed out last: `ready()` compares.
@@ -91,6 +92,8 @@ class Raft(Elections):
             self._on_append(message, now)
         elif isinstance(message, CommitTo):
             self._on_commit_to(message)
+        elif isinstance(message, InstallSnapshot):
+            self._on_install(message, now)
         elif isinstance(message, PreVote):
             self._on_pre_vote(message, now)
         elif isinstance(message, PreVoteAnswer):
@@ -220,10 +223,14 @@ class Raft(Elections):
             if self.membership.joint or self.membership.joining:
                 self._reconfigure()
             self._replicate()
+        snapshot = self._snapshot
+        if snapshot is not None:
+            self._snapshot = None
+            self._snapshots_written += 1
         commit = self.commit
         committed = log.stable if log.stable < commit else commit
         rises = self.term != self._written_term or self.vote != self._written_vote
-        writes = rises or log.handed != log.last_index or membership is not None
+        writes = rises or log.handed != log.last_index or membership is not None or snapshot is not None
         role_changed = self.role is not self._shown_role or (self.role is LEADER and self.term != self._shown_term)
         if not (
             writes
@@ -250,7 +257,7 @@ class Raft(Elections):
             records, deleted = [], []
         ready = Ready(
             records, deleted, hard_state, membership, last, self._messages, self._answers, committed, self._read_states,
-            role_changed, self.role, self.leader, self.term,
+            role_changed, self.role, self.leader, self.term, snapshot,
         )  # fmt: skip
         self._messages = []
         self._answers = []
@@ -280,6 +287,7 @@ class Raft(Elections):
             self.role is self._shown_role
             and (self.commit <= self._shown_committed or self.log.stable <= self._shown_committed)
             and self.log.handed == self.log.last_index
+            and self._snapshot is None
             and not (self._messages or self._answers or self._read_states)
         )
 
@@ -320,6 +328,8 @@ class Raft(Elections):
             "stable": self.log.stable,
             "last_index": self.log.last_index,
             "last_term": self.log.last_term,
+            "log_start": self.log.start.index,
+            "snapshot_index": self.snapshot_index,
             "deadline_s": self.deadline if self.deadline != math.inf else None,
             "transfer_to": self._transfer_to,
             "membership_index": self.membership.index,

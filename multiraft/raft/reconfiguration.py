@@ -28,12 +28,12 @@ from multiraft.messages import TimeoutNow
 from multiraft.raft.changes import Change, Promote, changed, left
 from multiraft.raft.progress import LOST, REPLICATE, Progress
 from multiraft.raft.ready import LEADER
-from multiraft.raft.replication import Replication
+from multiraft.raft.snapshots import Snapshots
 from multiraft.records import MEMBERSHIP, encode_record
 from multiraft.types import NOBODY, Index, Membership, ReplicaId
 
 
-class Reconfiguration(Replication):
+class Reconfiguration(Snapshots):
     """The layer that changes who takes part. See the file's text."""
 
     __slots__ = ()

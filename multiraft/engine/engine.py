@@ -364,6 +364,8 @@ class Engine:
             return
         if core.commit_untold:
             self.upkeep.tell_commit_later(replica)
+        if core.commit != core.last_index and core.role is LEADER:
+            self.upkeep.expect_commit(replica, now)
         if ready is None:
             return
         for message in ready.messages:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Final
 from multiraft.engine.replica import Replica
 from multiraft.messages import Append, AskRemoved
 from multiraft.raft import Role
-from multiraft.types import NOBODY, GroupId, NodeId
+from multiraft.types import NOBODY, GroupId, Index, NodeId
 
 if TYPE_CHECKING:
     from multiraft.engine.engine import Engine
 
 _STALLED_TIMEOUTS: Final = 4
-"""A write that is under way for this many election timeouts costs a node what it leads."""
+"""A write that is under way, or a commit that stands still, for so many election timeouts costs a leader its office."""
 log: Final = logging.getLogger("multiraft.engine")
 
 
@@ -34,6 +34,8 @@ class Upkeep:
         self._to_audit: list[GroupId] = []
         self._oldest_write: object = None
         self._oldest_since_s = 0.0
+        # Leaders with entries that are not committed: their commit, and since when it stands there.
+        self._awaited: dict[Replica, tuple[Index, float]] = {}
 
     def stop(self) -> None:
         if self._untold_handle is not None:
@@ -96,6 +98,31 @@ class Upkeep:
                 with engine.touching(replica, now):
                     replica.core.step_down(now)
 
+    def expect_commit(self, replica: Replica, now: float) -> None:
+        """The replica leads and has entries that are not committed: from now on its commit should move."""
+        if replica not in self._awaited:
+            self._awaited[replica] = (replica.core.commit, now)
+
+    def _judge_progress(self, now: float) -> None:
+        """A leader whose entries reach no quorum gives up, though its beats flow: its bulk lane may be stuck (L23).
+
+        Not while a voter installs a snapshot, which may take as long as it takes.
+        """
+        engine = self._engine
+        longest_s = _STALLED_TIMEOUTS * engine.limits.election_timeout_ms / 1e3
+        for replica, (commit, since_s) in list(self._awaited.items()):
+            core = replica.core
+            if not replica.leads or core.commit == core.last_index:
+                del self._awaited[replica]
+            elif core.commit != commit:
+                self._awaited[replica] = (core.commit, now)
+            elif now - since_s >= longest_s and not core.installing:
+                del self._awaited[replica]
+                if len(core.membership.replicas) > 1:
+                    log.error("group %d: given up: nothing was committed for %.1f s", replica.group_id, now - since_s)
+                    with engine.touching(replica, now):
+                        core.step_down(now)
+
     def audit(self, now: float) -> None:
         """Look at the disk, and at a share of all replicas (L19): each leads, has a deadline, or a leader whose
         silence will be judged. Each pass begins with a comparison of what is claimed toward peers with what the cores
@@ -103,6 +130,7 @@ class Upkeep:
         """
         engine = self._engine
         self._judge_disk(now)
+        self._judge_progress(now)
         if not self._to_audit:
             self._to_audit = list(engine.replicas)
             self._audit_claims()

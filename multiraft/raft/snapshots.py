@@ -98,6 +98,11 @@ class Snapshots(Replication):
             )
         )  # fmt: skip
 
+    @property
+    def installing(self) -> bool:
+        """Whether a voter was sent a snapshot that it has not answered yet."""
+        return any(peer.state is SNAPSHOT and self.membership.is_voter(peer.replica_id) for peer in self._peers)
+
     def ask_after_snapshots(self, now: float) -> None:
         """Probe followers that have left a snapshot unanswered for long. Call it now and then; cheap where none has."""
         self._now = now

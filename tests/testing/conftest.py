@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -65,10 +65,10 @@ class Fleet:
             if name not in self.cluster.nodes:
                 await self.cluster.restart(name)
 
-    async def assert_kept(self) -> None:
-        """What was acknowledged is there, once, in its order, as every node says."""
-        await self.cluster.ready()
-        for name in self.cluster.names:
+    async def assert_kept(self, names: Sequence[str] = ()) -> None:
+        """What was acknowledged is there, once, in its order, as these nodes say; all, unless some are named."""
+        for name in names or self.cluster.names:
+            await self.cluster.nodes[name].ready(timeout_s=60.0)
             service = self.services[name]
             words = (await self.cluster.insist(lambda service=service: service.read(b"key", b""))).split()  # type: ignore[misc]
             assert len(set(words)) == len(words)

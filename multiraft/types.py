@@ -90,9 +90,12 @@ def founding_membership(nodes: tuple[NodeId, ...]) -> Membership:
     return Membership(FOUNDING_INDEX, voters, dict(zip(voters, nodes, strict=True)), len(nodes) + 1)
 
 
-def unborn_membership(replica_id: ReplicaId) -> Membership:
-    """Return what an empty replica knows of its group before the leader has told it anything: nobody takes part."""
-    return Membership(0, (), {}, replica_id)
+def unborn_membership() -> Membership:
+    """Return what an empty replica knows of its group before the leader has told it anything.
+
+    Nobody takes part, and no id is known to have been given out, so nobody is taken for removed either.
+    """
+    return Membership(0, (), {}, 1)
 
 
 @dataclass(frozen=True, slots=True)

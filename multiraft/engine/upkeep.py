@@ -11,7 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from multiraft.engine.replica import Replica
-from multiraft.messages import Append, AskRemoved
+from multiraft.messages import Append, AskRemoved, InstallSnapshot
 from multiraft.raft import Role
 from multiraft.types import NOBODY, GroupId, Index, NodeId
 
@@ -76,7 +76,7 @@ class Upkeep:
             replica = engine.replicas.get(message.group_id)
             if replica is None or replica.broken is not None:
                 continue
-            if type(message) is Append:
+            if type(message) is Append or type(message) is InstallSnapshot:
                 if replica.leads:
                     replica.core.poke(message.to)
                     engine.mark(replica)
@@ -142,13 +142,14 @@ class Upkeep:
             core = replica.core
             if replica.leads:
                 core.check_quorum(now)
+                core.ask_after_snapshots(now)
                 if not replica.leads:
                     engine.note(replica, now)
             elif replica.broken is None and not self._is_minded(replica):
                 engine.counters["audit_repairs"] += 1
                 log.error("group %d: nobody was responsible for it; it campaigns soon", group_id)
                 engine.view.electable([group_id], now)
-            elif replica.broken is None and core.leader == NOBODY:
+            elif replica.broken is None and core.leader == NOBODY and core.deadline != inf:
                 self._ask_whether_removed(replica)
         del self._to_audit[-share:]
 

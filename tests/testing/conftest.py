@@ -24,6 +24,12 @@ class Kept(BytesStateMachine):
     def query(self, query: bytes) -> bytes:
         return b" ".join(self.kept)
 
+    def snapshot(self) -> bytes:
+        return b" ".join(self.kept)
+
+    def restore(self, state: bytes) -> None:
+        self.kept = state.split()
+
 
 class Fleet:
     """A cluster whose nodes serve "kept" on groups from 16; `services` are the handles by node name."""
@@ -34,7 +40,8 @@ class Fleet:
         self.services: dict[str, BytesService] = {}
         self.shards = shards
         self.acknowledged: list[bytes] = []
-        options.setdefault("limits", Limits(request_timeout_ms=2_000, apply_slice_ms=1_000))
+        limits = Limits(request_timeout_ms=2_000, apply_slice_ms=1_000, snapshot_entries=30, trailing_entries=5)
+        options.setdefault("limits", limits)
         self.cluster = MemoryCluster(self._declare, tuple(names), **options)
 
     def _declare(self, node: Node) -> None:

@@ -202,20 +202,29 @@ def test_a_real_loop_has_no_clocks_of_nodes() -> None:
 # ------------------------------------------------------------------------------------------------------- failpoints
 
 
-async def pass_all_places(fleet: Fleet, victim: str, removed: bool) -> None:
-    """Write and stop and start the victim, and if asked take its replica out of a group."""
+async def pass_all_places(fleet: Fleet, victim: str, name: str) -> None:
+    """Write and stop and start the victim, let it fall behind a snapshot, take its replica out: as the place needs."""
     cluster = fleet.cluster
+    keeper = next(name for name in cluster.names if name != victim)
     await fleet.start_all()
     await fleet.write(5)
-    if removed:
-        keeper = next(name for name in cluster.names if name != victim)
-        with contextlib.suppress(MultiRaftError):
-            await cluster.nodes[keeper].group(16).remove(victim, timeout_s=5.0)
+    if name.endswith("-restore"):
+        await cluster.stop(victim)
+        await fleet.write(60, at=keeper)
+    elif name.startswith("snapshot"):
+        await fleet.write(60, at=keeper)
+    elif name.endswith("-remove") or name.startswith("membership"):
+        other = next(name for name in cluster.names if name not in (keeper, victim))
+        for gone in (victim,) if name.endswith("-remove") else (other,):
+            with contextlib.suppress(MultiRaftError):
+                await cluster.nodes[keeper].group(16).remove(gone, timeout_s=5.0)
+                await cluster.nodes[keeper].group(17).remove(gone, timeout_s=5.0)
         await cluster.run_for(2.0)
     cluster.forget_ended()
-    if victim in cluster.nodes:
+    if victim not in cluster.nodes or not name.endswith("-restore"):
         with contextlib.suppress(NotRunning):
             await cluster.restart(victim)
+    await cluster.run_for(5.0)
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -224,17 +233,15 @@ def test_a_kill_at_any_failpoint_loses_nothing(make_fleet: Any, name: str, times
     async def main() -> None:
         fleet: Fleet = make_fleet(shards=2)
         cluster = fleet.cluster
-        if name in ("bind.before-file", "replica.before-remove"):  # what happens to a store, to a replica, once
-            cluster.arm(name, "kill", "c")
-        else:
-            cluster.arm(name, "kill", "c", times=times)
+        often = 1 if name in ("bind.before-file", "replica.before-remove", "membership.in-effect") else times
+        cluster.arm(name, "kill", "c", times=often)  # some happen to a store, or to a replica, only once
         for one in cluster.names:
             try:
                 await cluster.start(one)
             except NotRunning:
                 await cluster.start(one)
         for _ in range(5):
-            await pass_all_places(fleet, "c", removed=name.endswith("-remove"))
+            await pass_all_places(fleet, "c", name)
             if cluster.faults["crash"]:
                 break
         assert cluster.faults[f"failpoint {name}"] == 1, "the workload passes the place"

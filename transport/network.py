@@ -194,11 +194,14 @@ class MemoryNetwork:
         """Let the next `count` bulk sends from `sender` to `receiver` fail, as if the outbox were full."""
         self._drop_bulk[sender, receiver] += count
 
-    def crash(self, node_id: NodeId) -> None:
-        """End a node's transport as kill -9 would: its handler hears nothing more, its peers see it go."""
+    def crash(self, node_id: NodeId, *, deliver: bool = False) -> None:
+        """End a node's transport as kill -9 would: its handler hears nothing more, its peers see it go.
+
+        deliver  what it had sent still arrives, as when its machine lives on; else it is lost with the machine
+        """
         for transport in list(self._listeners.values()):
             if transport.node_id == node_id:
-                transport.stop_now()
+                transport.stop_now(deliver)
 
     # ------------------------------------------------------------------------------------------ for transports
 

@@ -168,6 +168,14 @@ class Wire:
         """End the connection, stranded or not: one of its nodes is gone."""
         self._end()
 
+    def outlive(self) -> None:
+        """The dialler is gone; what it has put on its way still arrives, and then the connection ends."""
+        if self._inbound is None:
+            self._end()
+        elif not self._over and not self._stranded:
+            self._stranded = True
+            self._there.put(self._end)
+
     def strand(self, late_s: float) -> None:
         """The dialler loses the connection; what it has sent reaches the other end `late_s` seconds from now."""
         if self._over or self._stranded:

@@ -219,6 +219,22 @@ def test_frames_of_a_stranded_connection_count_while_it_is_the_newest(make_memor
     playing(make_memory_world, story)
 
 
+@pytest.mark.parametrize("deliver", [False, True])
+def test_what_a_killed_node_had_sent_arrives_if_its_machine_lives_on(make_memory_world: Any, deliver: bool) -> None:
+    async def story(world: MemoryWorld, a: Peer, b: Peer) -> None:
+        world.network.delay("a", "b", 1.0)
+        a.send("b", 1)
+        await asyncio.sleep(0.5)
+        a.send("b", 2)
+        world.network.crash("a", deliver=deliver)
+        await b.ear.hears("disconnected", "a")
+        await asyncio.sleep(10.0)
+        assert b.ear.numbers("a") == ([1] if deliver else []), "2 had not left the node"
+        assert world.network.wires_of(a.transport) == []  # type: ignore[arg-type]
+
+    playing(make_memory_world, story)
+
+
 def test_a_stranded_connection_ends_with_its_node(make_memory_world: Any) -> None:
     async def story(world: MemoryWorld, a: Peer, b: Peer) -> None:
         a.send("b", 1)

@@ -45,6 +45,7 @@ class Setup:
     calls       handlers of peers' calls, by method
     role_hooks  whom to tell when a group's replica here begins or ceases to lead
     membership_hooks  whom to tell when another membership takes effect for a group's replica here
+    loop        what the parts schedule their work on; None: the running loop
     """
 
     config: NodeConfig
@@ -56,6 +57,7 @@ class Setup:
     calls: dict[str, Callable[[bytes], bytes]] = field(default_factory=dict)
     role_hooks: dict[GroupId, list[Callable[[bool], None]]] = field(default_factory=dict)
     membership_hooks: dict[GroupId, list[Callable[[Membership], None]]] = field(default_factory=dict)
+    loop: asyncio.AbstractEventLoop | None = None
 
 
 class Running:
@@ -68,8 +70,9 @@ class Running:
         self._setup = setup
         self._ended = ended
         self._config = setup.config
-        self._loop = asyncio.get_running_loop()
-        self._changed: set[Future[None]] = set()
+        self._loop = setup.loop if setup.loop is not None else asyncio.get_running_loop()
+        # In the order in which they came: that of a set would depend on addresses.
+        self._changed: dict[Future[None], None] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
         self._failed = False
@@ -178,7 +181,7 @@ class Running:
     # ------------------------------------------------------------------------------------------------ readiness
 
     def _wake(self) -> None:
-        changed, self._changed = self._changed, set()
+        changed, self._changed = self._changed, {}
         for future in changed:
             if not future.done():
                 future.set_result(None)
@@ -214,7 +217,7 @@ class Running:
             if self.unready(name) is None:
                 break
             future: Future[None] = self._loop.create_future()
-            self._changed.add(future)
+            self._changed[future] = None
             await future
         for shard in self.router.map.services[name].shards:
             if shard.group_id not in self.engine.replicas:

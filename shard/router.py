@@ -94,7 +94,7 @@ class Router:
         self._sleep = sleep
         self._fixed: dict[GroupId, tuple[NodeId, ...]] = {}
         self._hints: dict[GroupId, NodeId] = {}
-        self._waiting: set[Future[None]] = set()
+        self._waiting: dict[Future[None], None] = {}
         self._stopped = False
 
     def leads(self, group_id: GroupId) -> bool:
@@ -282,14 +282,14 @@ class Router:
             if left_s <= 0:
                 return False
             waiter: Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.add(waiter)
+            self._waiting[waiter] = None
             try:
                 async with asyncio.timeout(left_s):
                     await waiter
             except TimeoutError:
                 return False
             finally:
-                self._waiting.discard(waiter)
+                self._waiting.pop(waiter, None)
         return True
 
 

@@ -1,8 +1,9 @@
 """A disk in memory, and the backend on it: LevelDB's twin for tests and simulations.
 
-`MemoryDisk` stands for the hardware. It outlives the stores that are opened on it, can crash, be held still, be slow,
-fail, and lie about having synced. What is on it after a crash is exactly what a real disk promises: everything synced,
-and of the rest a prefix of the batches, in order.
+`MemoryDisk` stands for the hardware. It outlives the stores that are opened on it, can crash (between any two writes,
+too), be held still, be slow, be full, fail, be put back to an earlier moment or emptied, and lie about having synced.
+What is on it after a crash is exactly what a real disk promises: everything synced, and of the rest a prefix of the
+batches, in order. A batch that was torn is not there at all: its checksum does not hold, and the log ends before it.
 
 Rules of this file: no thread, no clock but the loop's; what happens is decided by the calls alone, so that a seeded
 simulation replays.
@@ -11,16 +12,27 @@ simulation replays.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from bisect import bisect_left, insort
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 
+from multiraft import failpoints
 from multiraft.errors import StorageError
 from multiraft.storage.backend import Done, RawBatch
 
 _Ops: TypeAlias = list[tuple[bytes, bytes | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class DiskImage:
+    """What a disk held at one moment, identity file included."""
+
+    values: Mapping[bytes, bytes]
+    identity: bytes | None
 
 
 class MemoryDisk:
@@ -30,13 +42,27 @@ class MemoryDisk:
     new_store_id  draws the store id at the first opening; hand in a seeded one for a run that replays
     delay_s       when set, each write takes as long as this returns, in seconds of the loop's clock
     sync          False: the disk acknowledges writes that it has not synced, so a crash loses acknowledged writes
+    full          while it is set, every write fails with ENOSPC
+    writes        how many writes were begun since it was made, those of the identity file included
+    faults        counts what is done to it, by kind
     """
 
     def __init__(
-        self, name: str = "memory disk", *, sync: bool = True, new_store_id: Callable[[], bytes] | None = None
+        self,
+        name: str = "memory disk",
+        *,
+        sync: bool = True,
+        new_store_id: Callable[[], bytes] | None = None,
+        faults: Counter[str] | None = None,
     ) -> None:
         self.name = name
         self.sync = sync
+        self.full = False
+        self.writes = 0
+        self.faults: Counter[str] = faults if faults is not None else Counter()
+        # The write at which to call `kill`, and whether that write is on the disk by then.
+        self._kill_at: tuple[int, Callable[[], None], bool] | None = None
+        self._read_failure: OSError | None = None
         self.new_store_id: Callable[[], bytes] = new_store_id or (lambda: os.urandom(16))
         self.delay_s: Callable[[], float] | None = None
         self._values: dict[bytes, bytes] = {}
@@ -65,6 +91,11 @@ class MemoryDisk:
         The dead handle takes further batches without a word and never calls any `done` again.
         """
         handle, self._handle = self._handle, None
+        lost = self.unsynced + (len(handle.queue) if handle is not None else 0) - keep
+        if lost > 0:
+            self.faults["unsynced_lost"] += 1
+            if keep > 0:
+                self.faults["torn_tail"] += 1
         while len(self._undo) > keep:
             self._apply(self._undo.pop())
         keep -= len(self._undo)
@@ -75,14 +106,55 @@ class MemoryDisk:
                     self._apply(ops)
             handle.die()
         self._hold_writes = self._hold_completions = False
-        self._failure = None
+        self._failure = self._read_failure = self._kill_at = None
+
+    def crash_after(self, count: int, kill: Callable[[], None], *, written: bool = False) -> None:
+        """Call `kill` at the `count`-th write from now (1: the next): before it, or (`written`) when it is synced.
+
+        Either way nobody is told that it completed. Batches and the identity file count alike, so that a crash can
+        come between any two of them. `kill` must crash this disk; it may raise, to end what the node is doing.
+        """
+        self._kill_at = (self.writes + count, kill, written)
+
+    def image(self) -> DiskImage:
+        """Return what a crash would leave now, for `roll_back`."""
+        values = dict(self._values)
+        for undo in reversed(self._undo):
+            for key, old in undo:
+                if old is None:
+                    values.pop(key, None)
+                else:
+                    values[key] = old
+        return DiskImage(values, self._identity)
+
+    def roll_back(self, image: DiskImage) -> None:
+        """Put the disk of an earlier moment back. Raises StorageError while a store has it open."""
+        self._check_free()
+        self.faults["roll_back"] += 1
+        self._values, self._keys, self._identity = dict(image.values), sorted(image.values), image.identity
+        self._undo.clear()
+
+    def wipe(self) -> None:
+        """Empty the disk; the next opening finds nothing. Raises StorageError while a store has it open."""
+        self._check_free()
+        self.faults["wipe"] += 1
+        self._values, self._keys, self._identity = {}, [], None
+        self._undo.clear()
+
+    def _check_free(self) -> None:
+        if self._handle is not None:
+            raise StorageError(f"{self.name} is in use by a store; stop or crash its node first")
 
     def hold_writes(self) -> None:
         """From now on batches wait, unwritten and unsynced: the disk has stalled."""
+        if not self._hold_writes:
+            self.faults["disk_stall"] += 1
         self._hold_writes = True
 
     def hold_completions(self) -> None:
         """From now on batches are written and synced, but nobody is told."""
+        if not self._hold_completions:
+            self.faults["disk_stall"] += 1
         self._hold_completions = True
 
     def release(self) -> None:
@@ -94,6 +166,16 @@ class MemoryDisk:
     def fail_next_write(self, error: OSError, *, written: bool = False) -> None:
         """Let the next write fail with `error`; `written`: its batch reaches the disk all the same."""
         self._failure = (error, written)
+
+    def fail_next_read(self, error: OSError) -> None:
+        """Let the next read fail with `error`: StorageError to its caller."""
+        self._read_failure = error
+
+    def mend(self) -> None:
+        """End everything that was set to go wrong: failures, crashes to come, holds, slowness, want of space."""
+        self._failure = self._read_failure = self._kill_at = self.delay_s = None
+        self.full = False
+        self.release()
 
     def stored_keys(self) -> list[bytes]:
         """Return all keys that the disk has now, ascending."""
@@ -133,14 +215,38 @@ class MemoryDisk:
         undo.reverse()
         return undo
 
+    def _begin_write(self) -> Callable[[], None] | None:
+        """Count a write, and kill before it if that was asked for; return whom to call when it is on the disk."""
+        self.writes += 1
+        if self._kill_at is None or self.writes < self._kill_at[0]:
+            return None
+        _, kill, written = self._kill_at
+        self._kill_at = None
+        self.faults["crash_at_write"] += 1
+        if written:
+            return kill
+        kill()
+        return None
+
     def _write(self, ops: _Ops) -> None:
+        if self.full:
+            self.faults["enospc"] += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
         failure, self._failure = self._failure, None
         if failure is None or failure[1]:
             undo = self._apply(ops)
             if not self.sync:
                 self._undo.append(undo)
         if failure is not None:
+            self.faults["eio_write"] += 1
             raise failure[0]
+
+    def _read(self) -> None:
+        """Every read begins here."""
+        if self._read_failure is not None:
+            failure, self._read_failure = self._read_failure, None
+            self.faults["eio_read"] += 1
+            raise StorageError(f"{self.name}: a read failed: {failure.strerror or failure}") from failure
 
 
 class _MemoryBatch:
@@ -191,7 +297,11 @@ class MemoryBackend:
     def write(self, batch: RawBatch) -> None:
         self._check_open()
         self._write_queued(len(self.queue))
-        error = self._write_one(_ops(batch))
+        self._check_open()
+        error, kill = self._write_one(_ops(batch))
+        if kill is not None:
+            kill()
+        self._check_open()
         self.kick()
         if error is not None:
             raise error
@@ -206,6 +316,7 @@ class MemoryBackend:
             self._scheduled = len(self.queue)
             delay_s = disk.delay_s() if disk.delay_s is not None else 0.0
             if delay_s > 0:
+                disk.faults["slow"] += 1
                 self._timer = self._loop.call_later(delay_s, self._turn)
             else:
                 self._timer = self._loop.call_soon(self._turn)
@@ -229,21 +340,39 @@ class MemoryBackend:
 
     def _write_queued(self, count: int) -> None:
         for _ in range(count):
-            ops, done = self.queue.popleft()
-            self._completions.append((done, self._write_one(ops)))
+            if self._dead:
+                return
+            ops, done = self.queue[0]
+            error, kill = self._write_one(ops)
+            if self._dead:  # killed before this write, which a crash may keep like those behind it
+                return
+            self.queue.popleft()
+            self._completions.append((done, error))
+            if kill is not None:
+                kill()
 
-    def _write_one(self, ops: _Ops) -> StorageError | None:
-        if self._error is None:
-            try:
-                self._disk._write(ops)
-                self.syncs += 1
-            except OSError as problem:
-                self._error = StorageError(f"{self.name}: a write failed: {problem.strerror or problem}")
-                self._error.__cause__ = problem
-        return self._error
+    def _write_one(self, ops: _Ops) -> tuple[StorageError | None, Callable[[], None] | None]:
+        """Write; return what went wrong, and whom to call because a crash was asked for after this write."""
+        if self._error is not None:
+            return self._error, None
+        kill = self._disk._begin_write()
+        if self._dead:
+            return None, None
+        try:
+            if failpoints.armed is not None:
+                failpoints.armed(failpoints.DISK_BEFORE_WRITE)
+            self._disk._write(ops)
+            self.syncs += 1
+            if failpoints.armed is not None:
+                failpoints.armed(failpoints.DISK_AFTER_WRITE)
+        except OSError as problem:
+            self._error = StorageError(f"{self.name}: a write failed: {problem.strerror or problem}")
+            self._error.__cause__ = problem
+        return self._error, kill
 
     def get(self, key: bytes) -> bytes | None:
         self._check_open()
+        self._disk._read()
         return self._disk._values.get(key)
 
     def items(self, start: bytes, stop: bytes | None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
@@ -252,6 +381,7 @@ class MemoryBackend:
 
     def keys(self, start: bytes, stop: bytes | None, reverse: bool = False) -> Iterator[bytes]:
         self._check_open()
+        self._disk._read()
         keys = self._disk._keys
         low = bisect_left(keys, start)
         high = len(keys) if stop is None else bisect_left(keys, stop)
@@ -259,11 +389,21 @@ class MemoryBackend:
         return (keys[position] for position in step)
 
     def load_identity(self) -> bytes | None:
+        self._disk._read()
         return self._disk._identity
 
     def save_identity(self, raw: bytes) -> None:
         self._check_open()
+        kill = self._disk._begin_write()
+        self._check_open()
+        if self._disk.full:
+            self._disk.faults["enospc"] += 1
+            error = OSError(errno.ENOSPC, "No space left on device")
+            raise StorageError(f"{self.name}: the identity file cannot be written: {error.strerror}") from error
         self._disk._identity = raw
+        if kill is not None:
+            kill()
+            self._check_open()
 
     async def finish(self, final: RawBatch) -> bool:
         if not self._dead:

@@ -7,6 +7,8 @@ outbox.py         what waits for one connection, in two lanes
 calls.py          requests and their answers
 aiohttp_peers.py  WebSockets
 memory.py         the memory twin, for tests and the simulator
+network.py        what connects memory transports, and obeys its owner
+wires.py          its connections
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ if __name__ != "multiraft.transport":
 
 from multiraft.transport.aiohttp_peers import AiohttpTransport
 from multiraft.transport.frames import max_message_bytes
-from multiraft.transport.memory import MemoryNetwork, MemoryTransport
+from multiraft.transport.memory import MemoryTransport
+from multiraft.transport.network import MemoryNetwork
 
 __all__ = ["AiohttpTransport", "MemoryNetwork", "MemoryTransport", "max_message_bytes"]

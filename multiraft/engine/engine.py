@@ -24,6 +24,7 @@ from math import inf
 from random import Random
 from typing import Final
 
+from multiraft import failpoints
 from multiraft.config import Limits
 from multiraft.engine.applying import Applying
 from multiraft.engine.changing import Changing
@@ -339,7 +340,11 @@ class Engine:
             if replica.broken is None:
                 self._drive(replica, now)
         self.liveness.flush()
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.TURN_BEFORE_SEND)
         self.outgoing.send_all()
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.TURN_AFTER_SEND)
         self.writer.flush()
         if self.applying.pending:
             self.applying.run(now)
@@ -405,6 +410,8 @@ class Engine:
             if not replica.core.unchanged():
                 self.mark(replica)
             self._look(replica, now)
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.WRITE_BEFORE_PROMISES)
         for replica, messages in promises:
             for message in messages:
                 self.outgoing.consensus(replica.node_of(message.to), message)

@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from multiraft import failpoints
 from multiraft.engine.machine import Machine
 from multiraft.engine.replica import Replica
 from multiraft.messages import AskRemoved, CreateReplica, HostingMessage, RemovedReplica
@@ -147,9 +148,13 @@ class Residents:
         self._coming.add(group_id)
 
         def made() -> None:
+            if failpoints.armed is not None:
+                failpoints.armed(failpoints.REPLICA_AFTER_CREATE)
             self._coming.discard(group_id)
             then(engine.open_replica(stored, machine))
 
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.REPLICA_BEFORE_CREATE)
         engine.writer.write(
             lambda batch: batch.create_replica(
                 stored.descriptor, stored.membership, stored.hard_state, stored.log_start
@@ -165,6 +170,8 @@ class Residents:
         engine, group_id = self._engine, replica.group_id
         tombstone = Tombstone(group_id, replica.core.replica_id, index)
         log.info("group %d: replica %d was removed, as of index %d", group_id, tombstone.replica_id, index)
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.REPLICA_BEFORE_REMOVE)
         engine.let_go(replica, f"this replica was removed from its group, as of index {index}")
         self.tombstones[group_id] = tombstone
         self._going.add(group_id)
@@ -177,6 +184,8 @@ class Residents:
 
     def _delete_leftovers(self, group_id: GroupId) -> None:
         """The tombstone is on disk, and every write of before: nothing can be added to what is left any more."""
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.REPLICA_AFTER_REMOVE)
         engine = self._engine
         leftovers = engine.store.read_leftovers(group_id, _DELETED_AT_ONCE)
         if leftovers:

@@ -443,7 +443,8 @@ class Storm:
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, f"tasks are left: {left}"
         assert not escaped, f"exceptions escaped: {escaped}"
-        timers = [timer for timer in loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+        assert isinstance(loop, VirtualLoop)
+        timers = loop.timers()
         assert not timers, f"timers are left: {timers}"
 
 

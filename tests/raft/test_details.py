@@ -1,0 +1,100 @@
+"""Details of the core that only show when one looks: for each there is a small change that no other test notices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import pytest
+
+from multiraft.errors import InvariantViolation
+from multiraft.messages import PreVote, RequestVote, VoteAnswer
+from multiraft.raft import Role
+from multiraft.raft.log import Log
+from multiraft.records import COMMANDS
+from multiraft.types import NOBODY, Membership
+
+GROUP = 16
+JOINT = Membership(1, (1, 2), {n: f"n{n}" for n in range(1, 5)}, 5, outgoing=(1, 3, 4))
+Make: TypeAlias = Callable[..., Any]
+
+
+def open_log(disk: Any, applied: int = 1) -> Log:
+    last_index, last_term = disk.last()
+    return Log(GROUP, disk, disk.start, last_index, last_term, applied)
+
+
+class TestElections:
+    def test_a_pre_candidate_that_has_become_loyal_follows_again_at_its_deadline(self, replica: Make) -> None:
+        one = replica()
+        one.core.campaign(0.0)
+        one.contacts.is_loyal = True
+        one.core.tick(2.0)
+        assert one.core.role is Role.FOLLOWER
+        assert one.core.next_deadline() > 2.0
+
+    def test_who_campaigns_has_no_leader(self, replica: Make, append: Make) -> None:
+        one = replica()
+        one.core.step(append(1, 1, term=2), 0.0)
+        assert one.core.leader == 2
+        one.core.campaign(5.0)
+        assert (one.core.role, one.core.leader) == (Role.PRE_CANDIDATE, NOBODY)
+
+    def test_both_halves_of_a_joint_membership_are_asked(self, replica: Make) -> None:
+        one = replica(membership=JOINT)
+        one.core.campaign(0.0)
+        assert [m.to for m in one.take() if isinstance(m, PreVote)] == [2, 3, 4]
+        one.core.campaign(0.0, forced=True)
+        assert [m.to for m in one.take() if isinstance(m, RequestVote)] == [2, 3, 4]
+
+    def test_a_candidate_that_learns_of_a_later_term_knows_no_leader_in_it(self, replica: Make) -> None:
+        one = replica()
+        one.core.campaign(0.0, forced=True)
+        one.persist()
+        one.core.step(VoteAnswer(2, False, GROUP, 3, 7, 1), 0.0)
+        assert (one.core.role, one.core.term, one.core.leader) == (Role.FOLLOWER, 7, NOBODY)
+
+
+class TestLog:
+    @pytest.mark.parametrize(("first", "last"), [(1, 2), (3, 2), (2, 4), (0, 0)])
+    def test_records_that_are_not_in_the_log_are_never_made_up(self, disk: Make, first: int, last: int) -> None:
+        log = open_log(disk((1, 1), 1, 0, 1, 9, False))
+        with pytest.raises(InvariantViolation):
+            log.records(first, last, 1_000)
+
+    @pytest.mark.parametrize("conflict", [2, 3, 4, 5])
+    def test_the_size_in_memory_is_that_of_the_records_there(self, disk: Make, records: Make, conflict: int) -> None:
+        log = open_log(disk((), 1, 0, 1, 9, False))
+        for record in records(1, 1, (1, 1, 2, 2), 2):
+            log.append(record)
+        log.truncate(conflict)
+        log.append(records(log.last_index, log.last_term, (3,), 1)[0])
+        assert log.size_bytes == sum(len(record.raw) for record in log.records(2, log.last_index, 1 << 20))
+
+    def test_entries_that_were_taken_away_and_came_back_in_one_turn_are_stable_when_written_again(
+        self, disk: Make, records: Make
+    ) -> None:
+        log = open_log(disk((), 1, 0, 1, 9, False))
+        made = records(1, 1, (1, 1, 1, 1), 1)
+        for record in made:
+            log.append(record)
+        log.hand_out()
+        assert log.persisted(5, 1)
+        log.truncate(4)
+        for record in made[2:]:
+            log.append(record)
+        log.hand_out()
+        assert log.stable == 3
+        assert log.persisted(5, 1)
+        assert log.stable == 5
+
+
+class TestProgress:
+    def test_a_probe_forgets_the_bytes_on_their_way_as_well(self, cluster: Make) -> None:
+        group = cluster(3)
+        leader = group.elect(1)
+        leader.propose([b"a"], COMMANDS, 0)
+        leader.ready()
+        assert leader.progress[2].inflight_bytes > 0
+        leader.poke(2)
+        assert (leader.progress[2].inflight_bytes, len(leader.progress[2].inflight)) == (0, 0)

@@ -5,6 +5,9 @@
     log N empty                                        before anything else: N is a newcomer, without the founding
 
     campaign N [forced]      propose N WORD...      read N            transfer N to M
+    change N [explicit|simple|joint] CHANGE...         changes, in order: learner M, joining M, promote M, demote M,
+                                                       remove M; M of a new one is the next id
+    leave N                  end the joint change      newcomer N: a replica that was created for a new member
     check-quorum N           step-down N            poke N to M       release N [after SECONDS]
     beat N                   wait SECONDS           tell-commits
 
@@ -16,7 +19,8 @@
     hold-writes N...         persist N [all]        resume-writes N
     crash N [keeping K]      restart N...        wipe N (its disk is empty when it starts again)
 
-    status [N...]            logs [N...]            entries N         progress N        messages        deadlines [N...]
+    status [N...]            logs [N...]            entries N         progress N        deadlines [N...]
+    members [N...]           messages
 
 A proposal's words are the entries of one record; x*500 is an entry of 500 bytes. `repeat` delivers and keeps a copy
 that can arrive again. `heal` undoes all cuts, and leaders ask anew where others are, as they do when a connection is
@@ -27,10 +31,11 @@ Rules of this file: one command does one thing; what the core refuses is printed
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from multiraft.errors import MultiRaftError
 from multiraft.messages import RaftMessage
+from multiraft.raft import AddLearner, Change, Demote, Promote, Remove
 from multiraft.records import COMMANDS
 from multiraft.types import Membership
 from tests.raft.conftest import make_disk, make_replica
@@ -39,6 +44,8 @@ from tests.raft.wording import KINDS, message_text, progress_text, records_text,
 from tests.raft.words import ScriptError, Words, hint, to_number
 
 __all__ = ["Scene", "ScriptError"]
+
+CHANGES: Final[dict[str, type[Promote | Demote | Remove]]] = {"promote": Promote, "demote": Demote, "remove": Remove}
 
 
 class Scene(Stage):
@@ -120,6 +127,32 @@ class Scene(Stage):
     def do_transfer(self, words: Words) -> None:
         core, _, to = self.core(words.number()), self.expect(words, "to"), words.number()
         core.transfer_leadership(to)
+
+    def do_change(self, words: Words) -> None:
+        core = self.core(words.number())
+        way = words.maybe("explicit", "simple", "joint")
+        changes: list[Change] = []
+        new = core.membership.next_replica_id
+        while words.left:
+            verb, replica_id = words.maybe("learner", "joining", *CHANGES), words.number()
+            if verb in CHANGES:
+                changes.append(CHANGES[verb](replica_id))
+                continue
+            if replica_id != new:
+                raise ScriptError(f"the next new replica is {new}, not {replica_id}")
+            new += 1
+            changes.append(AddLearner(f"n{replica_id}", verb == "joining"))
+        joint = None if way in ("", "explicit") else way == "joint"
+        core.propose_membership(changes, 0, joint=joint, auto_leave=way != "explicit")
+
+    def do_leave(self, words: Words) -> None:
+        self.core(words.number()).propose_membership([], 0)
+
+    def do_newcomer(self, words: Words) -> None:
+        name = words.number()
+        if name in self.replicas:
+            raise ScriptError(f"there is a replica {name} already")
+        self.enter(make_replica(name, membership=self.membership, **self.settings))
 
     def do_check_quorum(self, words: Words) -> None:
         self.core(words.number()).check_quorum(self.now)
@@ -251,7 +284,9 @@ class Scene(Stage):
         replica = self[words.number()]
         if replica.alive:
             raise ScriptError("only the disk of a replica that does not run can be lost")
+        membership = replica.disk.membership
         replica.disk = make_disk((), 0, 0, 0, 1, empty=True)
+        replica.disk.membership = membership
 
     # -------------------------------------------------------------------------------------------------- what there is
 
@@ -285,6 +320,10 @@ class Scene(Stage):
         for other, peer in self.core(name).progress.items():
             if other != name:
                 self.say(f"{name} sees {other}: {progress_text(peer)}")
+
+    def do_members(self, words: Words) -> None:
+        for name in self.named(words):
+            self.say(f"{name}: {self.outside(self[name])[2]}")
 
     def do_deadlines(self, words: Words) -> None:
         for name in self.named(words):

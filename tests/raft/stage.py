@@ -18,9 +18,9 @@ from collections.abc import Callable
 from multiraft.errors import InvariantViolation
 from multiraft.messages import RaftMessage
 from multiraft.raft import Raft, Role
-from multiraft.types import Membership
+from multiraft.types import NOBODY, Membership
 from tests.raft.conftest import ET, Replica
-from tests.raft.wording import message_text, role_text
+from tests.raft.wording import members_text, message_text, role_text
 from tests.raft.words import ScriptError
 
 MESSAGES_MAX = 2_000
@@ -50,7 +50,7 @@ class Stage:
         self.held: set[int] = set()
         self.round = 0
         self.claims: dict[int, dict[int, tuple[int, float]]] = {}
-        self.shown: dict[int, tuple[str, int]] = {}
+        self.shown: dict[int, tuple[str, str, str]] = {}
 
     def __getitem__(self, replica_id: int) -> Replica:
         try:
@@ -86,8 +86,11 @@ class Stage:
         replica.start(self.now)
         self.shown[name] = self.outside(replica)
 
-    def outside(self, replica: Replica) -> tuple[str, int]:
-        return role_text(replica.core), replica.core.commit
+    def outside(self, replica: Replica) -> tuple[str, str, str]:
+        """Return what is said of a replica when it changes."""
+        core = replica.core
+        members = f"membership of {core.membership.index}: {members_text(core.membership)}"
+        return role_text(core), f"commit {core.commit}", members
 
     def loyal(self, name: int, term: int) -> bool:
         """Whether the replica owes the leader of `term` not to help another one (L11)."""
@@ -127,9 +130,7 @@ class Stage:
         if before == now:
             return
         self.shown[name] = now
-        parts = [now[0]] if before[0] != now[0] else []
-        if before[1] != now[1]:
-            parts.append(f"commit {now[1]}")
+        parts = [part for part, earlier in zip(now, before, strict=True) if part != earlier]
         self.say(f"{name}: {'; '.join(parts)}")
 
     # --------------------------------------------------------------------------------------------------- messages
@@ -169,17 +170,17 @@ class Stage:
     # ------------------------------------------------------------------------------------------------------ beats
 
     def beat(self, name: int) -> None:
-        """A round of claims from leader `name` to all others, acknowledged or refused."""
+        """A round of claims from leader `name` to all other members, acknowledged or refused."""
         core = self.core(name)
         if core.role is not Role.LEADER:
             raise ScriptError(f"replica {name} does not lead")
         term, said, heard, refused = core.term, [], [], 0
-        for other in self.replicas:
+        for other in core.progress:
             if other == name:
                 continue
             if not self.connected(name, other):
                 said.append(f"{other} does not hear it")
-            elif not self.core(other).follow(name, term, self.now):
+            elif not self.core(other).follow(self.known(name, other), term, self.now):
                 said.append(f"{other} refuses (term {self.core(other).term})")
                 refused = max(refused, self.core(other).term if self.connected(other, name) else 0)
             else:
@@ -194,6 +195,10 @@ class Stage:
             core.acknowledge_round(other, self.round)
         if refused:
             core.refused(term, refused)
+
+    def known(self, name: int, other: int) -> int:
+        """Return the leader as replica `other` can name it: beats come from nodes, and it may not know that one yet."""
+        return name if name in self.core(other).membership.nodes else NOBODY
 
     def silence(self, name: int, delay_s: float) -> None:
         """Nobody's beats answer for the group on replica `name` any more."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Final
 
+from multiraft.membership import unpack_membership
 from multiraft.messages import (
     Append,
     AppendAnswer,
@@ -24,8 +25,8 @@ from multiraft.messages import (
 )
 from multiraft.raft import Raft, Role
 from multiraft.raft.progress import Progress
-from multiraft.records import COMMANDS, NOOP, Record
-from multiraft.types import NOBODY
+from multiraft.records import MEMBERSHIP, NOOP, Record
+from multiraft.types import NOBODY, Membership, ReplicaId
 
 KINDS: Final[dict[str, type[RaftMessage]]] = {
     "pre-vote": PreVote,
@@ -86,9 +87,25 @@ def records_text(records: Iterable[Record]) -> str:
 def entry_text(kind: int, entry: bytes) -> str:
     if kind == NOOP:
         return "no-op"
-    if kind != COMMANDS:
-        return f"kind {kind}"
+    if kind == MEMBERSHIP:
+        return members_text(unpack_membership(entry, "a membership entry"))
     return entry.decode() if len(entry) <= SHOWN_BYTES else f"({len(entry)} bytes)"
+
+
+def members_text(membership: Membership) -> str:
+    """Return who takes part: "voters 1 2 3, learners 4"; both halves where it is joint."""
+
+    def ids(replicas: Iterable[ReplicaId]) -> str:
+        return " ".join(map(str, replicas))
+
+    said = [f"voters {ids(membership.voters)}"]
+    if membership.joint:
+        said[0] += f" and {ids(membership.outgoing)}{', to be left' if membership.auto_leave else ''}"
+    if membership.learners:
+        said.append(f"learners {ids(membership.learners)}")
+    if membership.joining:
+        said.append(f"joining {ids(membership.joining)}")
+    return ", ".join(said)
 
 
 def role_text(core: Raft) -> str:

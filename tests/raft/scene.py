@@ -7,7 +7,8 @@
     campaign N [forced]      propose N WORD...      read N            transfer N to M
     change N [explicit|simple|joint] CHANGE...         changes, in order: learner M, joining M, promote M, demote M,
                                                        remove M; M of a new one is the next id
-    leave N                  end the joint change      newcomer N: a replica that was created for a new member
+    leave N                  end the joint change      newcomer N      an empty replica, made for a new member
+    compact N [keeping K]    take a snapshot; the last K entries stay        ask-after-snapshots N
     check-quorum N           step-down N            poke N to M       release N [after SECONDS]
     beat N                   wait SECONDS           tell-commits
 
@@ -38,7 +39,7 @@ from multiraft.messages import RaftMessage
 from multiraft.raft import AddLearner, Change, Demote, Promote, Remove
 from multiraft.records import COMMANDS
 from multiraft.types import Membership
-from tests.raft.conftest import make_disk, make_replica
+from tests.raft.conftest import make_replica
 from tests.raft.stage import Stage
 from tests.raft.wording import KINDS, message_text, progress_text, records_text, role_text, terms_text
 from tests.raft.words import ScriptError, Words, hint, to_number
@@ -152,7 +153,15 @@ class Scene(Stage):
         name = words.number()
         if name in self.replicas:
             raise ScriptError(f"there is a replica {name} already")
-        self.enter(make_replica(name, membership=self.membership, **self.settings))
+        self.enter(make_replica(name, empty=True, **self.settings))
+
+    def do_compact(self, words: Words) -> None:
+        replica = self[words.number()]
+        if not replica.compact(words.number() if words.maybe("keeping") else 0):
+            self.say(f"{replica.replica_id}: no snapshot can be taken now")
+
+    def do_ask_after_snapshots(self, words: Words) -> None:
+        self.core(words.number()).ask_after_snapshots(self.now)
 
     def do_check_quorum(self, words: Words) -> None:
         self.core(words.number()).check_quorum(self.now)
@@ -284,9 +293,7 @@ class Scene(Stage):
         replica = self[words.number()]
         if replica.alive:
             raise ScriptError("only the disk of a replica that does not run can be lost")
-        membership = replica.disk.membership
-        replica.disk = make_disk((), 0, 0, 0, 1, empty=True)
-        replica.disk.membership = membership
+        replica.disk = make_replica(replica.replica_id, empty=True).disk
 
     # -------------------------------------------------------------------------------------------------- what there is
 

@@ -50,7 +50,7 @@ class Stage:
         self.held: set[int] = set()
         self.round = 0
         self.claims: dict[int, dict[int, tuple[int, float]]] = {}
-        self.shown: dict[int, tuple[str, str, str]] = {}
+        self.shown: dict[int, tuple[str, ...]] = {}
 
     def __getitem__(self, replica_id: int) -> Replica:
         try:
@@ -86,11 +86,11 @@ class Stage:
         replica.start(self.now)
         self.shown[name] = self.outside(replica)
 
-    def outside(self, replica: Replica) -> tuple[str, str, str]:
+    def outside(self, replica: Replica) -> tuple[str, ...]:
         """Return what is said of a replica when it changes."""
         core = replica.core
         members = f"membership of {core.membership.index}: {members_text(core.membership)}"
-        return role_text(core), f"commit {core.commit}", members
+        return role_text(core), f"commit {core.commit}", members, f"log begins after {core.log.start.index}"
 
     def loyal(self, name: int, term: int) -> bool:
         """Whether the replica owes the leader of `term` not to help another one (L11)."""

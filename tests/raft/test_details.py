@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from multiraft.errors import InvariantViolation
-from multiraft.messages import PreVote, RequestVote, VoteAnswer
+from multiraft.messages import AppendAnswer, InstallSnapshot, PreVote, RequestVote, VoteAnswer
 from multiraft.raft import Role
 from multiraft.raft.log import Log
 from multiraft.records import COMMANDS
@@ -98,3 +98,69 @@ class TestProgress:
         assert leader.progress[2].inflight_bytes > 0
         leader.poke(2)
         assert (leader.progress[2].inflight_bytes, len(leader.progress[2].inflight)) == (0, 0)
+
+    def test_one_that_refuses_the_start_of_the_log_needs_more_than_entries_whatever_it_hints(
+        self, cluster: Make
+    ) -> None:
+        group = cluster(3)
+        leader = group.elect(1)
+        group.isolate(3)
+        group.propose(1, b"a", b"b")
+        assert group[1].compact(trailing=0)
+        group[1].persist()
+        start = leader.log.start
+        leader.progress[3].probe(start.index + 1)
+        leader.ready()
+        leader.step(AppendAnswer(False, GROUP, start.index, start.term, start.index, 3, leader.term, 1), 0.0)
+        assert leader.progress[3].next <= start.index
+        ready = leader.ready()
+        assert [type(message) for message in ready.messages] == [InstallSnapshot]
+
+    def test_a_follower_ahead_of_the_leaders_own_disk_leaves_nothing_to_say(self, cluster: Make) -> None:
+        group = cluster(3)
+        leader = group.elect(1)
+        leader.propose([b"a"], COMMANDS, 0)
+        group[1].drive()
+        for sender in (2, 3):
+            leader.step(AppendAnswer(True, GROUP, 0, 0, 3, sender, leader.term, 1), 0.0)
+        assert (leader.commit, leader.log.stable) == (3, 2)
+        assert leader.unchanged()
+        assert leader.settled(3)
+        assert leader.ready() is None
+
+
+class TestReady:
+    def test_a_role_that_ends_with_nothing_else_changed_is_told(self, replica: Make) -> None:
+        one = replica()
+        one.core.campaign(0.0)
+        one.take()
+        one.core.step_down(1.0)
+        ready = one.core.ready()
+        assert ready is not None
+        assert (ready.role, ready.role_changed, ready.messages) == (Role.FOLLOWER, True, [])
+
+
+class TestFollower:
+    @pytest.mark.parametrize(
+        ("terms", "commit", "prev", "sent", "why"),
+        [
+            ((1, 1), 3, (3, 2), (3,), "follows the last one"),  # after the end, which is committed and another one
+            ((1, 1, 1), 3, (3, 2), (3,), "follows the last one"),  # after the last one that is committed
+            ((2, 3), 3, (1, 1), (2, 2), "every committed entry"),  # one record, of which only a later entry differs
+            (
+                (2, 2),
+                2,
+                (1, 1),
+                (3, 3),
+                "every committed entry",
+            ),  # one record, of which only the first entry is committed here
+        ],
+    )
+    def test_an_append_that_denies_a_committed_entry_halts_it(
+        self, replica: Make, append: Make, terms: Any, commit: int, prev: tuple[int, int], sent: Any, why: str
+    ) -> None:
+        """Leader completeness (section 3.6.3): there is no such leader."""
+        one = replica(terms=terms, commit=commit, term=4)
+        with pytest.raises(InvariantViolation, match=why):
+            one.core.step(append(*prev, sent, term=4), 0.0)
+        assert one.core.log.last_index >= commit

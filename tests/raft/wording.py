@@ -16,6 +16,7 @@ from multiraft.messages import (
     Append,
     AppendAnswer,
     CommitTo,
+    InstallSnapshot,
     PreVote,
     PreVoteAnswer,
     RaftMessage,
@@ -24,7 +25,7 @@ from multiraft.messages import (
     VoteAnswer,
 )
 from multiraft.raft import Raft, Role
-from multiraft.raft.progress import Progress
+from multiraft.raft.progress import SNAPSHOT, Progress
 from multiraft.records import MEMBERSHIP, NOOP, Record
 from multiraft.types import NOBODY, Membership, ReplicaId
 
@@ -37,6 +38,7 @@ KINDS: Final[dict[str, type[RaftMessage]]] = {
     "append-answer": AppendAnswer,
     "commit": CommitTo,
     "timeout-now": TimeoutNow,
+    "snapshot": InstallSnapshot,
 }
 """What scripts call the messages."""
 SHOWN_BYTES: Final = 20
@@ -70,6 +72,9 @@ def _said(message: RaftMessage) -> str:
         return f"refused at {message.index}; we may agree up to {message.hint_index}@{message.hint_term}"
     if isinstance(message, CommitTo):
         return f"committed up to {message.commit}"
+    if isinstance(message, InstallSnapshot):
+        members = members_text(unpack_membership(message.membership, "a snapshot"))
+        return f"snapshot of {message.index}@{message.index_term}: {members}; {len(message.data)} bytes"
     return "campaign now"
 
 
@@ -98,6 +103,8 @@ def members_text(membership: Membership) -> str:
     def ids(replicas: Iterable[ReplicaId]) -> str:
         return " ".join(map(str, replicas))
 
+    if not membership.voters:
+        return "nobody"
     said = [f"voters {ids(membership.voters)}"]
     if membership.joint:
         said[0] += f" and {ids(membership.outgoing)}{', to be left' if membership.auto_leave else ''}"
@@ -130,5 +137,7 @@ def progress_text(peer: Progress) -> str:
     waits = ", waits for the answer" if peer.probe_sent else ""
     count = len(peer.inflight)
     appends = f"{count} append{'s' if count > 1 else ''}"
+    if peer.state is SNAPSHOT:
+        waits = f", waits for the snapshot of {peer.pending}" if peer.pending else ", waits until there is one"
     on_the_way = f", {appends} ({peer.inflight_bytes} bytes) on the way" if count else ""
     return f"{peer.state.name.lower()}, match {peer.match}, next {peer.next}{waits}{on_the_way}"

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from multiraft.errors import InvariantViolation
-from multiraft.messages import AppendAnswer, InstallSnapshot, PreVote, RequestVote, VoteAnswer
+from multiraft.messages import AppendAnswer, InstallSnapshot, PreVote, PreVoteAnswer, RequestVote, VoteAnswer
 from multiraft.raft import Role
 from multiraft.raft.log import Log
 from multiraft.records import COMMANDS
@@ -116,6 +116,23 @@ class TestProgress:
         ready = leader.ready()
         assert [type(message) for message in ready.messages] == [InstallSnapshot]
 
+    def test_a_late_answer_that_leaves_it_before_the_log_does_not_end_the_wait_for_a_snapshot(
+        self, cluster: Make
+    ) -> None:
+        group = cluster(3)
+        leader = group.elect(1)
+        group.isolate(3)
+        for command in (b"a", b"b", b"c"):
+            group.propose(1, command)
+        assert group[1].compact(trailing=0)
+        group[1].persist()
+        leader.poke(3)
+        assert leader.ready().messages
+        assert leader.progress[3].state.name == "SNAPSHOT"
+        leader.step(AppendAnswer(True, GROUP, 0, 0, 3, 3, leader.term, 1), 0.0)
+        assert (leader.progress[3].state.name, leader.progress[3].match) == ("SNAPSHOT", 3)
+        assert leader.ready() is None
+
     def test_a_follower_ahead_of_the_leaders_own_disk_leaves_nothing_to_say(self, cluster: Make) -> None:
         group = cluster(3)
         leader = group.elect(1)
@@ -164,3 +181,12 @@ class TestFollower:
         with pytest.raises(InvariantViolation, match=why):
             one.core.step(append(*prev, sent, term=4), 0.0)
         assert one.core.log.last_index >= commit
+
+    def test_appends_of_one_turn_are_answered_once_whatever_was_answered_before(
+        self, replica: Make, append: Make
+    ) -> None:
+        one = replica()
+        one.core.step(PreVote(GROUP, 9, 9, 3, 9, 1), 0.0)
+        one.core.step(append(1, 1, (2,)), 0.0)
+        one.core.step(append(2, 2, (2,)), 0.0)
+        assert [(type(m), m.to) for m in one.take()] == [(PreVoteAnswer, 3), (AppendAnswer, 2)]

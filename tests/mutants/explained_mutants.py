@@ -20,4 +20,6 @@ EXPLAINED: Final[dict[str, str]] = {
     "peer.acked_round)": "a leader has progress of every member: both change together",
     "replication Replication._merge: low = max(record.first, self.commit + [1 => 0])": "the entry at the commit has the "
     "record's term, as was checked just before, so starting there finds the same",
+    "state ReplicaState.__init__: self._office_since = [-math.inf => (math.inf)]": "read by leaders only, and set anew by "
+    "taking office",
 }

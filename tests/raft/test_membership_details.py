@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from multiraft.errors import ChangeRefused
+from multiraft.errors import ChangeRefused, InvariantViolation
 from multiraft.messages import AppendAnswer, TimeoutNow
 from multiraft.raft import AddLearner, Bind, Demote, Promote, Remove, Role
 from multiraft.raft.changes import changed, left
@@ -143,3 +143,39 @@ class TestRoles:
         leader.acknowledge_round(2, 1)
         group.settle()
         assert group[1].read_states == [(1, 2)]
+
+
+class TestSnapshots:
+    @pytest.mark.parametrize("voter", [True, False])
+    def test_a_leader_knows_whether_a_voter_awaits_a_snapshot(self, cluster: Make, voter: bool) -> None:
+        group = cluster(3)
+        leader = group.elect(1)
+        if not voter:
+            leader.propose_membership([Demote(3)], 0)
+            group.settle()
+        group.isolate(3)
+        group.propose(1, b"a")
+        assert group[1].compact(trailing=0)
+        group[1].persist()
+        assert not leader.installing
+        leader.poke(3)
+        group.settle()
+        assert leader.progress[3].state.name == "SNAPSHOT"
+        assert leader.installing is voter
+        group.heal()
+        group.settle()
+        group.settle()
+        assert leader.progress[3].state.name == "REPLICATE"
+        assert not leader.installing
+
+    def test_a_leader_whose_snapshot_is_gone_halts(self, cluster: Make) -> None:
+        group = cluster(3)
+        leader = group.elect(1)
+        group.isolate(3)
+        group.propose(1, b"a")
+        assert group[1].compact(trailing=0)
+        group[1].persist()
+        group[1].disk.snapshot = None
+        leader.poke(3)
+        with pytest.raises(InvariantViolation, match="newest snapshot"):
+            leader.ready()

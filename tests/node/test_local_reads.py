@@ -171,7 +171,8 @@ def test_a_deposed_leader_that_does_not_know_gives_no_index(play: Play) -> None:
         assert (await asked_after).answer == b"x"
         await asked
 
-    play(scenario, names=("a", "b", "c", "d", "e"), limits=Limits(request_timeout_ms=30_000))
+    limits = Limits(request_timeout_ms=30_000)
+    play(scenario, names=("a", "b", "c", "d", "e"), replicas=5, limits=limits)
 
 
 def test_a_local_read_waits_until_the_index_is_applied_here(play: Play) -> None:

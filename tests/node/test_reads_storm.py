@@ -5,8 +5,8 @@ to any reader, when it began, and when it ended. A linearizable read must show a
 stale one, all that were visible `age` before it ended. The loop's time is the true time; the nodes' clocks drift
 within the bound and jump when a machine sleeps.
 
-Faults: nodes cut off with and without their knowing, transfers, crashes, slow disks and links, paused processes,
-machines that sleep.
+Faults: changes of the membership, nodes cut off with and without their knowing, transfers, crashes, slow disks and
+links, paused processes, machines that sleep.
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ class Storm:
             name = rng.choice(leaders or list(cluster.names))
             other = rng.choice([each for each in cluster.names if each != name])
             length_s = rng.choice([0.05, 0.4, 1.5, 2.5])
-            kind = rng.choice(["cut", "stall", "half", "transfer", "crash", "disk", "delay", "sleep", "pause"])
+            kind = rng.choice(
+                ["cut", "stall", "half", "transfer", "crash", "disk", "delay", "sleep", "pause", "members"]
+            )
             if kind == "cut":
                 cluster.isolate(name)
                 await asyncio.sleep(length_s)
@@ -142,10 +144,29 @@ class Storm:
                 for each in cluster.names:
                     if each != name:
                         cluster.network.delay(name, each, lambda: rng.uniform(0.0, 0.03))
+            elif kind == "members":
+                await self._change(name)
             elif kind == "pause":
                 await self._pause(name, length_s)
             else:
                 self.ledgers.clocks[rng.choice(cluster.names)].suspend(rng.uniform(0.1, 3.0))
+
+    async def _change(self, name: str) -> None:
+        """Have some node's replica come, go, or lose or regain its vote; at least two voters are left."""
+        group = self.cluster.nodes[name].group(GROUP)
+        try:
+            membership = group.membership()
+            nodes = sorted(membership.nodes.values())
+            other = self.rng.choice([each for each in self.cluster.names if each != name])
+            if other not in nodes:
+                await group.add(other, timeout_s=2.0)
+            elif not membership.is_voter(membership.replica_on(other)):
+                await group.promote(other, timeout_s=2.0)
+            elif len(membership.voters) > 2:
+                await self.rng.choice([group.remove, group.demote])(other, timeout_s=2.0)
+            self.reads["changes"] += 1
+        except (NotCommitted, OutcomeUnknown):
+            return
 
     async def _pause(self, name: str, length_s: float) -> None:
         """Stop the engine of a node, as SIGSTOP would; its callers come to it all the same, which is worse."""
@@ -187,7 +208,7 @@ def storm(play: Play, seed: int) -> Counter[str]:
         await one.run()
         reads.update(one.reads)
 
-    play(scenario, seed=seed, limits=Limits(request_timeout_ms=2_000))
+    play(scenario, seed=seed, names="abcd", limits=Limits(request_timeout_ms=2_000))
     return reads
 
 
@@ -208,6 +229,8 @@ def test_no_read_of_any_kind_is_older_than_it_says(play: Play, first_seed: int) 
         except TooOld as violation:
             pytest.fail(f"seed {seed}: {violation}")
     assert min(reads[kind] for kind in (*KINDS, "at once")) > 500, reads
+    assert reads["changes"] > 5, reads
+    print(reads)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ class Storm:
     """One cluster under faults, its writer and its readers.
 
     visible  (when, the highest number that was visible from then on), ascending in both
-    reads    how many of each kind were answered; "at once" of the stale ones that asked nobody
+    reads    how many of each kind were answered; "at once": of the stale ones, those that asked nobody; and how many
+             membership changes were made
     """
 
     def __init__(self, ledgers: Any, seed: int) -> None:
@@ -112,9 +113,7 @@ class Storm:
             name = rng.choice(leaders or list(cluster.names))
             other = rng.choice([each for each in cluster.names if each != name])
             length_s = rng.choice([0.05, 0.4, 1.5, 2.5])
-            kind = rng.choice(
-                ["cut", "stall", "half", "transfer", "crash", "disk", "delay", "sleep", "pause", "members"]
-            )
+            kind = rng.choice(["cut", "stall", "half", "transfer", "crash", "disk", "delay", "sleep", "pause"])
             if kind == "cut":
                 cluster.isolate(name)
                 await asyncio.sleep(length_s)
@@ -144,12 +143,17 @@ class Storm:
                 for each in cluster.names:
                     if each != name:
                         cluster.network.delay(name, each, lambda: rng.uniform(0.0, 0.03))
-            elif kind == "members":
-                await self._change(name)
             elif kind == "pause":
                 await self._pause(name, length_s)
             else:
                 self.ledgers.clocks[rng.choice(cluster.names)].suspend(rng.uniform(0.1, 3.0))
+
+    async def change(self) -> None:
+        while not self.over:
+            await asyncio.sleep(self.rng.uniform(0.1, 0.5))
+            leaders = self.cluster.leaders(GROUP)
+            if leaders:
+                await self._change(leaders[0])
 
     async def _change(self, name: str) -> None:
         """Have some node's replica come, go, or lose or regain its vote; at least two voters are left."""
@@ -166,7 +170,7 @@ class Storm:
                 await self.rng.choice([group.remove, group.demote])(other, timeout_s=2.0)
             self.reads["changes"] += 1
         except (NotCommitted, OutcomeUnknown):
-            return
+            return  # perhaps later
 
     async def _pause(self, name: str, length_s: float) -> None:
         """Stop the engine of a node, as SIGSTOP would; its callers come to it all the same, which is worse."""
@@ -181,7 +185,7 @@ class Storm:
         for number, name in enumerate(names):
             self.ledgers.clocks[name].run_at((1 - DRIFT, 1 + DRIFT, 1.0)[number % 3])
         readers = [self.read(name, kind) for name in names for kind in KINDS]
-        tasks = [asyncio.ensure_future(each) for each in (self.write(), self.trouble(), *readers)]
+        tasks = [asyncio.ensure_future(each) for each in (self.write(), self.trouble(), self.change(), *readers)]
         try:
             done, _ = await asyncio.wait(tasks, timeout=STORM_S, return_when=asyncio.FIRST_EXCEPTION)
             for each in done:
@@ -220,17 +224,16 @@ def storm_all(play: Play) -> None:
 CONFIRMED: Final = LocalReads.confirmed
 
 
-@pytest.mark.parametrize("first_seed", range(0, 20, 5))
+@pytest.mark.parametrize("first_seed", range(0, 12, 3))
 def test_no_read_of_any_kind_is_older_than_it_says(play: Play, first_seed: int) -> None:
     reads: Counter[str] = Counter()
-    for seed in range(first_seed, first_seed + 5):
+    for seed in range(first_seed, first_seed + 3):
         try:
             reads += storm(play, seed)
         except TooOld as violation:
             pytest.fail(f"seed {seed}: {violation}")
-    assert min(reads[kind] for kind in (*KINDS, "at once")) > 500, reads
+    assert min(reads[kind] for kind in (*KINDS, "at once")) > 300, reads
     assert reads["changes"] > 5, reads
-    print(reads)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,15 @@ from multiraft import failpoints
 from multiraft.engine.local import LocalReads
 from multiraft.engine.machine import Context, Machine, command_failed, environmental, query_failed
 from multiraft.engine.waiting import Budget, Proposals, Reads, fail_future
-from multiraft.errors import CommandFailed, Halted, MultiRaftError, NotCommitted, NotLeader, OutcomeUnknown
+from multiraft.errors import (
+    CommandFailed,
+    Halted,
+    MultiRaftError,
+    NotCommitted,
+    NotLeader,
+    OutcomeUnknown,
+    ReadFailed,
+)
 from multiraft.ports import Clock
 from multiraft.raft import LEADER, Raft
 from multiraft.records import COMMANDS, Record
@@ -274,6 +282,8 @@ class Replica:
         self.applied = index
         self.committed = max(self.committed, index)
         self.context.time_ms = max(self.context.time_ms, time_ms)
+        if self.local is not None:
+            self.local.applied(index, self.machine)
 
     def halt(self, doing: str, problem: BaseException) -> None:
         """The machine's state is not what it should be, by a failure of the environment: apply nothing more."""
@@ -331,7 +341,7 @@ class Replica:
         Proposals(0, 0, futures, size_bytes, 0.0).fail(self.budget, lambda: NotCommitted(reason))
         self.fail_reads(lambda: NotCommitted(reason))
         if self.local is not None:
-            self.local.fail(lambda: NotCommitted(reason))
+            self.local.fail(lambda: ReadFailed(reason))
 
 
 def _not_bytes(result: object) -> Exception:

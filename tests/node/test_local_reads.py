@@ -190,6 +190,62 @@ def test_a_local_read_waits_until_the_index_is_applied_here(play: Play) -> None:
     play(scenario)
 
 
+def test_a_local_read_whose_index_comes_in_a_snapshot_is_answered_then(play: Play) -> None:
+    async def scenario(ledgers: Any) -> None:
+        leader, follower, _ = await roles(ledgers)
+        ledgers.cluster.isolate(follower)
+        for number in range(50):
+            await engine_of(ledgers, leader).propose(GROUP, b"x%d" % number)
+        asked = following_of(ledgers, follower).read(GROUP, b"")
+        ledgers.cluster.heal()
+        assert len((await asked).answer.split()) == 50
+        assert replica_of(ledgers, follower).core.snapshot_index > 0
+
+    limits = Limits(request_timeout_ms=10_000, snapshot_entries=20, trailing_entries=0)
+    play(scenario, limits=limits)
+
+
+def test_a_learner_answers_local_reads_and_is_no_part_of_the_lease(play: Play) -> None:
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        leader = await ledgers.leader()
+        await cluster.nodes[leader].group(GROUP).add("d", voter=False)
+        await cluster.until(lambda: GROUP in engine_of(ledgers, "d").replicas)
+        await engine_of(ledgers, leader).propose(GROUP, b"x")
+        assert await local(ledgers, "d") == b"x"
+        assert at_once(ledgers, "d", 1.0) is not None
+        cluster.isolate("d")
+        await cluster.run_for(3.0)
+        assert engine_of(ledgers, leader).leases.holds(replica_of(ledgers, leader))
+        cluster.heal()
+
+    play(scenario, names="abcd")
+
+
+def test_a_node_whose_replica_was_removed_has_the_leader_answer(play: Play) -> None:
+    """Also a read that waits here in that very moment ends, and is asked of the leader."""
+
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        leader, follower, _ = await roles(ledgers)
+        await engine_of(ledgers, leader).propose(GROUP, b"x")
+        cluster.disks[follower].hold_writes()
+        await engine_of(ledgers, leader).propose(GROUP, b"y")
+        waits = asyncio.ensure_future(ledgers.services[follower].read(b"k", b"", local=True))
+        await cluster.run_for(0.1)
+        assert replica_of(ledgers, follower).local.idle is False
+        removing = asyncio.ensure_future(cluster.nodes[leader].group(GROUP).remove(follower))
+        await cluster.run_for(0.1)
+        cluster.disks[follower].release()
+        await removing
+        await cluster.until(lambda: GROUP not in engine_of(ledgers, follower).replicas)
+        assert await waits == b"x y"
+        assert await ledgers.services[follower].read(b"k", b"", local=True) == b"x y"
+        assert (await ledgers.services[follower].read_stale(b"k", b"", 60_000))[0] == b"x y"
+
+    play(scenario, limits=Limits(request_timeout_ms=30_000))
+
+
 def test_local_reads_go_on_when_the_leader_that_was_asked_is_lost(play: Play) -> None:
     async def scenario(ledgers: Any) -> None:
         cluster = ledgers.cluster

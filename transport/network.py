@@ -166,7 +166,10 @@ class MemoryNetwork:
                 break_one(other, one)
 
     def heal(self, sender: NodeId | None = None, receiver: NodeId | None = None) -> None:
-        """End cuts, stalls and disturbances of this direction; without arguments, of all. Delays stay: see `delay`."""
+        """End all but delays of this direction: cuts, stalls, disturbances, drops to come; without arguments, of all."""
+        for direction in list(self._drop_bulk):
+            if sender in (None, direction[0]) and receiver in (None, direction[1]):
+                del self._drop_bulk[direction]
         for direction in list(self._disturbed):
             if sender in (None, direction[0]) and receiver in (None, direction[1]):
                 del self._disturbed[direction]

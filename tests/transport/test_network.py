@@ -69,6 +69,23 @@ def test_in_a_ring_each_reaches_its_two_neighbours(order: str, apart: set[str]) 
     assert parted(network) == apart
 
 
+def test_healing_ends_everything_but_delays() -> None:
+    network = MemoryNetwork()
+    network.cut("a", "b")
+    network.stall("a", "b")
+    network.disturb("a", "b", loss=1.0)
+    network.drop_next_bulk("a", "b", 5)
+    network.delay("a", "b", 1.5)
+    network.heal("b", "a")
+    assert network.is_cut("a", "b")
+    assert network.disturbance("a", "b") is not None
+    network.heal("a", "b")
+    assert parted(network) == set()
+    assert network.disturbance("a", "b") is None
+    assert not network.take_bulk_drop("a", "b")
+    assert network.delay_s("a", "b") == 1.5
+
+
 def test_every_control_counts_itself_once_for_what_it_changed() -> None:
     network = MemoryNetwork()
     network.cut("a", "b")

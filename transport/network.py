@@ -40,9 +40,6 @@ class Wires(Protocol):
     def arrive_at(self, receiver: AbstractEventLoop, when_s: float, deliver: Callable[[], None]) -> None:
         """Call `deliver` where the receiver runs, at `when_s` of `now`."""
 
-    def listens(self, receiver: AbstractEventLoop) -> bool:
-        """Whether the receiver runs; what comes while it does not waits for it."""
-
 
 class _LoopWires:
     def now(self, receiver: AbstractEventLoop) -> float:
@@ -50,9 +47,6 @@ class _LoopWires:
 
     def arrive_at(self, receiver: AbstractEventLoop, when_s: float, deliver: Callable[[], None]) -> None:
         receiver.call_at(when_s, deliver)
-
-    def listens(self, receiver: AbstractEventLoop) -> bool:
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +160,7 @@ class MemoryNetwork:
                 break_one(other, one)
 
     def heal(self, sender: NodeId | None = None, receiver: NodeId | None = None) -> None:
-        """End all but delays of this direction: cuts, stalls, disturbances, drops to come; without arguments, of all."""
+        """End all but delays of this direction: cuts, stalls, disturbances, drops to come; or of all."""
         for direction in list(self._drop_bulk):
             if sender in (None, direction[0]) and receiver in (None, direction[1]):
                 del self._drop_bulk[direction]

@@ -350,6 +350,3 @@ class _TrueTime:
             receiver.arrive_at(when_s, deliver)
         else:
             receiver.call_at(when_s, deliver)
-
-    def listens(self, receiver: AbstractEventLoop) -> bool:
-        return not isinstance(receiver, NodeLoop) or not receiver.clock.stopped

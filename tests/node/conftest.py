@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from multiraft import BytesService, BytesStateMachine, Limits, Node
-from multiraft.testing import MemoryCluster, run_virtual
+from multiraft.testing import MemoryCluster, VirtualLoop, run_virtual
 
 
 class Ledger(BytesStateMachine):
@@ -47,7 +47,9 @@ class NodeClock:
         self._at_s = 0.0
 
     def __call__(self) -> float:
-        now_s = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        now_s = loop.now_s  # the true time, whoever asks
         self._read_s += (now_s - self._at_s) * self._rate
         self._at_s = now_s
         return self._read_s

@@ -90,6 +90,7 @@ def test_a_lease_read_reaches_the_leader_from_every_node(play: Play) -> None:
             assert await ledgers.services[name].read(b"k", b"", lease=True) == b"x"
             assert await ledgers.cluster.nodes[name].group(GROUP).read(b"", lease=True) == b"x"
         assert engine_of(ledgers, leader).leases.reads == 4
+        assert ledgers.cluster.nodes[leader].status()["reads"]["by_lease"] == 4
 
     play(scenario)
 

@@ -118,8 +118,12 @@ def test_one_question_serves_all_readers_of_all_groups_that_a_node_leads(play: P
         leaders = {ledgers.cluster.leaders(each)[0] for each in groups} - {"a"}
         assert leaders
         asked = [following.read(each, b"") for each in groups for _ in range(20)]
+        waiting = {"by_lease": 0, "questions": 0, "waiting_here": 240}
+        assert ledgers.cluster.nodes["a"].status()["reads"] == waiting
         await asyncio.gather(*asked)
         assert following.asked == len(leaders)
+        told = {"by_lease": 0, "questions": len(leaders), "waiting_here": 0}
+        assert ledgers.cluster.nodes["a"].status()["reads"] == told
         assert following.budget.used_bytes == following.budget.count == 0
 
     play(scenario, shards=12)

@@ -26,6 +26,7 @@ from multiraft import (
 from multiraft.raft import Role
 from multiraft.storage import layout
 from multiraft.testing import MemoryCluster, run_virtual
+from multiraft.types import DIRECTORY_GROUP
 
 Play = Callable[..., None]
 GROUP = 16
@@ -263,6 +264,48 @@ def test_a_caller_whose_entry_a_snapshot_covers_hears_that_its_outcome_is_not_kn
         assert cluster.nodes[leader]._here().engine.budget.used_bytes == 0
 
     play(scenario, limits=Limits(request_timeout_ms=600_000, snapshot_entries=20, trailing_entries=4))
+
+
+# -------------------------------------------------------------------------------------------------------- the directory
+
+SHORTEST = Limits(request_timeout_ms=3_000, snapshot_entries=1, trailing_entries=0)
+
+
+def test_a_directory_that_comes_from_a_snapshot_founds_no_group_anew(play: Play) -> None:
+    """It names groups that are on the disk, but have not been taken up yet when it is restored."""
+
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        kept = await write(ledgers, "a", 0, 8)
+        await all_have(ledgers, kept)
+        directory = cluster.nodes["c"]._here().engine.replicas[DIRECTORY_GROUP]
+        await cluster.until(lambda: directory.core.snapshot_index > 1)
+        for _ in range(2):
+            before = core_of(ledgers, "c").snapshot_index
+            await cluster.stop("c")
+            await cluster.start("c")
+            assert core_of(ledgers, "c").snapshot_index >= before > 1
+            await cluster.run_for(0.2)
+        await all_have(ledgers, kept)
+
+    play(scenario, limits=SHORTEST)
+
+
+def test_a_node_that_hears_of_its_groups_by_a_snapshot_makes_their_replicas(play: Play) -> None:
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        await cluster.until(lambda: all(node.leader(DIRECTORY_GROUP) for node in cluster.nodes.values()))
+        cluster.crash("c")
+        await cluster.nodes["a"].ready()
+        kept = await write(ledgers, "a", 0, 3)
+        directory = cluster.nodes["a"]._here().engine.replicas[DIRECTORY_GROUP]
+        await cluster.until(lambda: directory.core.log.start.index > 1)
+        await cluster.start("c")
+        await cluster.until(lambda: GROUP in cluster.nodes["c"]._here().engine.replicas)
+        await all_have(ledgers, kept)
+        assert cluster.nodes["c"]._here().engine.replicas[DIRECTORY_GROUP].core.log.start.index > 1
+
+    play(scenario, limits=SHORTEST, ready=False)
 
 
 # ------------------------------------------------------------------------------------------------------- state machines

@@ -11,6 +11,7 @@ from multiraft.errors import InvariantViolation
 from multiraft.messages import AppendAnswer, InstallSnapshot, PreVote, PreVoteAnswer, RequestVote, VoteAnswer
 from multiraft.raft import Role
 from multiraft.raft.log import Log
+from multiraft.raft.progress import Progress
 from multiraft.records import COMMANDS
 from multiraft.types import NOBODY, LogStart, Membership
 
@@ -115,6 +116,15 @@ class TestLog:
 
 
 class TestProgress:
+    def test_who_is_lost_has_caught_up_with_nothing(self) -> None:
+        peer = Progress(2, 5)
+        peer.begin_round(4, 0.0)
+        assert peer.accepted(4)
+        peer.judge_round(4, 0.5, 1.0)
+        assert peer.caught_up
+        peer.lose()
+        assert not peer.caught_up
+
     def test_a_probe_forgets_the_bytes_on_their_way_as_well(self, cluster: Make) -> None:
         group = cluster(3)
         leader = group.elect(1)

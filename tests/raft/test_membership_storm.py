@@ -33,7 +33,7 @@ class MembershipStorm(Storm):
         self.changes_asked = 0
 
     def actions(self) -> list[tuple[int, Callable[[Any], None]]]:
-        return [*super().actions(), (25, self.change), (40, self.admit), (5, self.bury)]
+        return [*super().actions(), (100, self.change), (40, self.admit), (15, self.bury)]
 
     # ------------------------------------------------------------------------------------------------- what happens
 
@@ -182,10 +182,10 @@ def test_storms_of_changes_are_not_empty(cluster: Callable[..., Any], replica: C
     for seed in range(12):
         storm = storm_of(cluster, replica, seed)
         storm.run()
-        found += storm.memberships.values()
+        found += [one for one in storm.memberships.values() if one.index > 1]
         gone += len(storm.gone)
         installs += sum(one.installs for one in storm.group.replicas.values())
     assert len(found) > 30
     assert sum(membership.joint for membership in found) > 3
     assert gone > 5
-    assert installs > 10
+    assert installs > 2

@@ -130,7 +130,7 @@ class _Plan:
     def replace(self, old: NodeId, new: NodeId) -> None:
         if self.group_id == DIRECTORY_GROUP or old == new:
             self.remove(old)
-            self.between = self.after
+            self.between = list(self.after)
             self.steps.append(f"{new} makes an empty replica, which receives the log as a learner")
             self._promoted(new)
             return

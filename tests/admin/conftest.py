@@ -44,7 +44,9 @@ class FakeGroup:
 
     async def _did(self, *asked: object) -> Membership:
         self.cluster.asked.append((asked[0], self.group_id, *asked[1:]))
+        self.cluster.called.set()
         await self.cluster.gate.wait()
+        self.cluster.finished.append(asked[0])
         if self.cluster.outcome is not None:
             raise self.cluster.outcome
         return Membership(9, (1, 2), {1: "n1", 2: "n2", 4: "n4"}, 5, learners=(4,))
@@ -79,6 +81,7 @@ class FakeNode:
         self.pending = 0
         self.disconnected: set[str] = set()
         self.removed: list[dict[str, int]] = []
+        self.extra_groups: dict[str, int] = {}
         self.views: dict[int, dict[str, Any]] = {group_id: self._view(group_id) for group_id in LEADERS}
         self.entries: list[dict[str, Any]] = [
             entry(2, "no-op", b""),
@@ -170,6 +173,7 @@ class FakeNode:
                 "followed": roles.count("follower"),
                 "leaderless": sum(view["leader"] is None for view in self.views.values()),
                 "halted": sum(view["halted"] is not None for view in self.views.values()),
+                **self.extra_groups,
             },
             "loop": {"lag_ms": 1.25, "busy": 0.031, "turns": 4711},
             "writer": {"busy": 0.42, "in_flight": 1, "syncs": 99},
@@ -242,13 +246,17 @@ class FakeCluster:
 
     down     nodes that do not answer, and what asking them raises
     asked    the changes that were asked for, in order
+    called   set when the first of them was
     gate     changes wait until it is open
+    finished those that got through it
     outcome  what they raise; None: they are done
     """
 
     nodes: dict[str, FakeNode] = field(default_factory=dict)
     down: dict[str, Exception] = field(default_factory=dict)
     asked: list[tuple[object, ...]] = field(default_factory=list)
+    called: asyncio.Event = field(default_factory=asyncio.Event)
+    finished: list[object] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     outcome: Exception | None = None
 

@@ -10,6 +10,7 @@ import pytest
 
 from multiraft import BytesService, BytesStateMachine, Limits, Node
 from multiraft.testing import MemoryCluster, run_virtual
+from multiraft.testing.virtual import VirtualLoop
 
 
 class Ledger(BytesStateMachine):
@@ -47,7 +48,9 @@ class NodeClock:
         self._at_s = 0.0
 
     def __call__(self) -> float:
-        now_s = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        # The loop's own time: what `time()` says depends on whose code asks, and a node is asked from outside, too.
+        now_s = loop.now_s if isinstance(loop, VirtualLoop) else loop.time()
         self._read_s += (now_s - self._at_s) * self._rate
         self._at_s = now_s
         return self._read_s

@@ -35,6 +35,7 @@ CHANGES_AT_ONCE: Final = 64
 """How many requests may wait here for their changes to be done; one more is refused."""
 _MEMBER_ACTIONS: Final = ("add", "remove", "replace", "promote", "demote")
 _LOOK_AGAIN_S: Final = 0.05
+_SETTLE_S: Final = 1.0
 _ASK_AGAIN_S: Final = 5.0
 """A transfer that was asked for and did not come about has been given up by its leader after this time."""
 _BODY_CHARACTERS: Final = 16_384
@@ -86,11 +87,7 @@ class MemberApi:
     async def _act(self, group_id: GroupId, action: Action, body: Facts, default_s: float) -> web.Response:
         timeout_s = _seconds(body, "timeout_s", default_s)
         dry_run, force = _flag(body, "dry_run", False), _flag(body, "force", False)
-        row, silent = await self._row(group_id)
-        try:
-            plan = make_plan(row, action, self._asking.all_nodes(), silent)
-        except PlanRefused as problem:
-            raise ApiError(problem.status, str(problem), problem.hint) from problem
+        plan = await self._plan(group_id, action)
         if dry_run:
             return json_answer({"done": False, "dry_run": True, "plan": plan})
         if not plan["safe"] and not force:
@@ -114,6 +111,25 @@ class MemberApi:
         finally:
             self._under_way -= 1
         return json_answer({"done": True, "dry_run": False, "plan": plan, **done})
+
+    async def _plan(self, group_id: GroupId, action: Action) -> Facts:
+        """Return the plan for `action`. Raises ApiError where it makes no sense.
+
+        A new leader has not heard of anybody yet, and those who answer us would be taken for lost: so what is called
+        unsafe although they do is looked at again for a moment.
+        """
+        now = asyncio.get_running_loop().time
+        settled_s = now() + _SETTLE_S
+        while True:
+            row, silent = await self._row(group_id)
+            try:
+                plan = make_plan(row, action, self._asking.all_nodes(), silent)
+            except PlanRefused as problem:
+                raise ApiError(problem.status, str(problem), problem.hint) from problem
+            unheard = any(one["role"] is not None and not one["answers"] for one in row["replicas"])
+            if plan["safe"] or not unheard or now() >= settled_s:
+                return plan
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     async def _do(self, group_id: GroupId, action: Action, timeout_s: float) -> Facts:
         group = self._node.group(group_id)

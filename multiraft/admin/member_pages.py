@@ -87,13 +87,12 @@ def plan_page(answer: Facts) -> Page:
     for number, step in enumerate(plan["steps"], 1):
         page.line(f"  {number}. {step}")
     page.gap()
-    page.facts([("before", _balance(plan["before"])), ("after", _balance(plan["after"]))])
+    facts: list[tuple[str, Cell]] = [("before", _balance(plan["before"])), ("after", _balance(plan["after"]))]
     if plan["down"]:
-        page.facts([("down", (printable(", ".join(plan["down"])), BAD))])
-    for line in plan["waits_for"]:
-        page.facts([("waits for", (printable(line), UNSURE))])
-    for line in plan["warnings"]:
-        page.facts([("note", (printable(line), UNSURE))])
+        facts.append(("down", (printable(", ".join(plan["down"])), BAD)))
+    facts += [("waits for", (printable(line), UNSURE)) for line in plan["waits_for"]]
+    facts += [("note", (printable(line), UNSURE)) for line in plan["warnings"]]
+    page.facts(facts)
     page.gap()
     for line in plan["unsafe"]:
         page.line(f"! unsafe: {line}", BAD)

@@ -143,6 +143,30 @@ async def test_what_is_unsafe_is_refused_unless_it_is_forced(client: Client, clu
     assert cluster.asked == [("remove", 16, "n3", 60.0)]
 
 
+async def test_a_new_leader_is_given_a_moment_to_hear_the_others(client: Client, cluster: Cluster) -> None:
+    rows = cluster.nodes["n1"].views[16]["replicas"]
+    for row in rows:
+        row["answers"] = False
+    group_status, looks = cluster.nodes["n1"].group_status, 0
+
+    def look(group_id: int) -> Any:
+        nonlocal looks
+        looks += 1
+        for row in rows:
+            row["answers"] = looks > 2
+        return group_status(group_id)
+
+    cluster.nodes["n1"].group_status = look
+    assert (await post(client, "/groups/16/members", {"action": "remove", "node": "n3"}))["done"]
+    assert looks == 3
+
+
+async def test_who_is_never_heard_by_the_leader_counts_for_nothing(client: Client, cluster: Cluster) -> None:
+    cluster.nodes["n1"].views[16]["replicas"][0]["answers"] = False
+    found = await post(client, "/groups/16/members", {"action": "remove", "node": "n3"}, 409)
+    assert "start n2 first" in found["error"]
+
+
 @pytest.mark.parametrize(
     ("problem", "status"),
     [

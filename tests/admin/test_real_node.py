@@ -154,3 +154,44 @@ async def test_losing_nodes_is_seen_and_explained(cluster: Cluster, call_cli: Ru
     report = json.loads(stopped.out)
     assert report["closed_orderly"]
     assert [group["service"] for group in report["groups"]] == ["directory"] + ["notes"] * 4
+
+
+async def test_members_come_go_and_lead_from_the_command_line(cluster: Cluster, call_cli: Run) -> None:
+    group_id = (await cluster.fetch("/route?key=user:7&service=notes"))[1]["group_id"]
+    group = str(group_id)
+    await cluster.notes.put("user:7", b"hello")
+    path = f"/groups/{group}/membership"
+    await cluster.until(path, lambda _, answer: answer["healthy"] and len(answer["answering"]) == 3)
+
+    async def cli(*words: str, code: int = 0) -> str:
+        finished = await call_cli("--url", cluster.url, *words)
+        assert finished.code == code, finished
+        return str(finished.out + finished.err)
+
+    for name in ("n2", "n3", "n1"):  # from node n1, whoever leads
+        assert f"leader  {name}" in await cli("transfer", group, name)
+    assert "safe: a quorum answers" in await cli("member", "remove", group, "n3", "--dry-run")
+    assert "voters  " in await cli("member", "remove", group, "n3", "--yes")
+    found = await cluster.until(path, lambda _, answer: answer["tombstones"])
+    assert [row["node_id"] for row in found["tombstones"]] == ["n3"]
+    assert sorted(node_id for _, node_id in found["in_effect"]["voters"]) == ["n1", "n2"]
+    assert "was removed" in await cli("members", group)
+    assert "was removed" in await cli("group", group)
+    assert "1 replicas were removed from here" in await cli("status")
+    assert "nothing to do" in await cli("member", "remove", group, "n3", "--yes")
+
+    assert "done" in await cli("member", "add", group, "n3", "--learner")
+    await cluster.until(path, lambda _, answer: "learner" in [row["member"] for row in answer["replicas"]])
+    assert "done" in await cli("member", "promote", group, "n3")
+    assert "done" in await cli("member", "demote", group, "n2")
+    assert "done" in await cli("member", "add", group, "n2")
+    found = await cluster.until(path, lambda _, answer: len(answer["answering"]) == 3 and not answer["change"])
+    assert await cluster.notes.get("user:7") == b"hello"
+
+    await cluster.nodes[2].stop()
+    await cluster.until(path, lambda _, answer: answer["answering"] and len(answer["answering"]) == 2)
+    refused = await cli("member", "remove", group, "n2", "--yes", code=5)
+    assert "error: unsafe: afterwards 2 of 2 voters must answer, and only 1 would" in refused
+    assert "error: the directory" in await cli("member", "remove", "1", "n2", "--yes", code=5)
+    stopped = await call_cli("storage", str(cluster.data / "n3"))
+    assert "REMOVED FROM GROUP" in stopped.out

@@ -87,12 +87,13 @@ class Members:
             await self._promote(view, replica_id)
 
     async def demote(self, node_id: NodeId) -> Membership:
-        """Make the voter on `node_id` a learner."""
+        """Make the voter on `node_id` a learner; one that was to join stays a learner."""
         while True:
             view = await self._look()
-            replica_id = self._replica_on(view, node_id)
-            if replica_id in view.in_effect.learners and not view.in_effect.is_voter(replica_id):
-                return view.in_effect
+            members, replica_id = view.in_effect, self._replica_on(view, node_id)
+            learns = replica_id in members.learners and replica_id not in members.joining
+            if learns and not members.is_voter(replica_id):
+                return members
             await self._change_when_free(view, [Demote(replica_id)])
 
     async def replace(self, old: NodeId, new: NodeId) -> Membership:

@@ -339,7 +339,7 @@ class Replica:
             self.waiting.popleft().fail(self.budget, lambda: OutcomeUnknown(reason))
         _, futures, size_bytes = self.take_queued()
         Proposals(0, 0, futures, size_bytes, 0.0).fail(self.budget, lambda: NotCommitted(reason))
-        self.fail_reads(lambda: NotCommitted(reason))
+        self.fail_reads(lambda: ReadFailed(reason))
         if self.local is not None:
             self.local.fail(lambda: ReadFailed(reason))
 

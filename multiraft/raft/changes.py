@@ -40,7 +40,7 @@ class Promote:
 
 @dataclass(frozen=True, slots=True)
 class Demote:
-    """A voter becomes a learner."""
+    """A voter becomes a learner; one that was to join stays one."""
 
     replica_id: ReplicaId
 
@@ -143,7 +143,7 @@ class _Draft:
             self.learners.discard(change.replica_id)
             self.voters.add(change.replica_id)
         elif isinstance(change, Demote):
-            self._named(change.replica_id, self.voters, "is no voter that could be demoted")
+            self._named(change.replica_id, self.voters | self.joining, "is no voter that could be demoted")
             self.voters.discard(change.replica_id)
             self.learners.add(change.replica_id)
             self.joining.discard(change.replica_id)

@@ -81,8 +81,8 @@ SYNCING: Final = (
         "written-after-failure",
         "after a failed write nothing is written or acknowledged again",
         LEVELDB,
-        "            if self._error is None:\n                self._write_synced(merged)",
-        "            self._error = None\n            if self._error is None:\n                self._write_synced(merged)",
+        "            if self._error is None:\n                if failpoints",
+        "            self._error = None\n            if self._error is None:\n                if failpoints",
         (f"{CONTRACT}::test_a_failed_write_is_final_and_leaves_nothing_of_its_batch",),
     ),
     Mutant(
@@ -105,8 +105,8 @@ SYNCING: Final = (
         "file-before-database",
         "the cluster is bound in the database before the identity file",
         STORE,
-        "        self._backend.write(batch)\n        self._backend.save_identity(layout.encode_identity_file(bound, self._incarnation, False))\n",
-        "        self._backend.save_identity(layout.encode_identity_file(bound, self._incarnation, False))\n        self._backend.write(batch)\n",
+        "        self._backend.write(batch)\n        if failpoints",
+        "        self._backend.save_identity(layout.encode_identity_file(bound, self._incarnation, False))\n        self._backend.write(batch)\n        if failpoints",
         (f"{SYNCS}::test_binding_writes_the_database_before_the_file",),
     ),
 )

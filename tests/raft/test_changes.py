@@ -107,6 +107,7 @@ def test_ids_are_never_given_out_again() -> None:
 
 def test_a_demoted_replica_joins_no_more() -> None:
     joining = changed(ABC, 5, [AddLearner("d", joining=True)])
+    assert shape(changed(joining, 6, [Demote(4)])) == ((1, 2, 3), (), (4,), ())
     assert changed(joining, 6, [Promote(4)]).joining == ()
     assert changed(changed(joining, 6, [Promote(4)]), 7, [Demote(4)]).joining == ()
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,6 +20,12 @@ from multiraft.records import COMMANDS, encode_record
 from multiraft.storage import MemoryDisk, open_memory
 
 GROUP = 17
+
+
+@pytest.fixture(autouse=True)
+def nothing_fails_in_the_background(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    assert [record.getMessage() for record in caplog.get_records("call") if record.levelno >= logging.ERROR] == []
 
 
 class Killed(BaseException):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from random import Random
 from typing import Any
 
 import pytest
@@ -148,6 +149,24 @@ def test_faults_are_counted_when_they_happen() -> None:
         clock.resume()
         clock.suspend(1.0)
         assert dict(clock.faults) == {"rate": 1, "pause": 1, "suspend": 1}
+
+    on_clock(story)
+
+
+def test_no_fraction_is_lost_on_the_way_to_true_time() -> None:
+    """A timer that fired an instant early would find its time not reached, set itself again, and so for ever."""
+
+    async def story(node: NodeLoop) -> None:
+        loop, clock, rng = node.virtual, node.clock, Random(1)
+        late_s = 0.0
+        for _ in range(5_000):
+            loop.pass_time(rng.random())
+            clock.rate = rng.uniform(0.2, 5.0)
+            when = node.time() + rng.random()
+            loop.now_s = clock.true_time(when)
+            assert node.time() >= when
+            late_s = max(late_s, node.time() - when)
+        assert late_s < 1e-9
 
     on_clock(story)
 

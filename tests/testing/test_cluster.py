@@ -149,9 +149,11 @@ def test_what_comes_late_waits_for_a_paused_node_and_runs_on_its_clock(play: Pla
             return body
 
         cluster.nodes["b"].on_call("echo", answer)
-        cluster.network.stall("a", "b")
+        cluster.network.set_delay("a", "b", 0.05)
         asking = cluster.on("a", cluster.nodes["a"].peer_call("b", "echo", b"x", 10.0))
-        await cluster.run_for(0.1)
+        await cluster.run_for(0.01)
+        cluster.network.stall("a", "b")
+        await cluster.run_for(0.1)  # it has arrived, and waits
         cluster.clock("b").pause()
         cluster.heal()
         await cluster.run_for(1.0)

@@ -142,8 +142,8 @@ class Upkeep:
             core = replica.core
             if replica.leads:
                 core.check_quorum(now)
-                core.ask_after_snapshots(now)
-                if not replica.leads:
+                asked = core.ask_after_followers(now)
+                if asked or not replica.leads:
                     engine.note(replica, now)
             elif replica.broken is None and not self._is_minded(replica):
                 engine.counters["audit_repairs"] += 1

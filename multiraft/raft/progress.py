@@ -52,6 +52,7 @@ class Progress:
     __slots__ = (
         "_round_end",
         "_round_since_s",
+        "_stalled_at",
         "acked_round",
         "caught_up",
         "confirming",
@@ -81,6 +82,8 @@ class Progress:
         self.caught_up = False
         self._round_end: Index = next_index - 1
         self._round_since_s = -math.inf
+        # Since when, as far as was asked, it has stood at which match, behind the log.
+        self._stalled_at: tuple[Index, float] | None = None
         self.inflight: deque[tuple[Index, int]] = deque()
         self.inflight_bytes = 0
 
@@ -137,6 +140,20 @@ class Progress:
             return False
         self.match = index
         return True
+
+    def stalled(self, last: Index, now: float, timeout_s: float) -> bool:
+        """Whether it lacks entries of a log that ends at `last`, and has acknowledged none for longer than `timeout_s`.
+
+        Counts from the first question that it lacked some, and anew from each that found it so.
+        """
+        if self.state is LOST or self.state is SNAPSHOT or self.match >= last:
+            self._stalled_at = None
+        elif self._stalled_at is None or self._stalled_at[0] != self.match:
+            self._stalled_at = (self.match, now)
+        elif now - self._stalled_at[1] > timeout_s:
+            self._stalled_at = (self.match, now)
+            return True
+        return False
 
     def begin_round(self, last_index: Index, now: float) -> None:
         """From `now` on: how long does it take to receive the log up to `last_index`?"""

@@ -86,6 +86,22 @@ class Reconfiguration(Snapshots):
         contact = self._contacts.contact_s(self.group_id, self.term, replica_id, node_id)
         return self._now - contact <= self._settings.election_timeout_s
 
+    def ask_after_followers(self, now: float) -> bool:
+        """Probe those that have not acknowledged for long what they were sent; return whether there are any.
+
+        What was lost on its way without anybody's noticing would otherwise be missing until something new is sent.
+        Call it now and then; cheap where nobody lags. Who does not answer at all is resumed when it connects.
+        """
+        self.ask_after_snapshots(now)
+        poked = False
+        for peer in self._peers:
+            if peer.stalled(self.log.last_index, now, self._settings.election_timeout_s) and self.answers(
+                peer.replica_id
+            ):
+                self.poke(peer.replica_id)
+                poked = True
+        return poked
+
     # -------------------------------------------------------------------------------------------------- proposing
 
     def propose_membership(

@@ -280,6 +280,14 @@ REPLICAS: Final = (
         (f"{NODES}::test_a_node_is_added_with_one_call",),
     ),
     Mutant(
+        "straggler-not-asked-after",
+        "a follower that missed an append is asked again, though nothing new is written",
+        "multiraft/raft/progress.py",
+        "        elif now - self._stalled_at[1] > timeout_s:",
+        "        elif now < self._stalled_at[1]:",
+        ("tests/node/test_repair.py::test_a_follower_that_missed_an_append_catches_up_without_new_traffic",),
+    ),
+    Mutant(
         "L23-no-progress-tolerated",
         "a leader whose entries reach no quorum gives up",
         UPKEEP,

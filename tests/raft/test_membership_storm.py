@@ -179,7 +179,7 @@ def test_storms_of_changes_are_not_empty(cluster: Callable[..., Any], replica: C
     """The checks above mean something only if replicas come and go, by simple and by joint changes."""
     found: list[Membership] = []
     gone = installs = 0
-    for seed in range(12):
+    for seed in range(20):
         storm = storm_of(cluster, replica, seed)
         storm.run()
         found += [one for one in storm.memberships.values() if one.index > 1]

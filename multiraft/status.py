@@ -105,6 +105,7 @@ def replica_state(replica: Replica, node_id: NodeId, shard: dict[str, Any] | Non
         "first": core.log.start.index + 1,
         "last": core.last_index,
         "halted": replica.broken or replica.halted,
+        "snapshot": {"index": core.snapshot_index, "problem": replica.snapshot_problem},
         "pending": sum(len(batch.futures) for batch in replica.waiting) + len(replica.queued),
         "membership": membership_state(core.membership),
         "latest": _latest(replica),

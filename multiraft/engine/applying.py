@@ -49,7 +49,10 @@ class Applying:
         while queue and stopwatch() < until_s:
             replica = queue.popleft()
             replica.apply_queued = False
-            if replica.broken is not None or replica.halted is not None:
+            if replica.broken is not None:
+                continue
+            if replica.halted is not None:
+                self._give_up(replica, now)
                 continue
             try:
                 more = replica.apply_slice(until_s)
@@ -58,8 +61,13 @@ class Applying:
                 continue
             if more:
                 self.add(replica)
-            if replica.halted is not None and replica.leads:
-                replica.core.step_down(now)
-                engine.note(replica, now)
+            if replica.halted is not None:
+                self._give_up(replica, now)
             engine.snapshotting.consider(replica)
             replica.core.log.trim(cache_bytes)
+
+    def _give_up(self, replica: Replica, now: float) -> None:
+        """A halted replica leads nobody where another voter may: also one that was elected after it had halted."""
+        if replica.leads and len(replica.core.membership.voters) > 1:
+            replica.core.step_down(now)
+            self._engine.note(replica, now)

@@ -131,12 +131,14 @@ class Engine:
         self._beat_s = limits.beat_ms / 1e3
         self._entry_bytes = limits.entry_bytes
         self._slow_s = limits.slow_command_ms / 1e3
+        self.snapshotting = Snapshotting(self)
         self._core_settings = CoreSettings(
             self._election_timeout_s,
             limits.inflight_messages,
             limits.inflight_bytes,
             limits.batch_bytes,
             limits.uncommitted_bytes,
+            self.snapshotting,
         )
         self.pacing = Pacing(clocks, loop, self._schedule)
         self.wheel = Wheel()
@@ -145,7 +147,6 @@ class Engine:
         )
         self.outgoing = Outgoing(transport)
         self.view = EngineView(self)
-        self.snapshotting = Snapshotting(self)
         self.applying = Applying(self)
         self.upkeep = Upkeep(self, loop)
         self.residents = Residents(self, store.load_tombstones())
@@ -443,6 +444,7 @@ class Engine:
             self._next_beat_s = max(self._next_beat_s + self._beat_s, now + self._beat_s / 2)
             self.liveness.tick(now)
             self._expire_callers(now)
+            self.snapshotting.tick()
             self.changing.tick(now)
             self.upkeep.repair_drops()
             self.upkeep.audit(now)

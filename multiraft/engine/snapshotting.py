@@ -4,6 +4,9 @@
 
 A group's founding is the one snapshot without data: every machine starts there by itself.
 
+All groups of a node share what may be sent between two beats: a quarter of one peer's outbox, by bytes, and one more. A
+node that comes back after long would else have as many states read and queued for it at once as there are groups.
+
 Rules of this file: a machine that cannot say its state, or says more than one message may carry, is told of once, and
 its log grows on; one that cannot take a state halts its own replica; what a snapshot covers is never applied again.
 """
@@ -18,7 +21,7 @@ from multiraft import failpoints
 from multiraft.engine.replica import Replica
 from multiraft.errors import CorruptRecord
 from multiraft.raft.ready import SnapshotWrite
-from multiraft.types import Snapshot
+from multiraft.types import GroupId, Snapshot
 
 if TYPE_CHECKING:
     from multiraft.engine.engine import Engine
@@ -37,6 +40,31 @@ class Snapshotting:
         self._entries = limits.snapshot_entries
         self._trailing = limits.trailing_entries
         self._most_bytes = limits.entry_bytes
+        self._sendable_bytes = self._left_bytes = limits.outbox_bytes // 4
+        self._held_up: set[GroupId] = set()
+
+    # -------------------------------------------------------------------------------------------------- sending
+
+    def opens(self, group_id: GroupId) -> bool:
+        """Whether a group may send a snapshot before the next beat. One that may not is asked again then."""
+        if self._left_bytes > 0:
+            return True
+        self._held_up.add(group_id)
+        return False
+
+    def passed(self, size_bytes: int) -> None:
+        self._left_bytes -= size_bytes
+
+    def tick(self) -> None:
+        """A beat is due: more may be sent."""
+        self._left_bytes = self._sendable_bytes
+        held_up, self._held_up = self._held_up, set()
+        for group_id in sorted(held_up):
+            replica = self._engine.replicas.get(group_id)
+            if replica is not None:
+                self._engine.mark(replica)
+
+    # -------------------------------------------------------------------------------------- storing and restoring
 
     def open(self, replica: Replica) -> None:
         """Give the machine of a replica that has just been opened what its stored snapshot holds."""
@@ -71,6 +99,8 @@ class Snapshotting:
                 raise
             return
         replica.restored(snapshot.index, time_ms)
+
+    # -------------------------------------------------------------------------------------------------- taking
 
     def consider(self, replica: Replica) -> None:
         """Take a snapshot if the applied log has become long enough. Called after a slice of applying."""

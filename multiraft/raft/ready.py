@@ -31,6 +31,17 @@ CANDIDATE: Final = Role.CANDIDATE
 LEADER: Final = Role.LEADER
 
 
+class SnapshotGate(Protocol):
+    """What all groups of a node share when they send snapshots, which are large: each asks before it reads one."""
+
+    def opens(self, group_id: GroupId) -> bool:
+        """Whether the group may send one now. If not, its `ready()` is to be asked again when it may."""
+        ...
+
+    def passed(self, size_bytes: int) -> None:
+        """One of this size was read, and is sent."""
+
+
 class CoreSettings:
     """The bounds that one group's consensus works within.
 
@@ -39,9 +50,17 @@ class CoreSettings:
     inflight_bytes      the same in bytes of records; one append may exceed it
     append_bytes        bytes of records in one append; one record may exceed it
     uncommitted_bytes   bytes of a leader's records that are not committed; one record may exceed it
+    snapshot_gate       paces the snapshots that are sent; None: nothing does
     """
 
-    __slots__ = ("append_bytes", "election_timeout_s", "inflight_bytes", "inflight_messages", "uncommitted_bytes")
+    __slots__ = (
+        "append_bytes",
+        "election_timeout_s",
+        "inflight_bytes",
+        "inflight_messages",
+        "snapshot_gate",
+        "uncommitted_bytes",
+    )
 
     def __init__(
         self,
@@ -50,12 +69,14 @@ class CoreSettings:
         inflight_bytes: int,
         append_bytes: int,
         uncommitted_bytes: int,
+        snapshot_gate: SnapshotGate | None = None,
     ) -> None:
         self.election_timeout_s = election_timeout_s
         self.inflight_messages = inflight_messages
         self.inflight_bytes = inflight_bytes
         self.append_bytes = append_bytes
         self.uncommitted_bytes = uncommitted_bytes
+        self.snapshot_gate = snapshot_gate
 
 
 class Contacts(Protocol):

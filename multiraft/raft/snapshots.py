@@ -87,9 +87,14 @@ class Snapshots(Replication):
         peer.await_snapshot(0, self._now)
         if self.snapshot_index < log.start.index:
             return  # the one that will do is on its way to the disk
+        gate = self._settings.snapshot_gate
+        if gate is not None and not gate.opens(self.group_id):
+            return
         snapshot = log.read_snapshot()
         if snapshot is None or snapshot.index < log.start.index:
             raise InvariantViolation("the log's start never passes the newest snapshot")
+        if gate is not None:
+            gate.passed(len(snapshot.data))
         peer.await_snapshot(snapshot.index, self._now)
         self._messages.append(
             InstallSnapshot(

@@ -164,3 +164,26 @@ class TestCompaction:
         one.core.step(append(1, 1, (1, 1, 2, 2, 2), term=2, commit=6), 0.5)
         answer = one.take()[-1]
         assert (answer.accepted, answer.index, one.terms(), one.core.commit) == (True, 6, [2, 2], 6)
+
+    @pytest.mark.parametrize("trailing", [0, 2])
+    def test_so_many_keys_go_with_one_snapshot_and_the_rest_with_the_next_ones(
+        self, cluster: Make, monkeypatch: pytest.MonkeyPatch, trailing: int
+    ) -> None:
+        """The oldest go first, so that what is left still chains up to the log's start."""
+        monkeypatch.setattr("multiraft.raft.log._COMPACTED_KEYS_MAX", 3)
+        group = cluster(1)
+        group.elect(1)
+        for _ in range(9):
+            group.propose(1, b"x")
+        one = group[1]
+        for oldest in (5, 8, 11, 13 if trailing else 14):
+            assert one.compact(trailing)
+            one.persist()
+            one.crash()
+            one.start(0.0)
+            assert one.core.log.start.index == one.core.applied - trailing
+            assert min(one.disk.records) == oldest
+            assert [index for index, _, _ in one.log()] == list(
+                range(one.core.applied - trailing + 1, one.core.applied + 1)
+            )
+            group.elect(1)

@@ -402,3 +402,34 @@ class TestFollower:
         one.core.campaign(9.0)
         (first, _) = one.take()
         assert (first.last_index, first.last_term) == (9, 3)
+
+
+class Gate:
+    """A node's gate for snapshots: open or shut, and what has passed it."""
+
+    def __init__(self) -> None:
+        self.open = False
+        self.asked: list[int] = []
+        self.passed_bytes: list[int] = []
+
+    def opens(self, group_id: int) -> bool:
+        self.asked.append(group_id)
+        return self.open
+
+    def passed(self, size_bytes: int) -> None:
+        self.passed_bytes.append(size_bytes)
+
+
+def test_one_is_read_and_sent_only_when_the_nodes_gate_is_open(replica: Make) -> None:
+    """Requirement 19: a node that comes back does not have all states of all groups read for it at once."""
+    one = lead_with_short_log(replica)
+    core, gate = one.core, Gate()
+    one.settings.snapshot_gate = gate
+    core.step(rejected(1, (1, 1)), 0.0)
+    for _ in range(2):
+        assert one.take() == []
+    assert set(gate.asked) == {GROUP}
+    assert gate.passed_bytes == []
+    gate.open = True
+    assert [(type(m), m.index) for m in one.take()] == [(InstallSnapshot, 7)]
+    assert gate.passed_bytes == [len(one.disk.snapshot.data)]

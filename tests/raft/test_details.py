@@ -8,7 +8,15 @@ from typing import Any, TypeAlias
 import pytest
 
 from multiraft.errors import InvariantViolation
-from multiraft.messages import AppendAnswer, InstallSnapshot, PreVote, PreVoteAnswer, RequestVote, VoteAnswer
+from multiraft.messages import (
+    AppendAnswer,
+    InstallSnapshot,
+    PreVote,
+    PreVoteAnswer,
+    RequestVote,
+    TimeoutNow,
+    VoteAnswer,
+)
 from multiraft.raft import Role
 from multiraft.raft.log import Log
 from multiraft.raft.progress import Progress
@@ -190,6 +198,23 @@ class TestReady:
         ready = one.core.ready()
         assert ready is not None
         assert (ready.role, ready.role_changed, ready.messages) == (Role.FOLLOWER, True, [])
+
+    def test_whatever_is_to_be_said_is_not_nothing(self, cluster: Make) -> None:
+        """`unchanged` and `settled` let the engine skip `ready`: a read, an answer or a message would wait there."""
+        group = cluster(3)
+        leader = group.elect(1)
+        assert leader.unchanged()
+        leader.read_index(1)
+        leader.acknowledge_round(2, 1)
+        assert not leader.unchanged()
+        assert leader.ready().read_states == [(1, 2)]
+        leader.step(PreVote(GROUP, 9, 9, 3, 9, 1), 0.0)
+        assert not leader.unchanged()
+        assert [type(message) for message in leader.ready().after_persist] == [PreVoteAnswer]
+        leader.transfer_leadership(3)
+        assert not leader.unchanged()
+        assert [type(message) for message in leader.ready().messages] == [TimeoutNow]
+        assert leader.unchanged()
 
 
 class TestFollower:

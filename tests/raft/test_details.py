@@ -115,6 +115,16 @@ class TestLog:
         log.restart(LogStart(9, 3))
         assert log.size_bytes == 0
 
+    @pytest.mark.parametrize(("index", "lasts"), [(1, [3, 5]), (2, [3, 5]), (3, [5]), (4, [5]), (5, [])])
+    def test_sizes_are_those_of_the_records_that_end_later(
+        self, disk: Make, records: Make, index: int, lasts: list[int]
+    ) -> None:
+        log = open_log(disk((), 1, 0, 1, 9, False))
+        for record in records(1, 1, (1, 1, 2, 2), 2):
+            log.append(record)
+        sizes = {record.last: len(record.raw) for record in log.records(2, 5, 1 << 20)}
+        assert log.sizes_after(index) == [(last, sizes[last]) for last in lasts]
+
     def test_a_log_that_starts_there_already_costs_no_look_into_the_store(self, disk: Make) -> None:
         made = disk((1, 1), 1, 0, 3, 1, False)
         log = open_log(made, applied=3)

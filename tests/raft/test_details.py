@@ -8,7 +8,15 @@ from typing import Any, TypeAlias
 import pytest
 
 from multiraft.errors import InvariantViolation
-from multiraft.messages import AppendAnswer, InstallSnapshot, PreVote, PreVoteAnswer, RequestVote, VoteAnswer
+from multiraft.messages import (
+    AppendAnswer,
+    InstallSnapshot,
+    PreVote,
+    PreVoteAnswer,
+    RequestVote,
+    TimeoutNow,
+    VoteAnswer,
+)
 from multiraft.raft import Role
 from multiraft.raft.log import Log
 from multiraft.raft.progress import Progress
@@ -107,6 +115,16 @@ class TestLog:
         log.restart(LogStart(9, 3))
         assert log.size_bytes == 0
 
+    @pytest.mark.parametrize(("index", "lasts"), [(1, [3, 5]), (2, [3, 5]), (3, [5]), (4, [5]), (5, [])])
+    def test_sizes_are_those_of_the_records_that_end_later(
+        self, disk: Make, records: Make, index: int, lasts: list[int]
+    ) -> None:
+        log = open_log(disk((), 1, 0, 1, 9, False))
+        for record in records(1, 1, (1, 1, 2, 2), 2):
+            log.append(record)
+        sizes = {record.last: len(record.raw) for record in log.records(2, 5, 1 << 20)}
+        assert log.sizes_after(index) == [(last, sizes[last]) for last in lasts]
+
     def test_a_log_that_starts_there_already_costs_no_look_into_the_store(self, disk: Make) -> None:
         made = disk((1, 1), 1, 0, 3, 1, False)
         log = open_log(made, applied=3)
@@ -190,6 +208,23 @@ class TestReady:
         ready = one.core.ready()
         assert ready is not None
         assert (ready.role, ready.role_changed, ready.messages) == (Role.FOLLOWER, True, [])
+
+    def test_whatever_is_to_be_said_is_not_nothing(self, cluster: Make) -> None:
+        """`unchanged` and `settled` let the engine skip `ready`: a read, an answer or a message would wait there."""
+        group = cluster(3)
+        leader = group.elect(1)
+        assert leader.unchanged()
+        leader.read_index(1)
+        leader.acknowledge_round(2, 1)
+        assert not leader.unchanged()
+        assert leader.ready().read_states == [(1, 2)]
+        leader.step(PreVote(GROUP, 9, 9, 3, 9, 1), 0.0)
+        assert not leader.unchanged()
+        assert [type(message) for message in leader.ready().after_persist] == [PreVoteAnswer]
+        leader.transfer_leadership(3)
+        assert not leader.unchanged()
+        assert [type(message) for message in leader.ready().messages] == [TimeoutNow]
+        assert leader.unchanged()
 
 
 class TestFollower:

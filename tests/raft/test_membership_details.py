@@ -9,11 +9,11 @@ from typing import Any, TypeAlias
 import pytest
 
 from multiraft.errors import ChangeRefused, InvariantViolation
-from multiraft.messages import AppendAnswer, Committed, PreVote, PreVoteAnswer, TimeoutNow
+from multiraft.messages import AppendAnswer, Committed, PreVote, PreVoteAnswer, TimeoutNow, VoteAnswer
 from multiraft.raft import AddLearner, Bind, Demote, Promote, Remove, Role
 from multiraft.raft.changes import changed, left
 from multiraft.records import COMMANDS
-from multiraft.types import founding_membership
+from multiraft.types import Membership, founding_membership
 
 GROUP = 16
 Make: TypeAlias = Callable[..., Any]
@@ -126,6 +126,26 @@ class TestTakingEffect:
         leader.tick(9.0)
         leader.tick(99.0)
         assert (leader.role, leader.next_deadline()) == (Role.LEADER, math.inf)
+
+
+class TestReconfiguring:
+    def test_a_new_leader_leaves_a_joint_membership_only_once_it_has_committed_something(self, replica: Make) -> None:
+        joint = Membership(1, (1, 2), {n: f"n{n}" for n in (1, 2, 3)}, 4, outgoing=(1, 2, 3), auto_leave=True)
+        one = replica(membership=joint)
+        one.core.campaign(0.0, forced=True)
+        one.persist()
+        one.core.step(VoteAnswer(2, True, GROUP, 2, 2, 1), 0.0)
+        one.persist()
+        assert (one.core.role, one.core.last_index) == (Role.LEADER, 2)
+        one.core.step(AppendAnswer(True, GROUP, 0, 0, 2, 2, 2, 1), 0.0)
+        one.persist()
+        assert (one.core.last_index, one.core.latest_membership().outgoing) == (3, ())
+
+    def test_a_membership_that_no_replica_could_read_is_never_stored(self, cluster: Make) -> None:
+        leader = cluster(3).elect(1)
+        with pytest.raises(ChangeRefused):
+            leader.propose_membership([AddLearner("n" * 300)], 0)
+        assert (leader.last_index, leader.change_pending) == (2, False)
 
 
 class TestRoles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -125,6 +126,46 @@ def test_idle_groups_send_only_beats() -> None:
         assert 190 <= sent <= 210  # two peers, ten beats a second
 
     play(scenario)
+
+
+def test_idle_groups_send_only_beats_with_a_node_down() -> None:
+    async def scenario(cluster: MemoryCluster) -> None:
+        cluster.crash("c")
+        await cluster.until(lambda: sum(led(cluster).values()) == len(GROUPS))
+        await cluster.run_for(5.0)
+        before = cluster.nodes["a"].status()
+        await cluster.run_for(10.0)
+        after = cluster.nodes["a"].status()
+        assert after["counters"]["frames_sent"] - before["counters"]["frames_sent"] <= 105  # one peer is left
+        assert after["loop"]["turns"] - before["loop"]["turns"] <= 500  # its beats and mine, and their coming
+        assert sum(led(cluster).values()) == len(GROUPS)
+
+    play(scenario)
+
+
+def test_a_full_restart_brings_all_leaders_back_without_a_storm() -> None:
+    """Nearly every group elects once: terms rise by one, and nobody asks for votes in vain again and again."""
+    groups = range(16, 816)
+
+    def declare_many(node: Node) -> None:
+        node.bytes_service("many", Nothing, initial_shards=len(groups))
+
+    async def main() -> None:
+        async with MemoryCluster(declare_many, seed=1) as cluster:
+            await cluster.ready()
+            node = next(iter(cluster.nodes.values()))
+            before = {group: node.group_status(group)["term"] for group in groups}
+            cluster.crash()
+            began_s = asyncio.get_running_loop().time()
+            await cluster.start()
+            await cluster.ready()
+            assert asyncio.get_running_loop().time() - began_s < 5.0
+            node = next(iter(cluster.nodes.values()))
+            rises = [node.group_status(group)["term"] - before[group] for group in groups]
+            assert sum(rises) <= 1.1 * len(groups)
+            assert max(rises) <= 3
+
+    run_virtual(main())
 
 
 def test_leadership_can_be_handed_over() -> None:

@@ -26,4 +26,9 @@ EXPLAINED: Final[dict[str, str]] = {
     "before the start, of which nothing is asked",
     "progress Progress.__init__: self._round_end: Index = next_index [- => +] 1": "whoever is judged by rounds begins one "
     "first",
+    "reconfiguration Reconfiguration._take_effect: if index [> => >=] self.membership.index": "what would be read again is "
+    "the membership that is in effect",
+    "replication Replication._on_rejection: if message.hint_index < agreed or agreed_term > message.hint_term or rejected "
+    "[<= => <] self.log.start.index": "what is asked next lies at or before the log's start either way, and that is answered "
+    "by a snapshot",
 }

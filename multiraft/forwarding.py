@@ -28,8 +28,8 @@ from multiraft.types import GroupId, NodeId
 
 _GROUP: Final = struct.Struct(">Q")
 T = TypeVar("T")
-CallKind = Literal["propose", "read", "lease", "change", "membership"]
-_OF_GROUPS: Final = frozenset(("propose", "read", "lease", "change", "membership"))
+CallKind = Literal["propose", "read", "lease", "change", "transfer", "membership"]
+_OF_GROUPS: Final = frozenset(("propose", "read", "lease", "change", "transfer", "membership"))
 _HARMLESS: Final = frozenset(("read", "lease", "membership"))
 """Calls that change nothing, so that they may be asked again whatever became of them."""
 log: Final = logging.getLogger("multiraft.forwarding")

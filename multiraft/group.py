@@ -20,7 +20,7 @@ from multiraft.errors import InvalidRequest
 from multiraft.members import Members
 from multiraft.types import GroupId, Membership, NodeId
 
-CallKind = Literal["propose", "read", "lease", "change", "membership"]
+CallKind = Literal["propose", "read", "lease", "change", "transfer", "membership"]
 Unsubscribe = Callable[[], None]
 
 _log: Final = logging.getLogger(__name__)
@@ -185,6 +185,15 @@ class Group:
     async def demote(self, node_id: NodeId, *, timeout_s: float | None = None) -> Membership:
         """Make the voter on `node_id` a learner. Raises as `add`; ChangeRefused for the last voter."""
         return await self._members(timeout_s).demote(node_id)
+
+    async def transfer_leadership(self, to: NodeId, *, timeout_s: float | None = None) -> NodeId:
+        """Have the voter on node `to` lead the group; return the node that led it before (thesis, section 3.10).
+
+        The leader brings it up to date, takes no commands meanwhile, and asks it to campaign. Done already where it
+        leads. Raises ChangeRefused (it is no voter), NotReady (it did not come to that: the leader has given up, and
+        serves again, or the time is up), NotRunning.
+        """
+        return await self._members(timeout_s).transfer(to)
 
     def _members(self, timeout_s: float | None) -> Members:
         if timeout_s is not None and not timeout_s > 0:

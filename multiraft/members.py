@@ -4,6 +4,7 @@
     remove   one change; a leader that removes itself hands over
     replace  a learner, wait until it has caught up, then both changes as one joint change
     promote, demote
+    transfer ask once; wait until the other one leads, or the leader has given up
 
 Each step names the membership that it was made for, so a step that may or may not have happened is looked at again
 rather than done twice; a procedure whose caller dies half-way is taken up by calling it again.
@@ -118,6 +119,24 @@ class Members:
                 changes.append(Remove(old_id))
             await self._change_when_free(view, changes, _still(view, new_id, new))
 
+    async def transfer(self, to: NodeId) -> NodeId:
+        """Have the voter on node `to` lead the group; return the node that led it before."""
+        before, asked = "", False
+        while True:
+            view = await self._look()
+            replica_id = self._replica_on(view, to)
+            before = before or view.in_effect.nodes.get(view.leader, "")
+            if view.leader == replica_id:
+                return before
+            if not view.in_effect.is_voter(replica_id):
+                raise ChangeRefused(f"the replica on {to!r} is a learner, so it cannot lead: promote it first")
+            if asked and view.heir == NOBODY:
+                raise NotReady(f"the leader has given up handing over: {_still(view, replica_id, to)}")
+            self._waiting_for = _still(view, replica_id, to)
+            if not asked:
+                asked = await self._asked("transfer", to.encode())
+            await asyncio.sleep(_AGAIN_S)
+
     # ------------------------------------------------------------------------------------------------------ steps
 
     def _replica_on(self, view: MembershipView, node_id: NodeId) -> ReplicaId:
@@ -142,15 +161,24 @@ class Members:
 
         waiting_for  what it waits for where it is put off; empty: whatever it was put off with
         """
+        if not await self._asked("change", encode_change(changes, members.index), waiting_for):
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _asked(self, kind: str, body: bytes, waiting_for: str = "") -> bool:
+        """Ask the leader for something that a later look will show; return whether it was done, as far as is known.
+
+        Raises what asking again would not change.
+        """
         left_s = self._left_s()
         try:
-            await self._ask("change", encode_change(changes, members.index), min(left_s, _LOOK_S))
+            await self._ask(kind, body, min(left_s, _LOOK_S))
         except (NotCommitted, OutcomeUnknown) as problem:
             final = isinstance(problem, (ChangeRefused, InvalidRequest, NotRunning))
             if final and not isinstance(problem, (ChangePending, MembershipChanged)):
                 raise
             self._waiting_for = waiting_for or f"the change was put off: {problem}"
-            await asyncio.sleep(_AGAIN_S)
+            return False
+        return True
 
     async def _look(self, known: int | None = None) -> MembershipView:
         """Return the leader's view; with `known`, wait a while for a newer membership."""

@@ -361,7 +361,7 @@ class Router:
 
 _PASSING: Final = (NotLeader, NotReady, Unreachable, ReadFailed, OutcomeUnknown)
 """What the next node, or the next moment, may well do better. OutcomeUnknown is among them for reads alone."""
-_CHANGING: Final = ("propose", "change")
+_CHANGING: Final = ("propose", "change", "transfer")
 _NOBODY: Final = (NotLeader, NotReady, Unreachable)
 
 

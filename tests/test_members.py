@@ -45,7 +45,10 @@ class Leader:
         self.looks = 0
         self.behind: dict[int, int | None] = {}
         self.hold = False
-        self.errors: dict[str, list[MultiRaftError]] = {"change": [], "membership": []}
+        self.errors: dict[str, list[MultiRaftError]] = {"change": [], "membership": [], "transfer": []}
+        self.leader = 1
+        self.heir = 0
+        self.takes_over = True  # whoever is asked to
         self.before: list[Callable[[], None]] = []
 
     async def ask(self, kind: str, body: bytes, timeout_s: float) -> bytes:
@@ -55,6 +58,11 @@ class Leader:
             raise self.errors[kind].pop(0)
         if kind == "membership":
             return await self.look(*msgpack.unpackb(body))
+        if kind == "transfer":
+            self.asked.append([("transfer", body.decode())])
+            self.heir = self.members.replica_on(body.decode())
+            self.later(0.2, self.handed_over)
+            return b""
         expected, joint, auto_leave, rows = msgpack.unpackb(body)
         assert (joint, auto_leave) == (None, True)
         if self.before:
@@ -78,7 +86,8 @@ class Leader:
         self.looks += 1
         if known is not None and self.members.index <= known:
             await asyncio.sleep(wait_s)
-        view = [pack_membership(self.members), pack_membership(self.latest), sorted(self.behind.items())]
+        behind = sorted(self.behind.items())
+        view = [pack_membership(self.members), pack_membership(self.latest), behind, self.leader, self.heir]
         return bytes(msgpack.packb(view))
 
     def make(self, membership: Membership) -> None:
@@ -87,6 +96,10 @@ class Leader:
             self.members = membership
             if membership.joint:
                 self.latest = self.members = left(membership, membership.index + 1)
+
+    def handed_over(self) -> None:
+        """The one who was asked leads now, or the leader has given up."""
+        self.leader, self.heir = (self.heir if self.takes_over else self.leader), 0
 
     def promoted(self) -> None:
         """What a leader does by itself with learners that were to join."""
@@ -390,3 +403,35 @@ def test_without_a_time_of_its_own_a_call_has_a_minute() -> None:
 
     looks = play(scenario, timeout_s=None).looks
     assert looks < 300  # it waits at the leader, rather than asking all the time
+
+
+# -------------------------------------------------------------------------------------------------------- transfer
+
+
+def test_a_transfer_is_asked_for_once_and_waited_for() -> None:
+    async def scenario(leader: Leader, members: Members) -> None:
+        assert await members.transfer("b") == "a"
+        assert await members.transfer("b") == "b"  # done already
+
+    assert play(scenario).asked == [[("transfer", "b")]]
+
+
+def test_a_transfer_that_the_leader_gives_up_is_told_and_not_asked_for_again() -> None:
+    async def scenario(leader: Leader, members: Members) -> None:
+        leader.takes_over = False
+        leader.behind = {2: None}
+        await members.transfer("b")
+
+    assert "given up" in refused(scenario, NotReady)
+
+
+def test_a_learner_or_a_stranger_cannot_take_over() -> None:
+    async def to_a_learner(leader: Leader, members: Members) -> None:
+        leader.make(changed(leader.members, 2, [AddLearner("d")]))
+        await members.transfer("d")
+
+    async def to_a_stranger(leader: Leader, members: Members) -> None:
+        await members.transfer("x")
+
+    assert "promote it first" in refused(to_a_learner, ChangeRefused)
+    assert "add one first" in refused(to_a_stranger, ChangeRefused)

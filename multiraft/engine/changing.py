@@ -1,6 +1,7 @@
 """Membership changes asked of this node's leaders, and those who wait for them.
 
     change      propose it; answered with the membership that came of it, once that has taken effect
+    transfer    ask another voter to take over; answered when that has begun
     membership  look: at once, or when the one in effect is newer than the one that the asker knows
 
 Both arrive as bytes, from this node or another one. Whoever asks may ask again: a change names the membership that it
@@ -41,11 +42,15 @@ class MembershipView:
     in_effect  the one that decides now; committed
     latest     the newest in its log, committed or not
     behind     of each other replica, how many entries it lacks as far as the leader knows; None: it does not answer
+    leader     the replica that says so
+    heir       the one that it is handing over to; NOBODY while it is not
     """
 
     in_effect: Membership
     latest: Membership
     behind: dict[ReplicaId, int | None]
+    leader: ReplicaId
+    heir: ReplicaId
 
 
 def encode_change(
@@ -66,11 +71,12 @@ def encode_look(known: Index | None, wait_s: float) -> bytes:
 def decode_view(answer: bytes) -> MembershipView:
     """Return what a `membership` call was answered. Raises CorruptRecord."""
     try:
-        in_effect, latest, behind = msgpack.unpackb(answer, strict_map_key=False)
+        in_effect, latest, behind, leader, heir = msgpack.unpackb(answer, strict_map_key=False)
         lacking = dict(behind)
     except (ValueError, TypeError) as problem:
         raise CorruptRecord(f"a view of a membership does not decode: {problem}") from problem
-    return MembershipView(unpack_membership(in_effect, "a view"), unpack_membership(latest, "a view"), lacking)
+    members, newest = unpack_membership(in_effect, "a view"), unpack_membership(latest, "a view")
+    return MembershipView(members, newest, lacking, leader, heir)
 
 
 class _Waiting:
@@ -96,7 +102,7 @@ class Changing:
     # ------------------------------------------------------------------------------------------------- from callers
 
     def ask(self, group_id: GroupId, kind: str, body: bytes) -> Future[bytes]:
-        """Do what a `change` or `membership` call asks.
+        """Do what a `change`, `transfer` or `membership` call asks.
 
         The future of a change gets the packed membership that has taken effect, NotCommitted when something else took
         its place, OutcomeUnknown when nothing is known within the request timeout. Raises what
@@ -105,6 +111,8 @@ class Changing:
         replica = self._engine.leading(group_id)
         if kind == "change":
             return self._change(replica, *_decoded_change(body))
+        if kind == "transfer":
+            return self._transfer(replica, body)
         return self._look(replica, *_decoded_look(body))
 
     def _change(
@@ -124,6 +132,17 @@ class Changing:
         with engine.touching(replica, now):
             index = core.propose_membership(changes, int(engine.clocks.wall() * 1e3), expected, joint, auto_leave)
         return self._wait(replica, index, core.latest_membership(), now + engine.limits.request_timeout_ms / 1e3)
+
+    def _transfer(self, replica: Replica, body: bytes) -> Future[bytes]:
+        """Begin to hand over to the node that `body` names; answered at once. Whether it came to that, a look tells."""
+        try:
+            to = body.decode()
+        except UnicodeDecodeError as problem:
+            raise InvalidRequest("a transfer call names no node") from problem
+        self._engine.transfer_leadership(replica.group_id, to)
+        future: Future[bytes] = self._engine.loop.create_future()
+        future.set_result(b"")
+        return future
 
     def _look(self, replica: Replica, known: Index | None, wait_s: float) -> Future[bytes]:
         engine = self._engine
@@ -260,5 +279,13 @@ def _view(replica: Replica) -> bytes:
         for replica_id, peer in core.progress.items()
         if replica_id != core.replica_id
     ]
-    packed: bytes = msgpack.packb([pack_membership(core.membership), pack_membership(core.latest_membership()), behind])
+    packed: bytes = msgpack.packb(
+        [
+            pack_membership(core.membership),
+            pack_membership(core.latest_membership()),
+            behind,
+            core.replica_id,
+            core.heir,
+        ]
+    )
     return packed

@@ -195,6 +195,11 @@ class Raft(Elections):
         self._start_timer_at_tick()
         self._transfer_if_caught_up()
 
+    @property
+    def heir(self) -> ReplicaId:
+        """The replica that this leader is handing over to; NOBODY while it is not."""
+        return self._transfer_to
+
     # ----------------------------------------------------------------------------------------------------- reads
 
     def can_read(self) -> bool:

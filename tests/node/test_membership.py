@@ -318,3 +318,19 @@ def test_the_membership_can_be_read_and_watched(play: Play) -> None:
             cluster.nodes["e"].group(GROUP).membership()
 
     play(scenario, names="abcde")
+
+
+def test_leadership_is_handed_over_from_any_node(play: Play) -> None:
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        leader = await ledgers.leader()
+        heir = next(name for name in "abc" if name != leader)
+        group = cluster.nodes["d"].group(GROUP)
+        assert await group.transfer_leadership(heir) == leader
+        assert await ledgers.leader() == heir
+        cluster.isolate(leader)
+        with pytest.raises(NotReady, match="given up"):
+            await group.transfer_leadership(leader)
+        await write(ledgers, heir, b"1")
+
+    play(scenario, names="abcd")

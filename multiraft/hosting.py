@@ -72,22 +72,22 @@ class Hosting:
             self._opened(self._engine.open_replica(replica, self._machine(replica.descriptor)))
 
     def found_directory(self, identity: Identity) -> None:
-        """Make this node's replica of group 1, unless it is there already."""
-        nodes = tuple(sorted(identity.stores))
-        self._create(DIRECTORY_GROUP, DIRECTORY_SERVICE, nodes)
+        """Make this node's replica of group 1, unless it is there already, or this store came after the founding."""
+        if identity.founder:
+            self._create(DIRECTORY_GROUP, DIRECTORY_SERVICE, tuple(sorted(identity.stores)))
 
     def reconcile(self, shard_map: ShardMap) -> None:
-        """Make every founding replica that the directory assigns to this node and that was never here.
+        """Make every founding replica that the directory assigns to this node's store and that was never here.
 
         Replicas that came later are made when their group's leader asks for them, and by nobody else.
         """
         for name, service in shard_map.services.items():
             for shard in service.shards:
-                nodes = self._directory.groups[shard.group_id].nodes
-                if self._node_id not in nodes:
+                group = self._directory.groups[shard.group_id]
+                if not group.founds(self._engine.store.identity):
                     continue
                 if name in self._machines:
-                    self._create(shard.group_id, name, nodes)
+                    self._create(shard.group_id, name, group.nodes)
                 elif name not in self._undeclared:
                     self._undeclared.add(name)
                     log.warning(
@@ -108,6 +108,9 @@ class Hosting:
 
     def _machine_asked_for(self, descriptor: ReplicaDescriptor) -> Machine | None:
         """A group's leader asks for a replica; None where its service is not declared here."""
+        if descriptor.service == DIRECTORY_SERVICE:
+            self._directory.restore(Directory().snapshot())  # the new replica begins with nothing
+            return self._directory
         return self._machine(descriptor) if descriptor.service in self._machines else None
 
     def _left(self, replica: Replica) -> None:

@@ -3,6 +3,7 @@
     add      a learner that the leader promotes by itself once it has caught up; wait until it votes
     remove   one change; a leader that removes itself hands over
     replace  a learner, wait until it has caught up, then both changes as one joint change
+    renew    the replica of a node that has lost it: one change removes it and adds a learner in its place
     promote, demote
     transfer ask once; wait until the other one leads, or the leader has given up
 
@@ -103,8 +104,7 @@ class Members:
         On one and the same node (its store was emptied, say) the old one goes first.
         """
         if old == new:
-            await self.remove(old)
-            return await self.add(new, voter=True)
+            return await self.renew(new)
         await self.add(new, voter=False)
         while True:
             view = await self._look()
@@ -136,6 +136,30 @@ class Members:
             if not asked:
                 asked = await self._asked("transfer", to.encode())
             await asyncio.sleep(_AGAIN_S)
+
+    async def renew(self, node_id: NodeId, store: bytes = b"", lives: ReplicaId = NOBODY) -> Membership:
+        """Put a new, empty replica on `node_id` in the place of the one there; return when that one does what it did.
+
+        store  the store that the new one lives in: a replica that is bound to it stays as it is
+        lives  the replica that is known to live there: it stays, too
+
+        Nothing is done where the node has no replica of the group, but with an empty `store` one is added.
+        """
+        gone, voter = NOBODY, True
+        while True:
+            view = await self._look()
+            members = view.in_effect
+            there = members.replica_on(node_id)
+            if there == NOBODY and store and gone == NOBODY:
+                return members
+            if gone == NOBODY and there != NOBODY:
+                voter = members.is_voter(there) or there in members.joining
+                if store and (there == lives or members.stores.get(there) == store):
+                    return await self.add(node_id, voter)
+                gone = there
+            if there != gone or there == NOBODY:
+                return await self.add(node_id, voter)
+            await self._change_when_free(view, [Remove(there), AddLearner(node_id, voter, store)])
 
     # ------------------------------------------------------------------------------------------------------ steps
 

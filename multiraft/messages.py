@@ -396,14 +396,26 @@ HostingMessage: TypeAlias = CreateReplica | RemovedReplica | AskRemoved
 
 
 class Form:
-    """Belong to this cluster; `stores` names the store of every founding member, the receiver's among them."""
+    """Belong to this cluster; `stores` names the store of every member. A receiver that is named by another stays out.
+
+    stores_admitted      the members whose store came after the forming
+    stores_readmissions  how many readmissions `stores` takes into account
+    """
 
     CODE: ClassVar[int] = 30
-    __slots__ = ("cluster_id", "stores")
+    __slots__ = ("cluster_id", "stores", "stores_admitted", "stores_readmissions")
 
-    def __init__(self, cluster_id: bytes, stores: tuple[tuple[NodeId, bytes], ...]) -> None:
+    def __init__(
+        self,
+        cluster_id: bytes,
+        stores: tuple[tuple[NodeId, bytes], ...],
+        stores_admitted: tuple[NodeId, ...] = (),
+        stores_readmissions: int = 0,
+    ) -> None:
         self.cluster_id = cluster_id
         self.stores = stores
+        self.stores_admitted = stores_admitted
+        self.stores_readmissions = stores_readmissions
 
 
 class Formed:

@@ -24,6 +24,7 @@ from multiraft.engine.replica import Replica
 from multiraft.errors import InvalidRequest, MultiRaftError, NotReady, NotRunning
 from multiraft.group import CallKind, Group, Unsubscribe
 from multiraft.ports import Clocks, Store, Transport
+from multiraft.readmission import READMIT_TIMEOUT_S, STORE_CALL
 from multiraft.running import LEADER_CALL, Running, Setup, StoreOpener, TransportMaker
 from multiraft.services import BytesService, Services
 from multiraft.shard import Router, ShardMap
@@ -85,7 +86,7 @@ class Node:
             clocks or Clocks(boottime, time.time, time.perf_counter),
             rng if rng is not None else Random(),
             Services(tuple(config.members)),
-            {LEADER_CALL: self._answer_leader},
+            {LEADER_CALL: self._answer_leader, STORE_CALL: lambda body: self._here().answer_store(body)},
             loop=loop,
         )
         self._running: Running | None = None
@@ -310,6 +311,30 @@ class Node:
         """
         self._replica(group_id)
         self._here().engine.transfer_leadership(group_id, to)
+
+    async def readmit(self, node_id: NodeId, timeout_s: float | None = None) -> None:
+        """Take back a node whose directory was emptied, with all replicas that it had; call it on another node.
+
+        Start that node first, with an empty directory: until it is readmitted it takes no part. Its new store is
+        admitted in the place of the old one, which is refused from then on; then each group that had a replica there
+        gets a new one, the directory first. Call it again if it was interrupted, on any node.
+
+        timeout_s  seconds in all; None: 120
+
+        Raises NotReady (not done in time, or it cannot be: a group has lost its quorum, or lived on that node alone;
+        the message says which, and why), InvalidRequest (no such member, this node itself, or the node still has the
+        store that the cluster knows), NotRunning.
+        """
+        running = self._here()
+        if node_id == self.node_id:
+            raise InvalidRequest(f"node {node_id!r} cannot readmit itself: call it on another node")
+        if node_id not in self.config.members:
+            raise InvalidRequest(
+                f"there is no member {node_id!r} (there are: {', '.join(sorted(self.config.members))})"
+            )
+        if timeout_s is not None and not timeout_s > 0:
+            raise InvalidRequest(f"timeout_s = {timeout_s!r}: must be a number of seconds above 0")
+        await running.readmit(node_id, READMIT_TIMEOUT_S if timeout_s is None else timeout_s)
 
     def _replica(self, group_id: GroupId) -> Replica:
         replica = self._here().engine.replicas.get(group_id)

@@ -7,7 +7,7 @@ protocols only; every method says in which order and on which thread things happ
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from multiraft.messages import FormingMessage, NodeMessage
@@ -22,6 +22,7 @@ from multiraft.types import (
     Membership,
     NodeId,
     ReplicaDescriptor,
+    SeenRun,
     Snapshot,
     StoredReplica,
     Term,
@@ -95,6 +96,9 @@ class WriteBatch(Protocol):
         created. No later batch puts anything of this replica.
         """
 
+    def put_seen(self, seen: Mapping[NodeId, SeenRun]) -> None:
+        """Store the latest run seen of each peer's store, in place of what was stored before."""
+
     def delete_leftovers(self, keys: Iterable[bytes]) -> None:
         """Delete keys that `Store.read_leftovers` has returned."""
 
@@ -131,7 +135,11 @@ class Store(LogReader, Protocol):
 
     @property
     def incarnation(self) -> int:
-        """A counter raised, synced, at every opening; from 1."""
+        """A counter raised, synced, at every opening; from 1. Rises once more when a node that was readmitted joins."""
+
+    @property
+    def runs(self) -> tuple[bytes, ...]:
+        """What the latest runs of this store drew as their ids, oldest first; the last one is this run's."""
 
     @property
     def closed_orderly(self) -> bool:
@@ -141,8 +149,29 @@ class Store(LogReader, Protocol):
     def syncs(self) -> int:
         """How many synced writes this handle has completed."""
 
-    def bind_cluster(self, cluster_id: bytes, stores: dict[NodeId, bytes]) -> None:
-        """Make this store part of a cluster; synced on return. Raises StorageError if it is of another one."""
+    def bind_cluster(
+        self,
+        cluster_id: bytes,
+        stores: dict[NodeId, bytes],
+        admitted: Sequence[NodeId] = (),
+        readmissions: int = 0,
+    ) -> None:
+        """Make this store part of a cluster; synced on return. Raises StorageError if it is of another one.
+
+        For the arguments see types.Identity.
+        """
+
+    def bind_stores(self, stores: dict[NodeId, bytes], admitted: Sequence[NodeId], readmissions: int) -> None:
+        """Take over which store each member has now; synced on return. What is older than what is known is passed over.
+
+        Raises StorageError if this node has another store now.
+        """
+
+    def condemn(self, reason: str) -> None:
+        """Never let this store be opened again, because of `reason`; synced on return."""
+
+    def load_seen(self) -> dict[NodeId, SeenRun]:
+        """Return what `WriteBatch.put_seen` stored last; empty before that. Raises CorruptRecord."""
 
     def load_replicas(self) -> list[StoredReplica]:
         """Return all replicas, checked: log start <= snapshot <= commit <= last, records chain.
@@ -201,6 +230,13 @@ class TransportHandler(Protocol):
 
     def forming_received(self, node_id: NodeId, message: FormingMessage) -> None: ...
 
+    def refused_by(self, node_id: NodeId, kind: str, why: str) -> None:
+        """A peer refuses this node's hello. `kind` is short and stable, `why` a sentence.
+
+        "incarnation": the peer has met a later run of this store than this one knows; "store": the cluster knows this
+        node by another store. Both stay so.
+        """
+
     def request_received(
         self, node_id: NodeId, method: str, body: bytes, timeout_s: float, reply: Callable[[bytes], None]
     ) -> None:
@@ -215,8 +251,17 @@ class Transport(Protocol):
 
     async def close(self) -> None: ...
 
-    def set_cluster(self, cluster_id: bytes) -> None:
-        """This node now belongs to a cluster: every connection is greeted anew."""
+    def remember(self, runs: tuple[bytes, ...], seen: Mapping[NodeId, SeenRun]) -> None:
+        """Before the start: the ids of this store's latest runs, and which runs of peers were met in earlier ones."""
+
+    def seen(self) -> dict[NodeId, SeenRun]:
+        """Return the latest run met of each peer's store, within this node's cluster, in earlier runs or this one."""
+
+    def set_identity(self, identity: Identity, incarnation: int) -> None:
+        """This node now belongs to a cluster, as `incarnation`, or knows of other stores of its peers.
+
+        In the first case every connection is greeted anew; in the second, those to stores that were replaced end.
+        """
 
     def send(self, node_id: NodeId, messages: Sequence[NodeMessage], urgent: bool) -> bool:
         """Queue messages; `urgent` ones go on the first lane, before all others. False if they were dropped.

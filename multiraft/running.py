@@ -25,11 +25,13 @@ from multiraft.forwarding import Forwarding
 from multiraft.hosting import Hosting
 from multiraft.messages import FormingMessage, NodeMessage
 from multiraft.ports import Clocks, Store, Transport
+from multiraft.readmission import Readmission
 from multiraft.reporting import Reporting
 from multiraft.services import Services
 from multiraft.shard import Directory, Router
+from multiraft.standing import Standing
 from multiraft.status import group_counts, peer_states, process_use
-from multiraft.types import DIRECTORY_GROUP, GroupId, Identity, Membership, NodeId
+from multiraft.types import DIRECTORY_GROUP, NOBODY, GroupId, Identity, Membership, NodeId
 
 LEADER_CALL: Final = "node.leader"
 log: Final = logging.getLogger("multiraft.node")
@@ -103,6 +105,7 @@ class Running:
             self._membership_changed,
             self._engine_failed,
         )
+        self.standing = Standing(store, transport, self.engine.writer)
         self.forwarding = Forwarding(config.node_id, self.engine, transport, self._loop)
         for method, handler in setup.calls.items():
             self.forwarding.on_call(method, handler)
@@ -191,6 +194,9 @@ class Running:
     def unready(self, name: str) -> str | None:
         """Say why the service cannot serve; None when every shard has a leader, as far as this node knows."""
         service = self.router.map.services.get(name)
+        refused = "; ".join(f"node {peer!r}: {why}" for peer, why in sorted(self.standing.refusals.items()))
+        if service is None and (self.forming.refusal or refused):
+            return self.forming.refusal or f"peers refuse this node: {refused}"
         if service is None:
             identity = self.store.identity if self.store is not None else None
             if identity is not None and not identity.formed:
@@ -265,6 +271,8 @@ class Running:
     def _directory_changed(self, directory: Directory) -> None:
         self.router.update(directory.map)
         self.hosting.reconcile(directory.map)
+        if directory.readmissions:
+            self._loop.call_soon(self._form, self._follow_readmissions)
         self._wake()
 
     # -------------------------------------------------------------------------------------------------- forming
@@ -272,9 +280,18 @@ class Running:
     def _send_forming(self, node_id: NodeId, message: FormingMessage) -> bool:
         return self.transport is not None and self.transport.send_forming(node_id, message)
 
+    def _follow_readmissions(self) -> None:
+        directory, store = self.directory, self.store
+        if self.forming.bind_stores(directory.stores, directory.readmissions) and store is not None:
+            if self.transport is not None:
+                self.transport.set_identity(store.identity, store.incarnation)
+            self._wake()
+
     def _formed(self, identity: Identity) -> None:
-        if self.transport is not None:
-            self.transport.set_cluster(identity.cluster_id)
+        if self.transport is not None and self.store is not None:
+            if self.store.incarnation != self.engine.liveness.incarnation:
+                self.engine.liveness.join_as(self.store.incarnation)
+            self.transport.set_identity(identity, self.store.incarnation)
         self.hosting.found_directory(identity)
         self._wake()
 
@@ -291,18 +308,29 @@ class Running:
     def unformed_peer(self, node_id: NodeId, store_id: bytes) -> None:
         self._form(partial(self.forming.unformed_peer, node_id, store_id))
 
+    def refused_by(self, node_id: NodeId, kind: str, why: str) -> None:
+        self._form(partial(self.standing.refused_by, node_id, kind, why))
+        self._wake()
+
     def forming_received(self, node_id: NodeId, message: FormingMessage) -> None:
         self._form(partial(self.forming.received, node_id, message))
 
     # ------------------------------------------------------------------------------------- from the transport
 
+    def _met(self, node_id: NodeId) -> None:
+        self.forming.peer_formed(node_id)
+        if not self._failed and self.standing.met(node_id):
+            self.engine.wake()
+
     def peer_connected(self, node_id: NodeId, incarnation: int) -> None:
+        self._met(node_id)
         self.engine.peer_connected(node_id, incarnation)
 
     def peer_disconnected(self, node_id: NodeId) -> None:
         self.engine.peer_disconnected(node_id)
 
     def peer_heard(self, node_id: NodeId, incarnation: int) -> None:
+        self._met(node_id)
         self.engine.peer_heard(node_id, incarnation)
 
     def messages_received(self, node_id: NodeId, incarnation: int, messages: Sequence[NodeMessage]) -> None:
@@ -312,6 +340,18 @@ class Running:
         self, node_id: NodeId, method: str, body: bytes, timeout_s: float, reply: Callable[[bytes], None]
     ) -> None:
         self.forwarding.request_received(node_id, method, body, timeout_s, reply)
+
+    def answer_store(self, body: bytes) -> bytes:
+        """Say which replica of a group lives here, and in which store; see readmission.STORE_CALL."""
+        replica = self.engine.replicas.get(int.from_bytes(body, "big"))
+        replica_id = replica.core.replica_id if replica is not None else NOBODY
+        return replica_id.to_bytes(8, "big") + (self.store.identity.store_id if self.store is not None else b"")
+
+    async def readmit(self, node_id: NodeId, timeout_s: float) -> None:
+        if self.store is None:
+            raise NotRunning("the node is not running")
+        parts = (self.store, self.engine, self.forming, self.forwarding, self.directory, self.router)
+        await Readmission(node_id, *parts, timeout_s).run()
 
     # --------------------------------------------------------------------------------------------------- looking
 
@@ -331,6 +371,7 @@ class Running:
             "listen": config.listen,
             "started_orderly": store.closed_orderly,
             "process": process_use(),
+            "refused_by": dict(self.standing.refusals),
             "peers": peer_states(engine, dict(config.members)),
             "groups": group_counts(engine),
             "loop": {"lag_ms": round(lag_s * 1e3, 3), "busy": round(busy, 4), "turns": engine.pacing.turns},

@@ -184,14 +184,42 @@ class Identity:
 
     cluster_id  16 random bytes drawn when the cluster was formed; empty until then
     store_id    16 random bytes drawn when the directory was first opened
-    stores      the store of every founding member, bound when the cluster was formed
+    stores      the store of every member: bound when the cluster was formed, and anew when a node is readmitted
+    admitted    the members whose store came after the forming, ascending
+    readmissions  how many readmissions `stores` takes into account; the higher number knows better
     """
 
     node_id: NodeId
     store_id: bytes
     cluster_id: bytes = b""
     stores: Mapping[NodeId, bytes] = field(default_factory=dict)
+    admitted: tuple[NodeId, ...] = ()
+    readmissions: int = 0
 
     @property
     def formed(self) -> bool:
         return bool(self.cluster_id)
+
+    @property
+    def founder(self) -> bool:
+        """Whether this store was there when the cluster was formed. One that came later has forgotten promises."""
+        return self.node_id not in self.admitted
+
+
+ADMITTED_RUNS: Final = 1 << 32
+"""A store that was admitted as the n-th counts its runs from n times this on, so that no two runs of a node share a
+number, whichever store they were of, and a later one has the higher number."""
+RUNS_KEPT: Final = 32
+RUN_ID_BYTES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRun:
+    """The latest run of a peer's store that a node has met.
+
+    run_id  what that run drew at its start; a store that does not know it has not been through that run
+    """
+
+    store_id: bytes
+    incarnation: int
+    run_id: bytes

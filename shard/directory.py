@@ -12,8 +12,8 @@ they do can reach the state.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NoReturn
 
 import msgpack
@@ -23,12 +23,13 @@ from multiraft.errors import CommandFailed, InvalidRequest, WireError
 from multiraft.shard.declaration import Declaration, combined, difference
 from multiraft.shard.placement import place
 from multiraft.shard.shard_map import ServiceShards, Shard, ShardMap
-from multiraft.types import FIRST_USER_GROUP, FOUNDING_INDEX, GroupId, Index, NodeId
+from multiraft.types import FIRST_USER_GROUP, FOUNDING_INDEX, GroupId, Identity, Index, NodeId
 
-_STATE_FORMAT: Final = 2
+_STATE_FORMAT: Final = 3
 _CREATE_SERVICE: Final = "create_service"
 _REGISTER_NODE: Final = "register_node"
 _GROUP_NODES: Final = "group_nodes"
+_ADMIT: Final = "admit"
 _MAP: Final = "map"
 _NODES: Final = "nodes"
 
@@ -51,11 +52,20 @@ class GroupInfo:
     nodes    those that it was founded on, preferred leader first. This never changes: whoever makes a founding replica
              late makes the same one. Where the group lives now stands in the shard map
     as_of    the membership of this index of its log is the newest that was reported
+    stores   the store that each of `nodes` had been readmitted with when the group was founded; a node that is not in
+             it had its founding store. A founding replica is made in that store alone: any other one may stand in for
+             one that has forgotten a vote
     """
 
     service: str
     nodes: tuple[NodeId, ...]
     as_of: Index = FOUNDING_INDEX
+    stores: Mapping[NodeId, bytes] = field(default_factory=dict)
+
+    def founds(self, identity: Identity) -> bool:
+        """Whether the store of this identity is one that the group was founded on."""
+        own = b"" if identity.founder else identity.store_id
+        return identity.node_id in self.nodes and self.stores.get(identity.node_id, b"") == own
 
 
 # ------------------------------------------------------------------------------- what others send and understand
@@ -80,6 +90,15 @@ def group_nodes_command(group_id: GroupId, as_of: Index, nodes: Sequence[NodeId]
     Its result: `decode_version`. What is older than what the directory knows changes nothing.
     """
     return _packed([_GROUP_NODES, group_id, as_of, list(nodes)])
+
+
+def admit_command(node_id: NodeId, store_id: bytes, readmissions: int) -> bytes:
+    """Return the command that admits another store for a node. Its result: `decode_version`.
+
+    readmissions  how many the proposer knows of; the command is refused if there were others since, so that one that
+                  was overtaken cannot bring back a store that was replaced meanwhile
+    """
+    return _packed([_ADMIT, node_id, store_id, readmissions])
 
 
 def decode_version(result: bytes) -> int:
@@ -136,6 +155,8 @@ class Directory:
     services  what each service was declared as, with what later releases added
     groups    every group but the directory's own
     map       the shard map; replaced whole
+    stores    the store of every node that was readmitted since the cluster was formed
+    readmissions  how many there were
     """
 
     def __init__(self) -> None:
@@ -143,6 +164,8 @@ class Directory:
         self.services: dict[str, Declaration] = {}
         self.groups: dict[GroupId, GroupInfo] = {}
         self.map = ShardMap()
+        self.stores: dict[NodeId, bytes] = {}
+        self.readmissions = 0
         self._next_group_id: GroupId = FIRST_USER_GROUP
         self._subscribers: list[Callable[[Directory], None]] = []
 
@@ -169,6 +192,8 @@ class Directory:
             changed = self._register_node(*arguments)
         elif kind == _GROUP_NODES and len(arguments) == 3:
             changed = self._group_nodes(*arguments)
+        elif kind == _ADMIT and len(arguments) == 3:
+            changed = self._admit(*arguments)
         else:
             _refuse("UnknownCommand", f"the directory has no command {kind!r:.80} with {len(arguments)} arguments")
         if changed:
@@ -218,7 +243,8 @@ class Directory:
         for shard_id, ((start, end), members) in enumerate(zip(ranges, placed, strict=True), start=1):
             group_id = self._next_group_id
             self._next_group_id += 1
-            self.groups[group_id] = GroupInfo(wanted.name, members)
+            stores = {name: self.stores[name] for name in sorted(members) if name in self.stores}
+            self.groups[group_id] = GroupInfo(wanted.name, members, stores=stores)
             groups[group_id] = members
             shards.append(Shard(shard_id, group_id, start, end, 1))
         self.services[wanted.name] = wanted
@@ -248,6 +274,17 @@ class Directory:
         self.map = ShardMap(self.map.version + 1, self.map.services, {**self.map.groups, group_id: tuple(nodes)})
         return True
 
+    def _admit(self, node_id: Any, store_id: Any, readmissions: Any) -> bool:
+        if not _is_name(node_id) or type(store_id) is not bytes or not store_id or type(readmissions) is not int:
+            _refuse("InvalidAdmission", "a node is admitted with its id, its store's id, and what is known of others")
+        if self.stores.get(node_id) == store_id:
+            return False
+        if readmissions != self.readmissions:
+            _refuse("Overtaken", f"{self.readmissions} readmissions have happened, not {readmissions}; look again")
+        self.stores[node_id] = store_id
+        self.readmissions += 1
+        return True
+
     def _tell(self) -> None:
         for subscriber in list(self._subscribers):
             try:
@@ -266,24 +303,29 @@ class Directory:
                 [[name, info.address, info.admin_url] for name, info in sorted(self.nodes.items())],
                 [declaration.to_plain() for _, declaration in sorted(self.services.items())],
                 [
-                    [group_id, info.service, list(info.nodes), info.as_of]
+                    [group_id, info.service, list(info.nodes), info.as_of, sorted(info.stores.items())]
                     for group_id, info in sorted(self.groups.items())
                 ],
                 self.map.to_plain(),
+                sorted(self.stores.items()),
+                self.readmissions,
             ]
         )
 
     def restore(self, state: bytes) -> None:
         """Replace everything by what `snapshot()` returned. Raises WireError if it is none; nothing is changed then."""
         try:
-            state_format, next_group_id, nodes, services, groups, shard_map = _unpacked(state)
+            state_format, *parts = _unpacked(state)
             if state_format != _STATE_FORMAT:
                 raise WireError(f"directory: state of format {state_format!r:.20}; this version reads {_STATE_FORMAT}")
+            next_group_id, nodes, services, groups, shard_map, stores, readmissions = parts
             new_nodes = {name: NodeInfo(address, admin_url) for name, address, admin_url in nodes}
             declarations = [Declaration.from_plain(plain) for plain in services]
             new_groups = {
-                group_id: GroupInfo(service, tuple(members), as_of) for group_id, service, members, as_of in groups
+                group_id: GroupInfo(service, tuple(members), as_of, dict(founders))
+                for group_id, service, members, as_of, founders in groups
             }
+            new_stores = dict(stores)
             new_map = ShardMap.from_plain(shard_map)
         except (InvalidRequest, TypeError, ValueError) as problem:
             raise WireError(f"directory: malformed state: {problem}") from problem
@@ -292,6 +334,7 @@ class Directory:
         self.services = {declaration.name: declaration for declaration in declarations}
         self.groups = new_groups
         self.map = new_map
+        self.stores, self.readmissions = new_stores, readmissions
         self._tell()
 
 

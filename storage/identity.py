@@ -27,12 +27,16 @@ class Opening:
     file_is_behind  the file tells less than the database: a crash came between the two
     incarnation     that of the latest run; 0 before the first
     closed_orderly  whether that run wrote its closing record
+    runs            the ids of the latest runs, oldest first
+    condemned       why this store may take part no longer; empty: it may
     """
 
     identity: Identity | None
     file_is_behind: bool
     incarnation: int
     closed_orderly: bool
+    runs: tuple[bytes, ...] = ()
+    condemned: str = ""
 
 
 def read_opening(reader: Reader) -> Opening:
@@ -48,6 +52,9 @@ def read_opening(reader: Reader) -> Opening:
         in_database = None if raw_database is None else layout.decode_identity(raw_database)
         incarnation = _number(reader, layout.INCARNATION_KEY, "incarnation")
         closing = _number(reader, layout.CLOSING_KEY, "closing record")
+        raw_runs, raw_condemned = reader.get(layout.RUNS_KEY), reader.get(layout.CONDEMNED_KEY)
+        runs = () if raw_runs is None else layout.decode_runs(raw_runs)
+        condemned = "" if raw_condemned is None else layout.decode_condemned(raw_condemned)
     except CorruptRecord as problem:
         raise CorruptRecord(f"{name} is damaged: {problem}. {ways_out(name)}") from problem
     if in_database is None:
@@ -80,7 +87,7 @@ def read_opening(reader: Reader) -> Opening:
             f"{name} has lost what node {in_file.node_id!r}{of_cluster(in_file)} last wrote: the database stands "
             f"within run {run}, but run {latest_run} {end}. {ways_out(name)}"
         )
-    return Opening(in_database, in_file != in_database or latest_run < run, run, orderly)
+    return Opening(in_database, in_file != in_database or latest_run < run, run, orderly, runs, condemned)
 
 
 def of_cluster(identity: Identity) -> str:
@@ -89,9 +96,11 @@ def of_cluster(identity: Identity) -> str:
 
 
 def _is_behind(in_file: Identity, in_database: Identity) -> bool:
-    """Whether a crash while the cluster was bound explains the difference."""
+    """Whether a crash while the cluster, or another store of a peer, was bound explains the difference."""
     same = in_file.node_id == in_database.node_id and in_file.store_id == in_database.store_id
-    return same and in_database.formed and not in_file.formed
+    if not in_file.formed:
+        return same and in_database.formed
+    return same and in_file.cluster_id == in_database.cluster_id and in_file.readmissions < in_database.readmissions
 
 
 def _check_format(reader: Reader) -> None:

@@ -144,6 +144,8 @@ def _report(path: str, reader: LevelReader) -> StoreReport:
         report = StoreReport(path, found.identity, found.incarnation, found.closed_orderly, problems=problems)
         if found.file_is_behind:
             problems.append("a crash left the IDENTITY file behind the database; the next start mends it")
+        if found.condemned:
+            problems.append(f"this store may take part no longer: {found.condemned}")
     except StorageError as problem:
         problems.append(str(problem))
         report = StoreReport(path, None, 0, False, problems=problems)

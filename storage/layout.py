@@ -10,7 +10,8 @@ A group's keys are neighbours, its small values come before its log records, and
 Kinds of a group: 1 descriptor, 2 hard state, 3 membership, 4 log start, 7 log record, 8 snapshot (5 and 6 are kept
 for what a state machine has applied and for sessions). Kinds of group 0: 1 store format, 2 identity, 3 incarnation,
 4 closing, 5 tombstone of a removed replica (rest: its group, 8 bytes), apart from the group's own keys, so that all
-tombstones are read without passing over any group.
+tombstones are read without passing over any group; 6 the ids of the latest runs, oldest first, 8 bytes each; 7 the
+latest run seen of each peer's store; 8 why this store may take part no longer.
 
 Rules of this file: pure functions of bytes; a decoder raises CorruptRecord, never anything else; a checksum covers
 the key, so that a value which turns up under another key is refused.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgpack
@@ -28,6 +30,7 @@ from multiraft.errors import CorruptRecord
 from multiraft.membership import pack_membership, unpack_membership
 from multiraft.records import Record, decode_record
 from multiraft.types import (
+    RUN_ID_BYTES,
     U64_MAX,
     GroupId,
     HardState,
@@ -35,13 +38,15 @@ from multiraft.types import (
     Index,
     LogStart,
     Membership,
+    NodeId,
     ReplicaDescriptor,
     ReplicaId,
+    SeenRun,
     Snapshot,
     Tombstone,
 )
 
-STORE_FORMAT: Final = 2
+STORE_FORMAT: Final = 3
 """Raised when a store written by this version can no longer be read by the one before."""
 VALUE_FORMAT: Final = 1
 
@@ -68,6 +73,9 @@ INCARNATION_KEY: Final = _KEY.pack(0, 3)
 CLOSING_KEY: Final = _KEY.pack(0, 4)
 FIRST_TOMBSTONE_KEY: Final = _RECORD_KEY.pack(0, _KIND_TOMBSTONE, 0)
 TOMBSTONES_END_KEY: Final = _KEY.pack(0, _KIND_TOMBSTONE + 1)
+RUNS_KEY: Final = _KEY.pack(0, 6)
+SEEN_KEY: Final = _KEY.pack(0, 7)
+CONDEMNED_KEY: Final = _KEY.pack(0, 8)
 FIRST_GROUP_KEY: Final = _KEY.pack(1, 0)
 
 _ID_BYTES_MAX: Final = 64
@@ -228,16 +236,32 @@ def decode_tombstone(key: bytes, value: bytes) -> Tombstone:
 
 
 def encode_identity(identity: Identity) -> bytes:
-    fields = [identity.node_id, identity.store_id, identity.cluster_id, sorted(identity.stores.items())]
+    fields = [
+        identity.node_id,
+        identity.store_id,
+        identity.cluster_id,
+        sorted(identity.stores.items()),
+        identity.admitted,
+        identity.readmissions,
+    ]
     return seal(IDENTITY_KEY, msgpack.packb(fields))
 
 
 def decode_identity(value: bytes) -> Identity:
     """Raises CorruptRecord."""
     what = "identity of the store"
-    node_id, store_id, cluster_id, pairs = _fields(IDENTITY_KEY, value, what, 4)
+    node_id, store_id, cluster_id, pairs, admitted, readmissions = _fields(IDENTITY_KEY, value, what, 6)
     stores = {_text(k, what): _token(v, what, 1) for k, v in _pairs(pairs, what)}
-    return Identity(_text(node_id, what), _token(store_id, what, 1), _token(cluster_id, what, 0), stores)
+    if type(admitted) is not list:
+        raise CorruptRecord(f"{what}: names are not a list")
+    return Identity(
+        _text(node_id, what),
+        _token(store_id, what, 1),
+        _token(cluster_id, what, 0),
+        stores,
+        tuple(_text(name, what) for name in admitted),
+        _u64(readmissions, what),
+    )
 
 
 def encode_identity_file(identity: Identity, incarnation: int, closed: bool) -> bytes:
@@ -252,6 +276,45 @@ def decode_identity_file(value: bytes) -> tuple[Identity, int, bool]:
     if type(identity) is not bytes or type(closed) is not bool:
         raise CorruptRecord(f"{what}: does not make sense")
     return decode_identity(identity), _u64(incarnation, what), closed
+
+
+def encode_runs(runs: tuple[bytes, ...]) -> bytes:
+    return seal(RUNS_KEY, b"".join(runs))
+
+
+def decode_runs(value: bytes) -> tuple[bytes, ...]:
+    """Raises CorruptRecord."""
+    body = unseal(RUNS_KEY, value, "run ids")
+    if len(body) % RUN_ID_BYTES:
+        raise CorruptRecord("run ids: cut short")
+    return tuple(body[at : at + RUN_ID_BYTES] for at in range(0, len(body), RUN_ID_BYTES))
+
+
+def encode_seen(seen: Mapping[NodeId, SeenRun]) -> bytes:
+    rows = [[node_id, run.store_id, run.incarnation, run.run_id] for node_id, run in sorted(seen.items())]
+    return seal(SEEN_KEY, msgpack.packb(rows))
+
+
+def decode_seen(value: bytes) -> dict[NodeId, SeenRun]:
+    """Raises CorruptRecord."""
+    what = "runs seen of peers"
+    try:
+        rows = msgpack.unpackb(unseal(SEEN_KEY, value, what))
+        return {
+            _text(name, what): SeenRun(_token(store_id, what, 1), _u64(number, what), _token(run_id, what, 0))
+            for name, store_id, number, run_id in rows
+        }
+    except (ValueError, TypeError) as problem:
+        raise CorruptRecord(f"{what}: does not decode: {problem}") from problem
+
+
+def encode_condemned(reason: str) -> bytes:
+    return seal(CONDEMNED_KEY, reason.encode())
+
+
+def decode_condemned(value: bytes) -> str:
+    """Raises CorruptRecord."""
+    return unseal(CONDEMNED_KEY, value, "condemnation").decode(errors="replace")
 
 
 def decode_stored_record(group_id: GroupId, first: Index, value: bytes) -> Record:

@@ -23,6 +23,7 @@ from typing import TypeAlias
 from multiraft import failpoints
 from multiraft.errors import StorageError
 from multiraft.storage.backend import Done, RawBatch
+from multiraft.types import RUN_ID_BYTES
 
 _Ops: TypeAlias = list[tuple[bytes, bytes | None]]
 
@@ -64,6 +65,7 @@ class MemoryDisk:
         self._kill_at: tuple[int, Callable[[], None], bool] | None = None
         self._read_failure: OSError | None = None
         self.new_store_id: Callable[[], bytes] = new_store_id or (lambda: os.urandom(16))
+        self._openings = 0
         self.delay_s: Callable[[], float] | None = None
         self._values: dict[bytes, bytes] = {}
         self._keys: list[bytes] = []
@@ -84,6 +86,11 @@ class MemoryDisk:
         """How many submitted batches a crash could lose now."""
         waiting = len(self._handle.queue) if self._handle else 0
         return len(self._undo) + waiting
+
+    def new_run_id(self) -> bytes:
+        """Return an id that no opening of this disk had before, also where the disk was rolled back since."""
+        self._openings += 1
+        return self._openings.to_bytes(RUN_ID_BYTES, "big")
 
     def crash(self, keep: int = 0) -> None:
         """Cut the power: the open handle is dead, and of the unsynced batches only the oldest `keep` survive.

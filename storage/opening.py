@@ -19,7 +19,7 @@ from multiraft.storage.identity import of_cluster, read_opening
 from multiraft.storage.leveldb import LevelBackend, open_database
 from multiraft.storage.memory import MemoryBackend, MemoryDisk
 from multiraft.storage.store import PartitionedStore
-from multiraft.types import Identity, NodeId
+from multiraft.types import RUN_ID_BYTES, RUNS_KEPT, Identity, NodeId
 
 
 def open_leveldb(path: str, node_id: NodeId, limits: Limits, loop: asyncio.AbstractEventLoop) -> PartitionedStore:
@@ -33,24 +33,29 @@ def open_leveldb(path: str, node_id: NodeId, limits: Limits, loop: asyncio.Abstr
 
 def open_memory(disk: MemoryDisk, node_id: NodeId, limits: Limits, loop: asyncio.AbstractEventLoop) -> PartitionedStore:
     """Open `disk` for `node_id`; the memory twin of `open_leveldb`. Raises StorageError for the same reasons."""
-    return open_store(MemoryBackend(disk, loop), node_id, disk.new_store_id)
+    return open_store(MemoryBackend(disk, loop), node_id, disk.new_store_id, disk.new_run_id)
 
 
 def open_store(
-    backend: Backend, node_id: NodeId, new_store_id: Callable[[], bytes] = lambda: os.urandom(16)
+    backend: Backend,
+    node_id: NodeId,
+    new_store_id: Callable[[], bytes] = lambda: os.urandom(16),
+    new_run_id: Callable[[], bytes] = lambda: os.urandom(RUN_ID_BYTES),
 ) -> PartitionedStore:
     """Check that `backend` holds this node's store, or nothing; begin the next incarnation. Takes over `backend`.
 
     Raises StorageError, after closing `backend`.
     """
     try:
-        return _open(backend, node_id, new_store_id)
+        return _open(backend, node_id, new_store_id, new_run_id)
     except BaseException:
         backend.abandon()
         raise
 
 
-def _open(backend: Backend, node_id: NodeId, new_store_id: Callable[[], bytes]) -> PartitionedStore:
+def _open(
+    backend: Backend, node_id: NodeId, new_store_id: Callable[[], bytes], new_run_id: Callable[[], bytes]
+) -> PartitionedStore:
     found = read_opening(backend)
     identity = found.identity
     if identity is None:
@@ -65,12 +70,16 @@ def _open(backend: Backend, node_id: NodeId, new_store_id: Callable[[], bytes]) 
             f"{backend.name} belongs to node {identity.node_id!r}{of_cluster(identity)}, but the configuration says "
             f"node {node_id!r}. Use that node's own directory, or remove {backend.name} if its contents may be lost"
         )
+    if found.condemned:
+        raise StorageError(f"{backend.name} may take part no longer: {found.condemned}")
     incarnation = found.incarnation + 1
+    runs = (*found.runs, new_run_id())[-RUNS_KEPT:]
     batch = backend.batch()
     batch.put(layout.INCARNATION_KEY, layout.encode_number(layout.INCARNATION_KEY, incarnation))
+    batch.put(layout.RUNS_KEY, layout.encode_runs(runs))
     batch.delete(layout.CLOSING_KEY)
     backend.write(batch)
     if failpoints.armed is not None:
         failpoints.armed(failpoints.OPEN_BEFORE_FILE)
     backend.save_identity(layout.encode_identity_file(identity, incarnation, False))
-    return PartitionedStore(backend, identity, incarnation, found.closed_orderly)
+    return PartitionedStore(backend, identity, incarnation, found.closed_orderly, runs)

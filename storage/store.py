@@ -10,7 +10,7 @@ cluster. The hot path is `put_record` and `submit`: no loop, no copy, no object 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import cast
@@ -24,6 +24,7 @@ from multiraft.storage.backend import Backend, Done, RawBatch
 from multiraft.storage.check import chain_problem, read_tombstones, scan_replicas
 from multiraft.storage.identity import ways_out
 from multiraft.types import (
+    ADMITTED_RUNS,
     INDEX_MAX,
     GroupId,
     HardState,
@@ -33,6 +34,7 @@ from multiraft.types import (
     Membership,
     NodeId,
     ReplicaDescriptor,
+    SeenRun,
     Snapshot,
     StoredReplica,
     Term,
@@ -106,6 +108,10 @@ class PartitionedBatch:
             self.size_bytes += _KEY_OVERHEAD_BYTES
         self._store(layout.tombstone_key(group_id), layout.encode_tombstone(tombstone))
 
+    def put_seen(self, seen: Mapping[NodeId, SeenRun]) -> None:
+        """Store the latest run seen of each peer's store, in place of what was stored before."""
+        self._store(layout.SEEN_KEY, layout.encode_seen(seen))
+
     def delete_leftovers(self, keys: Iterable[bytes]) -> None:
         """Delete keys that `Store.read_leftovers` has returned."""
         for key in keys:
@@ -120,8 +126,16 @@ class PartitionedBatch:
 class PartitionedStore:
     """`multiraft.ports.Store` over a backend. Made by `multiraft.storage.opening.open_store`, which has checked it."""
 
-    def __init__(self, backend: Backend, identity: Identity, incarnation: int, closed_orderly: bool) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        identity: Identity,
+        incarnation: int,
+        closed_orderly: bool,
+        runs: tuple[bytes, ...],
+    ) -> None:
         self._backend = backend
+        self._runs = runs
         self._identity = identity
         self._incarnation = incarnation
         self._closed_orderly = closed_orderly
@@ -136,6 +150,10 @@ class PartitionedStore:
         return self._incarnation
 
     @property
+    def runs(self) -> tuple[bytes, ...]:
+        return self._runs
+
+    @property
     def closed_orderly(self) -> bool:
         return self._closed_orderly
 
@@ -143,7 +161,13 @@ class PartitionedStore:
     def syncs(self) -> int:
         return self._backend.syncs
 
-    def bind_cluster(self, cluster_id: bytes, stores: dict[NodeId, bytes]) -> None:
+    def bind_cluster(
+        self,
+        cluster_id: bytes,
+        stores: dict[NodeId, bytes],
+        admitted: Sequence[NodeId] = (),
+        readmissions: int = 0,
+    ) -> None:
         """Make this store part of a cluster; synced on return, in both places. Doing it again is no harm.
 
         Raises StorageError: it belongs to another cluster, is not the store that the members know this node by, or
@@ -163,15 +187,49 @@ class PartitionedStore:
                     f"{cluster_id.hex()[:8]}; name another data directory for the node of that cluster"
                 )
             return
-        bound = Identity(mine.node_id, mine.store_id, cluster_id, dict(stores))
+        bound = Identity(mine.node_id, mine.store_id, cluster_id, dict(stores), tuple(admitted), readmissions)
+        self._bind(bound, self._incarnation + (0 if bound.founder else readmissions * ADMITTED_RUNS))
+
+    def bind_stores(self, stores: dict[NodeId, bytes], admitted: Sequence[NodeId], readmissions: int) -> None:
+        """Take over which store each member has now; synced on return, in both places.
+
+        What takes fewer readmissions into account than the store knows of already changes nothing. Raises
+        StorageError: this node has another store now, or it cannot be written.
+        """
+        mine = self._identity
+        invariant(mine.formed, "stores are bound anew within a cluster")
+        if readmissions <= mine.readmissions:
+            return
+        if stores.get(mine.node_id) != mine.store_id:
+            raise StorageError(
+                f"{self._backend.name} was given up: another store was admitted for node {mine.node_id!r} since; "
+                "start the node with that one's directory"
+            )
+        bound = Identity(mine.node_id, mine.store_id, mine.cluster_id, dict(stores), tuple(admitted), readmissions)
+        self._bind(bound, self._incarnation)
+
+    def condemn(self, reason: str) -> None:
+        """Never let this store be opened again, because of `reason`; synced on return. Raises StorageError."""
+        batch = self._backend.batch()
+        batch.put(layout.CONDEMNED_KEY, layout.encode_condemned(reason))
+        self._backend.write(batch)
+
+    def load_seen(self) -> dict[NodeId, SeenRun]:
+        """Return what `WriteBatch.put_seen` stored last; empty before that. Raises CorruptRecord."""
+        with self._naming_damage():
+            raw = self._backend.get(layout.SEEN_KEY)
+            return {} if raw is None else layout.decode_seen(raw)
+
+    def _bind(self, bound: Identity, incarnation: int) -> None:
         # The database first: a file that is ahead of its database is how a database that lost something shows.
         batch = self._backend.batch()
         batch.put(layout.IDENTITY_KEY, layout.encode_identity(bound))
+        batch.put(layout.INCARNATION_KEY, layout.encode_number(layout.INCARNATION_KEY, incarnation))
         self._backend.write(batch)
         if failpoints.armed is not None:
             failpoints.armed(failpoints.BIND_BEFORE_FILE)
-        self._backend.save_identity(layout.encode_identity_file(bound, self._incarnation, False))
-        self._identity = bound
+        self._backend.save_identity(layout.encode_identity_file(bound, incarnation, False))
+        self._identity, self._incarnation = bound, incarnation
 
     def load_replicas(self) -> list[StoredReplica]:
         """Return all replicas, by group id, after reading and checking everything that is stored of them.

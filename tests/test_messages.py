@@ -55,7 +55,6 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "service": names,
     "method": names,
     "cluster_id": st.binary(max_size=ID_BYTES_MAX),
-    "stores": st.lists(st.tuples(names, st.binary(max_size=ID_BYTES_MAX)), max_size=4).map(tuple),
     **dict.fromkeys(("accepted", "granted", "forced", "answer_now"), st.booleans()),
 }
 
@@ -83,6 +82,13 @@ def snapshots(draw: st.DrawFn) -> InstallSnapshot:
     return InstallSnapshot(data, draw(u64), index, index_term, membership, draw(u64), term, draw(u64))
 
 
+@st.composite
+def forms(draw: st.DrawFn) -> Form:
+    stores = draw(st.dictionaries(names, st.binary(max_size=ID_BYTES_MAX), max_size=4))
+    admitted = tuple(name for name in stores if draw(st.booleans()))
+    return Form(draw(FIELDS["cluster_id"]), tuple(stores.items()), admitted, draw(u64))
+
+
 def of_kind(kind: Any) -> st.SearchStrategy[Message]:
     if kind is Append:
         return appends()
@@ -90,6 +96,8 @@ def of_kind(kind: Any) -> st.SearchStrategy[Message]:
         return snapshots()
     if kind is CreateReplica:
         return st.builds(CreateReplica, u64, st.integers(1, U64_MAX), names)
+    if kind is Form:
+        return forms()
     return st.builds(kind, **{name: FIELDS.get(name, u64) for name in kind.__slots__})
 
 
@@ -117,7 +125,7 @@ def test_every_message_comes_back_as_it_was(message: Message) -> None:
 def test_each_kind_comes_back_as_itself(kind: Any) -> None:
     samples: dict[str, Any] = {"records": (), "led": ((1, 2, 3),), "added": ((1, 2, 3),), "removed": ((4, 5),)}
     samples |= {"stores": (("a", b"s"),), "body": b"b", "method": "m", "cluster_id": b"c", "prev_term": 1, "term": 2}
-    samples |= {"data": b"d", "index_term": 1, "service": "kv"}
+    samples |= {"data": b"d", "index_term": 1, "service": "kv", "stores_admitted": ("a",)}
     samples |= {"membership": pack_membership(founding_membership(("a", "b")))}
     fields = {name: samples.get(name, index % 2 == 0) for index, name in enumerate(kind.__slots__)}
     numbers = {name: index + 3 for index, name in enumerate(kind.__slots__)}
@@ -146,7 +154,7 @@ GOLDEN: list[tuple[Message, str]] = [
     (LeadAsk(), "18"),
     (LeadAll(((1, 2, 3),)), f"16,{1:016x}{2:016x}{3:016x}"),
     (LeadDelta(((1, 2, 3),), ((4, 5),)), f"17,{1:016x}{2:016x}{3:016x},{4:016x}{5:016x}"),
-    (Form(b"\xcc", (("a", b"\xaa"), ("b", b"\xbb"))), "1e,cc,61,aa,62,bb"),
+    (Form(b"\xcc", (("a", b"\xaa"), ("b", b"\xbb")), ("b",), 3), f"1e{3:016x},cc,61,aa,00,62,bb,01"),
     (Formed(b"\xcc"), "1f,cc"),
     (Request(b"\x01", "m", 2, 3), f"28{2:016x}{3:016x},01,6d"),
     (Response(b"\x01", 2), f"29{2:016x},01"),

@@ -127,7 +127,11 @@ class AiohttpTransport(PeerTransport):
         if request.path != PATH:
             return web.Response(status=404, text="this port is for multiraft nodes\n")
         ws = web.WebSocketResponse(timeout=_CLOSE_S, compress=False, max_msg_size=self._frame_limit_bytes)
-        await ws.prepare(request)
+        try:
+            await ws.prepare(request)
+        except ConnectionError:  # it is gone already
+            self._counts["closed_before_hello"] += 1
+            return web.Response()
         await self._opened.wait()
         link = _InboundLink(self, ws)
         message = await ws.receive()

@@ -11,6 +11,8 @@
     36     1+n  cluster id: length, then bytes; empty while the node belongs to none
     -      1+n  store id, likewise; never empty
     -      1+n  node id, likewise, in UTF-8; never empty
+    -      8    how many readmissions of nodes the sender knows of
+    -      1+8n ids of the latest runs of the sender's store: how many, then each; oldest first, the last is this run's
     -      -    whatever a later version adds; ignored
 
 All numbers are unsigned and big-endian. The dialling side speaks first; the other judges, and answers with its own
@@ -29,7 +31,7 @@ from typing import Final
 
 from multiraft.errors import WireError
 from multiraft.transport.wire import ID_BYTES_MAX
-from multiraft.types import NodeId
+from multiraft.types import RUN_ID_BYTES, RUNS_KEPT, NodeId
 
 MAGIC: Final = b"MRAFT\x00\r\n"
 VERSION_MIN: Final = 1
@@ -38,6 +40,7 @@ HELLO_BYTES_MAX: Final = 1024
 _HEAD: Final = struct.Struct(">8sHHQQII")
 _FRAME_BYTES_MIN: Final = 4 * 1024
 _NODE_ID_BYTES_MAX: Final = 63
+_READMISSIONS: Final = struct.Struct(">Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,8 @@ class Hello:
     generation                 raised when a cluster is recovered from a lost quorum; lower ones are refused
     incarnation                raised at every start of that store
     frame_bytes, message_bytes the largest it takes
+    readmissions               how many readmissions of nodes it knows of
+    runs                       what the latest runs of its store drew as their ids, oldest first, this one's last
     """
 
     node_id: NodeId
@@ -59,6 +64,13 @@ class Hello:
     message_bytes: int
     version_min: int = VERSION_MIN
     version_max: int = VERSION_MAX
+    readmissions: int = 0
+    runs: tuple[bytes, ...] = ()
+
+    def run(self, incarnation: int) -> bytes:
+        """Return the id of an earlier run, or of this one; empty where it is not told."""
+        back = self.incarnation - incarnation
+        return self.runs[-1 - back] if 0 <= back < len(self.runs) else b""
 
     @property
     def formed(self) -> bool:
@@ -90,7 +102,8 @@ def encode_hello(hello: Hello) -> bytes:
         hello.message_bytes,
     )
     texts = (hello.cluster_id, hello.store_id, hello.node_id.encode())
-    return head + b"".join(bytes((len(text),)) + text for text in texts)
+    named = b"".join(bytes((len(text),)) + text for text in texts)
+    return head + named + _READMISSIONS.pack(hello.readmissions) + bytes((len(hello.runs),)) + b"".join(hello.runs)
 
 
 def decode_hello(content: bytes | memoryview) -> Hello:
@@ -112,6 +125,7 @@ def decode_hello(content: bytes | memoryview) -> Hello:
         texts.append(raw[at + 1 : end])
         at = end
     cluster_id, store_id, name = texts
+    readmissions, runs = _decode_tail(raw, at)
     try:
         node_id = name.decode()
     except UnicodeDecodeError as problem:
@@ -120,7 +134,19 @@ def decode_hello(content: bytes | memoryview) -> Hello:
         raise WireError("hello: a field is outside its range")
     if frame_bytes < _FRAME_BYTES_MIN or message_bytes < frame_bytes:
         raise WireError("hello: its limits are too small to talk to")
-    return Hello(node_id, store_id, cluster_id, incarnation, generation, frame_bytes, message_bytes, low, high)
+    limits = (frame_bytes, message_bytes, low, high)
+    return Hello(node_id, store_id, cluster_id, incarnation, generation, *limits, readmissions, runs)
+
+
+def _decode_tail(raw: bytes, at: int) -> tuple[int, tuple[bytes, ...]]:
+    first = at + _READMISSIONS.size + 1
+    end = first + RUN_ID_BYTES * raw[first - 1] if first <= len(raw) else first
+    if end > len(raw):
+        raise WireError("hello: cut short, or a field is too long")
+    runs = tuple(raw[start : start + RUN_ID_BYTES] for start in range(first, end, RUN_ID_BYTES))
+    if len(runs) > RUNS_KEPT:
+        raise WireError("hello: it names too many runs")
+    return _READMISSIONS.unpack_from(raw, at)[0], runs
 
 
 def judge(own: Hello, other: Hello, members: Collection[NodeId], dialled: NodeId | None) -> None:

@@ -5,8 +5,8 @@ Between two nodes there are two connections; each node sends on the one that it 
 runs the same rules as production:
 
 - A connection counts after both hellos were judged (hello.py). The sender of its frames is the node of its hello.
-- The newest inbound connection of a peer wins; frames of an older one are dropped (rule L22). A hello with a lower
-  incarnation than the highest seen of that store is refused.
+- The newest inbound connection of a peer wins; frames of an older one are dropped (rule L22).
+- A store that was rolled back or replaced is refused (known.py), and the node that it is of is told.
 - While either side belongs to no cluster, only forming messages pass.
 - A frame that does not decode, or that carries what may not pass, closes its connection; nothing of it is delivered.
 
@@ -20,7 +20,7 @@ import logging
 import random
 from asyncio import AbstractEventLoop, Future
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final, Protocol
 
@@ -31,8 +31,9 @@ from multiraft.ports import TransportHandler
 from multiraft.transport.calls import Calls
 from multiraft.transport.frames import FrameDecoder, encode_message, hello_content, hello_frame, max_message_bytes
 from multiraft.transport.hello import Hello, Refusal, decode_hello, encode_hello, judge
+from multiraft.transport.known import Known
 from multiraft.transport.outbox import Outbox
-from multiraft.types import Identity, NodeId
+from multiraft.types import Identity, NodeId, SeenRun
 
 logger = logging.getLogger("multiraft.transport")
 
@@ -98,7 +99,7 @@ class Inbound:
 class PeerTransport:
     """The part of a transport that does not depend on how bytes travel. Implements ports.Transport but start and close.
 
-    store_identity  what this node says of itself; `set_cluster` replaces its cluster id
+    store_identity  what this node says of itself, and knows of its peers' stores; `set_identity` replaces it
     incarnation     of this node's store; at least 1
     rng             for the jitter of reconnecting
     generation      recovery generation of the cluster
@@ -113,8 +114,8 @@ class PeerTransport:
         generation: int = 0,
     ) -> None:
         self._config = config
-        self._identity = store_identity
-        self._cluster_id = store_identity.cluster_id
+        self._known = Known(store_identity)
+        self._runs: tuple[bytes, ...] = ()
         self._incarnation = incarnation
         self._generation = generation
         self._rng = rng
@@ -124,7 +125,6 @@ class PeerTransport:
         self._out: dict[NodeId, Outbound] = {}
         self._in: dict[NodeId, Inbound] = {}
         self._held: dict[NodeId, list[tuple[Hello, bytes]]] = {}
-        self._seen: dict[NodeId, tuple[bytes, int]] = {}
         self._complaints: dict[tuple[str, NodeId], float] = {}
         self._closing = False
         self._handler_: TransportHandler | None = None
@@ -133,17 +133,39 @@ class PeerTransport:
 
     # ------------------------------------------------------------------------------------- the Transport port
 
-    def set_cluster(self, cluster_id: bytes) -> None:
-        """This node now belongs to a cluster: every connection is greeted anew."""
-        if cluster_id == self._cluster_id:
+    def remember(self, runs: tuple[bytes, ...], seen: Mapping[NodeId, SeenRun]) -> None:
+        """Before the start: what earlier runs of this node have left; see ports.Transport.remember."""
+        self._runs = runs
+        self._known.seen.update(seen)
+
+    def seen(self) -> dict[NodeId, SeenRun]:
+        """Return the latest run met of each peer's store, within this node's cluster."""
+        return dict(self._known.seen)
+
+    def set_identity(self, identity: Identity, incarnation: int) -> None:
+        """This node now belongs to a cluster, or knows of other stores; see ports.Transport.set_identity."""
+        before, self._known.identity = self._known.identity, identity
+        self._incarnation = incarnation
+        if identity.cluster_id == before.cluster_id:
+            self._part_from_replaced()
             return
-        self._cluster_id = cluster_id
         for outbound in list(self._out.values()):
             outbound.link.shut(GREET_ANEW, "this node has joined a cluster", flush=True)
             self._drop_outbound(outbound, soon=True)
         for inbound in list(self._in.values()):
             inbound.link.shut(GREET_ANEW, "this node has joined a cluster")
             self._drop_inbound(inbound)
+
+    def _part_from_replaced(self) -> None:
+        why = "another store of this node has been admitted to the cluster"
+        for outbound in list(self._out.values()):
+            if not outbound.forming and self._known.replaced(outbound.hello):
+                outbound.link.shut(REFUSED, why)
+                self._drop_outbound(outbound, soon=True)
+        for inbound in list(self._in.values()):
+            if not inbound.forming and self._known.replaced(inbound.hello):
+                inbound.link.shut(REFUSED, why)
+                self._drop_inbound(inbound)
 
     def send(self, node_id: NodeId, messages: Sequence[NodeMessage], urgent: bool) -> bool:
         """Queue messages for a peer; see ports.Transport.send."""
@@ -228,21 +250,27 @@ class PeerTransport:
     def _own_hello(self) -> Hello:
         return Hello(
             node_id=self._config.node_id,
-            store_id=self._identity.store_id,
-            cluster_id=self._cluster_id,
+            store_id=self._known.identity.store_id,
+            cluster_id=self._known.identity.cluster_id,
             incarnation=self._incarnation,
             generation=self._generation,
             frame_bytes=self._config.limits.frame_bytes,
             message_bytes=self._message_bytes,
+            readmissions=self._known.identity.readmissions,
+            runs=self._runs,
         )
 
     def _greet_inbound(self, frame: bytes, link: Link) -> tuple[Inbound, bytes]:
         """Judge the first frame of a connection that was dialled by another node; return it and the frame to answer.
 
-        Raises Refusal, counted and logged.
+        Raises Refusal, counted and logged; its text is for the peer, and begins with its kind.
         """
         own = self._own_hello()
-        hello = self._judged(own, frame, None)
+        try:
+            hello = self._judged(own, frame, None)
+        except Refusal as refusal:
+            refusal.text = f"{refusal.kind}: {refusal.text}"
+            raise
         node_id = hello.node_id
         older = self._in.get(node_id)
         if older is not None:
@@ -265,7 +293,7 @@ class PeerTransport:
 
     def _greet_outbound(self, node_id: NodeId, frame: bytes, sent: Hello, link: Link) -> Outbound:
         """Judge the answer to the hello `sent` on a connection dialled to `node_id`. Raises Refusal, as above."""
-        if sent.cluster_id != self._cluster_id:
+        if sent.cluster_id != self._known.identity.cluster_id:
             raise Refusal("greet_anew", "this node has joined a cluster meanwhile", node_id)
         hello = self._judged(sent, frame, node_id)
         inbound = self._in.get(node_id)
@@ -345,6 +373,9 @@ class PeerTransport:
         """A peer has refused a connection of this node, and said why."""
         self._counts["refused_by_peer"] += 1
         self._complain("by_peer", node_id, "node %r refuses this node: %s", node_id, why)
+        kind, _, text = why.partition(": ")
+        if not self._closing:
+            self._handler.refused_by(node_id, kind, text)
 
     def _note_unreachable(self, node_id: NodeId, problem: BaseException) -> None:
         self._counts["dial_failed"] += 1
@@ -375,21 +406,13 @@ class PeerTransport:
             except WireError as problem:
                 raise Refusal("hello", str(problem), dialled or "") from problem
             judge(own, hello, self._config.members, dialled)
-            self._judge_incarnation(own, hello)
+            self._known.judge(hello)
         except Refusal as refusal:
             self._counts[f"refused_{refusal.kind}"] += 1
             self._complain(refusal.kind, refusal.peer, "a connection was refused: %s", refusal.text)
             raise
-        self._seen[hello.node_id] = (hello.store_id, hello.incarnation)
+        self._known.note(hello)
         return hello
-
-    def _judge_incarnation(self, own: Hello, hello: Hello) -> None:
-        store_id, incarnation = self._seen.get(hello.node_id, (b"", 0))
-        comparable = store_id == hello.store_id or (own.formed and hello.formed)
-        if comparable and hello.incarnation < incarnation:
-            text = f"node {hello.node_id!r} says hello as incarnation {hello.incarnation}, after {incarnation} was seen"
-            why = "; its store was rolled back or replaced, or an older process of it still runs"
-            raise Refusal("incarnation", text + why, hello.node_id)
 
     def _queue(self, outbound: Outbound, encoded: list[bytes], urgent: bool) -> bool:
         dropped = False

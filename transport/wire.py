@@ -49,6 +49,7 @@ from multiraft.records import decode_record
 from multiraft.types import U64_MAX
 
 _U8: Final = struct.Struct(">B")
+_FORM: Final = struct.Struct(">BQ")
 _LED: Final = struct.Struct(">QQQ")
 _REMOVED: Final = struct.Struct(">QQ")
 _APPEND: Final = struct.Struct(">BQQQQQQQ")
@@ -131,8 +132,12 @@ def _encode_lead_delta(message: LeadDelta) -> tuple[bytes, ...]:
 
 
 def _encode_form(message: Form) -> tuple[bytes, ...]:
-    stores = [part for node_id, store_id in message.stores for part in (node_id.encode(), store_id)]
-    return (_U8.pack(Form.CODE), message.cluster_id, *stores)
+    rows = [
+        part
+        for node_id, store_id in message.stores
+        for part in (node_id.encode(), store_id, b"\x01" if node_id in message.stores_admitted else b"\x00")
+    ]
+    return (_FORM.pack(Form.CODE, message.stores_readmissions), message.cluster_id, *rows)
 
 
 def _encode_request(message: Request) -> tuple[bytes, ...]:
@@ -266,11 +271,15 @@ def _decode_lead_ask(parts: list[Any]) -> LeadAsk:
 
 
 def _decode_form(parts: list[Any]) -> Form:
-    if len(parts) % 2:
+    if len(parts) % 3 != 2:
         raise WireError("form: a node without its store")
-    _U8.unpack(parts[0])
-    stores = tuple((_text(name), _id(store)) for name, store in zip(parts[2::2], parts[3::2], strict=True))
-    return Form(_id(parts[1]), stores)
+    _, readmissions = _FORM.unpack(parts[0])
+    names = [_text(name) for name in parts[2::3]]
+    if not all(part in (b"\x00", b"\x01") for part in parts[4::3]):
+        raise WireError("form: a flag is not a flag")
+    admitted = tuple(name for name, flag in zip(names, parts[4::3], strict=True) if flag == b"\x01")
+    stores = tuple(zip(names, map(_id, parts[3::3]), strict=True))
+    return Form(_id(parts[1]), stores, admitted, readmissions)
 
 
 def _decode_formed(parts: list[Any]) -> Formed:

@@ -124,9 +124,9 @@ class Changing:
         auto_leave: bool,
     ) -> Future[bytes]:
         engine, core = self._engine, replica.core
-        if replica.group_id == DIRECTORY_GROUP and any(isinstance(change, Remove) for change in changes):
+        if replica.group_id == DIRECTORY_GROUP and not _stays_everywhere(core.membership, changes):
             raise InvalidRequest(
-                "the directory keeps its replica on every founding node: a node without one would not follow the map"
+                "the directory keeps a replica on every founding node: a node without one would not follow the map"
             )
         now = engine.pacing.now()
         with engine.touching(replica, now):
@@ -270,6 +270,12 @@ def _decoded_look(body: bytes) -> tuple[Index | None, float]:
     if (known is not None and type(known) is not int) or type(wait_s) not in (int, float) or not wait_s >= 0:
         raise InvalidRequest("a membership call holds a value of a wrong type")
     return known, float(wait_s)
+
+
+def _stays_everywhere(membership: Membership, changes: Sequence[Change]) -> bool:
+    """Whether every node that loses its replica by these changes gets another one by them."""
+    lose = {membership.nodes.get(change.replica_id) for change in changes if isinstance(change, Remove)}
+    return lose <= {change.node_id for change in changes if isinstance(change, AddLearner)}
 
 
 def _view(replica: Replica) -> bytes:

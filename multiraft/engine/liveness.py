@@ -260,6 +260,11 @@ class Liveness:
         peer.telling.connected = False
         peer.hearing.asked_s = -math.inf
 
+    def join_as(self, incarnation: int) -> None:
+        """This node has joined its cluster, as another incarnation than it began with. Nobody was told anything yet."""
+        invariant(not any(peer.telling.sequence for peer in self._peers.values()), "a run keeps its incarnation")
+        self.incarnation = incarnation
+
     def heard(self, node_id: NodeId, incarnation: int, now: float) -> None:
         """A connection to or from this incarnation of the peer was made. A higher one ends all of its claims (L12)."""
         peer = self._peer(node_id)

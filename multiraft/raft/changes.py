@@ -3,7 +3,8 @@
 Ongaro's thesis, chapter 4, with etcd's refinements. A change that touches at most one voter is simple: any majority
 before it and any majority after it share a replica. Everything larger goes through a joint membership, in which both
 majorities are needed, and is ended by a second change (leaving). New replicas always begin as learners; a learner
-becomes a voter by promotion only, so that nobody votes who might lack what it should hold.
+becomes a voter by promotion only, so that nobody votes who might lack what it should hold. A replica that has lost
+everything is replaced in one simple change: it is removed, and a new learner added on the same node.
 
 Rules of this file: pure functions of memberships; ids are given out in order and never again; a refusal raises before
 anything is decided; what is returned makes sense by `multiraft.membership`.
@@ -86,6 +87,8 @@ def changed(
     touched = draft.voters ^ set(current.voters)
     if joint is None:
         joint = len(touched) > 1
+    if joint and draft.renewed:
+        raise ChangeRefused("a replica cannot be replaced on its own node within a joint change")
     if not joint and len(touched) > 1:
         raise ChangeRefused(f"{len(touched)} voters change: that needs a joint change")
     outgoing = current.voters if joint else ()
@@ -134,6 +137,8 @@ class _Draft:
         self.nodes = dict(current.nodes)
         self.stores = dict(current.stores)
         self.next_replica_id = current.next_replica_id
+        self.removed: set[ReplicaId] = set()
+        self.renewed = False
 
     def make(self, change: Change) -> None:
         if isinstance(change, AddLearner):
@@ -151,6 +156,7 @@ class _Draft:
             self._named(change.replica_id, self.voters | self.learners, "is no member that could be removed")
             self.voters.discard(change.replica_id)
             self.learners.discard(change.replica_id)
+            self.removed.add(change.replica_id)
         else:
             self._named(change.replica_id, self.voters | self.learners, "is no member that could be bound to a store")
             if self.stores.get(change.replica_id, change.store) != change.store:
@@ -159,7 +165,9 @@ class _Draft:
 
     def _add(self, change: AddLearner) -> None:
         for replica_id, node_id in self.nodes.items():
-            if node_id == change.node_id:
+            if node_id == change.node_id and replica_id in self.removed:
+                self.renewed = True
+            elif node_id == change.node_id:
                 raise ChangeRefused(f"node {node_id!r} has replica {replica_id} of the group: a node has one at most")
         replica_id, self.next_replica_id = self.next_replica_id, self.next_replica_id + 1
         self.nodes[replica_id] = change.node_id

@@ -324,8 +324,8 @@ FORMING_MUTANTS: Final = (
         "emptied-store-let-in",
         "a store that the cluster does not know is not let in",
         FORMING,
-        "if identity.stores.get(node_id) == store_id:",
-        "if node_id in identity.stores:",
+        "if identity.stores.get(node_id) != store_id:",
+        "if node_id not in identity.stores:",
         (f"{PARTS}::test_an_emptied_store_is_not_let_in_again",),
     ),
     Mutant(
@@ -340,8 +340,8 @@ FORMING_MUTANTS: Final = (
         "formed-before-sync",
         "a member syncs the cluster before it answers the offer",
         FORMING,
-        "        self._store.bind_cluster(message.cluster_id, stores)\n        self._send(node_id, Formed(message.cluster_id))\n",
-        "        self._send(node_id, Formed(message.cluster_id))\n        self._store.bind_cluster(message.cluster_id, stores)\n",
+        "        self._store.bind_cluster(message.cluster_id, stores, message.stores_admitted, message.stores_readmissions)\n        self._send(node_id, Formed(message.cluster_id))\n",
+        "        self._send(node_id, Formed(message.cluster_id))\n        self._store.bind_cluster(message.cluster_id, stores, message.stores_admitted, message.stores_readmissions)\n",
         (f"{PROMISES_KEPT}::test_a_member_answers_an_offer_only_when_it_is_synced",),
     ),
     Mutant(

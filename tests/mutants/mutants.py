@@ -16,6 +16,7 @@ from tests.mutants.membership_mutants import MEMBERSHIP_MUTANTS
 from tests.mutants.reads_mutants import READS_MUTANTS
 from tests.mutants.snapshot_mutants import SNAPSHOT_MUTANTS
 from tests.mutants.storage_mutants import STORAGE_MUTANTS
+from tests.mutants.stores_mutants import STORES_MUTANTS
 
 MUTANTS: Final = (
     *STORAGE_MUTANTS,
@@ -26,6 +27,7 @@ MUTANTS: Final = (
     *MEMBERSHIP_MUTANTS,
     *SNAPSHOT_MUTANTS,
     *READS_MUTANTS,
+    *STORES_MUTANTS,
 )
 
 invariant(len({one.name for one in MUTANTS}) == len(MUTANTS), "two mutants have the same name")

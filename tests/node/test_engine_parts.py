@@ -14,7 +14,7 @@ from multiraft.engine.pacing import Pacing
 from multiraft.engine.waiting import Budget, Proposals
 from multiraft.errors import NotCommitted, OutcomeUnknown, StartError
 from multiraft.forming import Forming
-from multiraft.messages import Append, Beat, CommitTo, Form, NodeMessage, RequestVote
+from multiraft.messages import Append, Beat, CommitTo, Form, Formed, NodeMessage, RequestVote
 from multiraft.ports import Clocks
 from multiraft.storage import MemoryDisk, open_memory
 from multiraft.testing import VirtualLoop, run_virtual
@@ -230,9 +230,33 @@ def test_an_emptied_store_is_not_let_in_again() -> None:
         forming.unformed_peer("b", b"store-b")
         assert len(formed) == 1
         forming.unformed_peer("b", b"emptied")
-        assert sent == []
+        assert dict(sent[0][1].stores)["b"] == b"store-b"  # from which it learns that it is unknown
+        assert forming.strangers == {"b": b"emptied"}
         forming.unformed_peer("b", b"store-b")
-        assert len(sent) == 1
+        assert len(sent) == 2
+
+    run_virtual(main())
+
+
+def test_a_store_that_was_admitted_is_offered_the_cluster_and_joins_as_one_that_came_later() -> None:
+    async def main() -> None:
+        forming, sent, _ = forming_of(MemoryDisk(), "a", "ab")
+        forming.unformed_peer("b", b"store-b")
+        emptied, answers, joined = forming_of(MemoryDisk("b"), "b", "ab")
+        new = emptied._store.identity.store_id
+        forming.unformed_peer("b", new)
+        emptied.received("a", sent.pop()[1])
+        assert joined == []
+        assert emptied.refusal is not None
+        assert "knows another store of node 'b'" in emptied.refusal
+        assert forming.bind_stores({"b": new}, 1)
+        assert not forming.bind_stores({"b": b"of before"}, 1)
+        assert forming.strangers == {}
+        emptied.received("a", sent.pop()[1])
+        assert [identity.founder for identity in joined] == [False]
+        assert joined[0].stores == forming._store.identity.stores
+        assert emptied.refusal is None
+        assert isinstance(answers[0][1], Formed)
 
     run_virtual(main())
 
@@ -244,7 +268,12 @@ def test_a_member_list_that_differs_from_the_founding_one_is_refused() -> None:
         forming.unformed_peer("b", b"store-b")
         await forming._store.close()
         again, _, _ = forming_of(disk, "a", "abc")
-        with pytest.raises(StartError, match="added: c; missing: none"):
+        with pytest.raises(StartError) as refused:
             again.check()
+        text = str(refused.value)
+        assert "lists the members a, b, c, but this cluster was founded by a, b (added: c; missing: none)" in text
+        assert "members={'a': ..., 'b': ...}" in text
+        assert "group.add(node)" in text
+        assert "\n" not in text
 
     run_virtual(main())

@@ -259,6 +259,7 @@ class Storm:
         name = self._any([name for name in self.cluster.names if name not in self.cluster.nodes])
         if name is not None:
             self._say(f"start {name}")
+            self.cluster.disks[name].release()  # it may have been held while its node was ending
             await self.cluster.until(lambda: not self.cluster.disks[name].in_use)
             try:
                 await self.cluster.start(name)

@@ -36,6 +36,8 @@ def shape(membership: Membership) -> tuple[object, ...]:
         (WITH_LEARNER, [Promote(4), Remove(1)], ((2, 3, 4), (1, 2, 3), (), ())),
         (WITH_LEARNER, [Promote(4), Demote(1)], ((2, 3, 4), (1, 2, 3), (1,), ())),
         (ABC, [Remove(1), Remove(2)], ((3,), (1, 2, 3), (), ())),
+        (ABC, [Remove(2), AddLearner("b", joining=True)], ((1, 3), (), (4,), (4,))),
+        (WITH_LEARNER, [Remove(4), AddLearner("d")], ((1, 2, 3), (), (5,), ())),
     ],
 )
 def test_what_a_change_makes(start: Membership, changes: list[Change], expected: tuple[object, ...]) -> None:
@@ -57,6 +59,9 @@ def test_what_a_change_makes(start: Membership, changes: list[Change], expected:
         (WITH_LEARNER, [Demote(4)], "no voter"),
         (ABC, [Remove(4)], "no member"),
         (ABC, [Remove(2), Remove(2)], "no member"),
+        (ABC, [Remove(2), AddLearner("b"), AddLearner("b")], "node 'b' has replica 4"),
+        (ABC, [Remove(1), Remove(2), AddLearner("b")], "own node within a joint change"),
+        (founding_membership(("a",)), [Remove(1), AddLearner("a")], "no voter left"),
         (ABC, [Remove(1), Remove(2), Remove(3)], "no voter left"),
         (founding_membership(("a",)), [Remove(1)], "no voter left"),
         (founding_membership(("a",)), [Demote(1)], "no voter left"),

@@ -18,6 +18,7 @@ from multiraft.shard import (
     Directory,
     NodeInfo,
     ShardMap,
+    admit_command,
     create_service_command,
     decode_map,
     decode_nodes,
@@ -27,7 +28,7 @@ from multiraft.shard import (
     nodes_query,
     register_node_command,
 )
-from multiraft.types import DIRECTORY_GROUP, FIRST_USER_GROUP
+from multiraft.types import DIRECTORY_GROUP, FIRST_USER_GROUP, Identity
 
 CONTEXT = Context(2, 1, DIRECTORY_GROUP, 0)
 NODES = ["a", "b", "c"]
@@ -218,6 +219,7 @@ commands = st.lists(
     st.one_of(
         st.builds(create_service_command, declarations, st.permutations(["a", "b", "c", "d"])),
         st.builds(register_node_command, st.sampled_from(["a", "b"]), st.sampled_from(["127.0.0.1:1", "127.0.0.1:2"])),
+        st.builds(admit_command, st.sampled_from(["a", "b"]), st.sampled_from([b"1", b"2"]), st.integers(0, 3)),
         st.binary(max_size=4),
     ),
     max_size=12,
@@ -283,3 +285,46 @@ def test_malformed_answers_are_refused(answer: bytes) -> None:
     for decode in (decode_version, decode_map, decode_nodes):
         with pytest.raises(WireError):
             decode(answer)
+
+
+def identity(node_id: str, store: bytes, admitted: tuple[str, ...] = ()) -> Identity:
+    return Identity(node_id, store, b"cluster", {node_id: store}, admitted)
+
+
+def test_an_admission_is_counted_once_and_one_that_was_overtaken_is_refused() -> None:
+    directory = applied(admit_command("c", b"new", 0), admit_command("c", b"new", 0), admit_command("c", b"new", 7))
+    assert (directory.stores, directory.readmissions) == ({"c": b"new"}, 1)
+    with pytest.raises(CommandFailed, match="Overtaken: 1 readmissions have happened, not 0"):
+        directory.apply(admit_command("b", b"other", 0), CONTEXT)
+    directory.apply(admit_command("c", b"newer", 1), CONTEXT)
+    with pytest.raises(CommandFailed, match="Overtaken"):
+        directory.apply(admit_command("c", b"new", 1), CONTEXT)  # sent again, late
+    assert (directory.stores, directory.readmissions) == ({"c": b"newer"}, 2)
+
+
+@pytest.mark.parametrize("command", [admit_command("", b"s", 0), admit_command("a", b"", 0)])
+def test_an_admission_of_nothing_is_refused(command: bytes) -> None:
+    with pytest.raises(CommandFailed, match="InvalidAdmission"):
+        applied(command)
+
+
+def test_a_group_is_founded_by_the_stores_alone_that_its_nodes_had_at_the_time() -> None:
+    names = Declaration("names", "hash", 1, replicas=3)
+    things = Declaration("things", "hash", 1, replicas=3)
+    directory = applied(
+        create_service_command(names, ["a", "b", "c"]),
+        admit_command("c", b"second", 0),
+        create_service_command(things, ["a", "b", "c"]),
+        admit_command("c", b"third", 1),
+    )
+    first, second = (directory.groups[group_id] for group_id in sorted(directory.groups))
+    founding, admitted = identity("c", b"first"), [identity("c", store, ("c",)) for store in (b"second", b"third")]
+    assert [first.founds(one) for one in (founding, *admitted)] == [True, False, False]
+    assert [second.founds(one) for one in (founding, *admitted)] == [False, True, False]
+    for group in (first, second):
+        assert group.founds(identity("a", b"store", ("c",)))
+        assert not group.founds(identity("d", b"store"))
+    restored = Directory()
+    restored.restore(directory.snapshot())
+    assert restored.groups == directory.groups
+    assert (restored.stores, restored.readmissions) == (directory.stores, 2)

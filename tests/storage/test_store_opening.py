@@ -5,13 +5,14 @@ Rules of this file: damage is done while no store is open; every refusal is one 
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 
-from multiraft.errors import StorageError
+from multiraft.errors import CorruptRecord, StorageError
 from multiraft.storage import layout
-from multiraft.types import Identity
+from multiraft.types import ADMITTED_RUNS, RUNS_KEPT, Identity, SeenRun
 
 if TYPE_CHECKING:
     from tests.storage.conftest import Place
@@ -252,3 +253,107 @@ async def test_a_stale_closing_record_is_not_taken_for_the_last_runs(place: Plac
     place.end_abruptly(store)
     place.poke(layout.CLOSING_KEY, layout.encode_number(layout.CLOSING_KEY, 7))
     assert not place.open().closed_orderly
+
+
+# ------------------------------------------------------------------------------ stores that were admitted, runs, marks
+
+
+async def test_a_store_that_was_admitted_counts_its_runs_above_those_of_all_earlier_stores(place: Place) -> None:
+    place.open()
+    await place.opened[-1].close()
+    store = place.open()
+    store.bind_cluster(CLUSTER, {"n1": store.identity.store_id, "n2": b"2" * 16}, ("n1",), 3)
+    assert not store.identity.founder
+    assert store.incarnation == 3 * ADMITTED_RUNS + 2
+    place.end_abruptly(store)
+    again = place.open()
+    assert (again.identity, again.incarnation) == (store.identity, 3 * ADMITTED_RUNS + 3)
+    await again.close()
+    assert place.open().closed_orderly
+
+
+async def test_a_founder_that_joins_after_a_readmission_keeps_its_number(place: Place) -> None:
+    store = place.open()
+    store.bind_cluster(CLUSTER, {"n1": store.identity.store_id, "n2": b"2" * 16}, ("n2",), 1)
+    assert (store.identity.founder, store.incarnation) == (True, 1)
+
+
+async def test_another_store_of_a_member_is_bound_in_both_places(place: Place) -> None:
+    identity = await formed(place)
+    store = place.open()
+    stores = {**identity.stores, "n2": b"3" * 16}
+    store.bind_stores(stores, ("n2",), 1)
+    bound = Identity("n1", identity.store_id, CLUSTER, stores, ("n2",), 1)
+    assert store.identity == bound
+    place.end_abruptly(store)
+    assert layout.decode_identity_file(place.identity_file() or b"") == (bound, 2, False)
+    store = place.open()
+    store.bind_stores({**stores, "n2": b"4" * 16}, ("n2",), 1)  # no later than what it knows
+    store.bind_stores(dict(identity.stores), (), 0)
+    assert store.identity == bound
+
+
+async def test_a_crash_while_another_store_is_bound_is_mended(place: Place) -> None:
+    identity = await formed(place)
+    store = place.open()
+    before = place.identity_file()
+    store.bind_stores({**identity.stores, "n2": b"3" * 16}, ("n2",), 1)
+    bound = store.identity
+    place.end_abruptly(store)
+    place.set_identity_file(before)
+    assert place.open().identity == bound
+
+
+async def test_a_database_that_forgot_a_readmission_is_refused(place: Place) -> None:
+    identity = await formed(place)
+    store = place.open()
+    before = place.identity_file(), layout.encode_identity(identity)
+    store.bind_stores({**identity.stores, "n2": b"3" * 16}, ("n2",), 1)
+    place.end_abruptly(store)
+    place.poke(layout.IDENTITY_KEY, before[1])
+    assert "put together from two stores" in refusal(place)
+
+
+async def test_a_store_in_whose_place_another_one_was_admitted_is_given_up(place: Place) -> None:
+    identity = await formed(place)
+    store = place.open()
+    with pytest.raises(StorageError, match="was given up: another store was admitted for node 'n1'"):
+        store.bind_stores({**identity.stores, "n1": b"9" * 16}, ("n1",), 1)
+    assert store.identity == identity
+
+
+async def test_every_run_draws_an_id_and_knows_those_before_it(place: Place) -> None:
+    known: tuple[bytes, ...] = ()
+    for _ in range(RUNS_KEPT + 3):
+        store = place.open()
+        assert store.runs[:-1] == known[-(RUNS_KEPT - 1) :]
+        assert store.runs[-1] not in known
+        known = store.runs
+        place.end_abruptly(store)
+    assert len(known) == RUNS_KEPT
+
+
+async def test_the_runs_seen_of_peers_come_back(place: Place) -> None:
+    store = place.open()
+    assert store.load_seen() == {}
+    seen = {"n2": SeenRun(b"2" * 16, 7, b"r" * 8), "n3": SeenRun(b"3" * 16, 2**40, b"")}
+    batch = store.batch()
+    batch.put_seen({"n2": SeenRun(b"2" * 16, 6, b"q" * 8)})
+    batch.put_seen(seen)
+    done: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+    store.submit(batch, done.set_result)
+    assert await done is None
+    place.end_abruptly(store)
+    assert place.open().load_seen() == seen
+    await place.opened[-1].close()
+    place.poke(layout.SEEN_KEY, layout.seal(layout.SEEN_KEY, b"\x93\x01\x02\x03"))
+    with pytest.raises(CorruptRecord, match="is damaged: runs seen of peers"):
+        place.open().load_seen()
+
+
+async def test_a_condemned_store_is_never_opened_again(place: Place) -> None:
+    store = place.open()
+    store.condemn("it was rolled back")
+    place.end_abruptly(store)
+    for _ in range(2):
+        assert "may take part no longer: it was rolled back" in refusal(place)

@@ -13,7 +13,7 @@ import logging
 import random
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from multiraft.messages import CommitTo, FormingMessage, NodeMessage
 from multiraft.ports import Transport
 from multiraft.transport import AiohttpTransport, MemoryNetwork, MemoryTransport
 from multiraft.transport.hello import Hello
-from multiraft.types import Identity
+from multiraft.types import Identity, SeenRun
 
 CLUSTER = b"c" * 16
 
@@ -33,6 +33,7 @@ class Ear:
 
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []
+        self.refusals: list[tuple[str, str, str]] = []
         self.open = False
         self.on_connected: Callable[[str], None] = lambda node_id: None
         self.answer: Callable[[str, bytes, Callable[[bytes], None]], None] = lambda method, body, reply: None
@@ -63,6 +64,10 @@ class Ear:
 
     def forming_received(self, node_id: str, message: FormingMessage) -> None:
         self._hear("forming", node_id, message)
+
+    def refused_by(self, node_id: str, kind: str, why: str) -> None:
+        self.refusals.append((node_id, kind, why))
+        self._changed.set()
 
     def request_received(
         self, node_id: str, method: str, body: bytes, timeout_s: float, reply: Callable[[bytes], None]
@@ -128,9 +133,15 @@ class World(ABC):
         members: dict[str, str] | None = None,
         listen: str = "",
         on_connected: Callable[[Peer, str], None] | None = None,
+        identity: Identity | None = None,
+        runs: tuple[bytes, ...] = (),
+        seen: Mapping[str, SeenRun] | None = None,
         **limits: int,
     ) -> Peer:
-        """Start a node; its ear is open from then on. `members`: addresses that differ from the true ones."""
+        """Start a node; its ear is open from then on. `members`: addresses that differ from the true ones.
+
+        `identity` stands in for `cluster_id` and `store_id`; `runs` and `seen` are what earlier runs have left.
+        """
         addresses = {**{peer: self.address(name, peer) for peer in self.members}, **(members or {})}
         config = NodeConfig(
             node_id=name,
@@ -139,9 +150,10 @@ class World(ABC):
             members=addresses,
             limits=Limits(**{"handshake_timeout_ms": 2_000, **limits}),
         )
-        identity = Identity(name, store_id or f"store of {name}".encode(), cluster_id)
+        identity = identity or Identity(name, store_id or f"store of {name}".encode(), cluster_id)
         ear = Ear()
         peer = Peer(self.make(config, identity, incarnation, generation), ear)
+        peer.transport.remember(runs, seen or {})
         if on_connected is not None:
             ear.on_connected = lambda node_id: on_connected(peer, node_id)
         await peer.transport.start(ear)

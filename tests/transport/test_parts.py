@@ -17,6 +17,7 @@ from multiraft.transport.calls import PENDING_MAX, Calls
 from multiraft.transport.frames import FrameDecoder, encode_message
 from multiraft.transport.hello import HELLO_BYTES_MAX, MAGIC, Hello, Refusal, decode_hello, encode_hello, judge
 from multiraft.transport.outbox import Outbox
+from multiraft.types import RUNS_KEPT
 
 MEMBERS = ("a", "b", "c")
 OWN = Hello("a", b"store of a", b"c" * 16, 1, 3, 4096, 1 << 20, version_min=2, version_max=4)
@@ -36,6 +37,8 @@ hellos = st.builds(
     message_bytes=st.integers(2**31, 2**32 - 1),
     version_min=st.integers(1, 9),
     version_max=st.integers(9, 2**16 - 1),
+    readmissions=st.integers(0, 2**64 - 1),
+    runs=st.lists(st.binary(min_size=8, max_size=8), max_size=RUNS_KEPT).map(tuple),
 )
 
 
@@ -80,7 +83,9 @@ def test_a_field_outside_its_range_is_refused(changed: dict[str, Any]) -> None:
 
 def test_the_layout_of_a_hello_stays_what_other_versions_expect() -> None:
     expected = "4d52414654000d0a 0002 0004 0000000000000003 0000000000000007 00001000 00100000 01 cc 02 aabb 01 62"
-    assert encode_hello(replace(OTHER, cluster_id=b"\xcc", store_id=b"\xaa\xbb")) == bytes.fromhex(expected)
+    expected += "0000000000000005 02 1111111111111111 2222222222222222"
+    hello = replace(OTHER, cluster_id=b"\xcc", store_id=b"\xaa\xbb", readmissions=5, runs=(b"\x11" * 8, b"\x22" * 8))
+    assert encode_hello(hello) == bytes.fromhex(expected)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ async def test_a_hello_of_a_new_run_ends_both_connections_of_the_earlier_one(
 async def test_a_greeting_begun_before_a_cluster_was_joined_does_not_count(make_node: Make, greeting: Greeting) -> None:
     node, ear = make_node(cluster_id=b"")
     sent = node.own_hello()
-    node.set_cluster(b"c" * 16)
+    node.set_identity(Identity("a", b"store of a", b"c" * 16), 1)
     with pytest.raises(Refusal):
         node.outbound(greeting(), Line(), sent)
     assert ear.events == []

@@ -31,4 +31,5 @@ EXPLAINED: Final[dict[str, str]] = {
     "replication Replication._on_rejection: if message.hint_index < agreed or agreed_term > message.hint_term or rejected "
     "[<= => <] self.log.start.index": "what is asked next lies at or before the log's start either way, and that is answered "
     "by a snapshot",
+    "state ReplicaState._store: self._changes.append(record.[first => last])": "a membership entry is a record of its own",
 }

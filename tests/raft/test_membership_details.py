@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 import pytest
 
 from multiraft.errors import ChangeRefused, InvariantViolation
-from multiraft.messages import AppendAnswer, Committed, PreVote, PreVoteAnswer, TimeoutNow, VoteAnswer
+from multiraft.membership import pack_membership
+from multiraft.messages import AppendAnswer, Committed, InstallSnapshot, PreVote, PreVoteAnswer, TimeoutNow, VoteAnswer
 from multiraft.raft import AddLearner, Bind, Demote, Promote, Remove, Role
 from multiraft.raft.changes import changed, left
 from multiraft.records import COMMANDS
@@ -187,6 +188,16 @@ class TestSnapshots:
         group.settle()
         assert leader.progress[3].state.name == "REPLICATE"
         assert not leader.installing
+
+    def test_an_installed_snapshot_leaves_nothing_to_be_applied(self, replica: Make) -> None:
+        one = replica()
+        members = pack_membership(FOUNDING)
+        one.core.step(InstallSnapshot(b"[]", GROUP, 9, 2, members, 2, 2, 1), 0.0)
+        one.drive()
+        one.sync()
+        assert one.core.applied == 9
+        assert one.core.ready() is None
+        one.core.applied_to(9)
 
     def test_a_leader_whose_snapshot_is_gone_halts(self, cluster: Make) -> None:
         group = cluster(3)

@@ -14,7 +14,7 @@ from multiraft.messages import AppendAnswer, Committed, InstallSnapshot, PreVote
 from multiraft.raft import AddLearner, Bind, Demote, Promote, Remove, Role
 from multiraft.raft.changes import changed, left
 from multiraft.records import COMMANDS
-from multiraft.types import Membership, founding_membership
+from multiraft.types import NOBODY, Membership, founding_membership
 
 GROUP = 16
 Make: TypeAlias = Callable[..., Any]
@@ -127,6 +127,20 @@ class TestTakingEffect:
         leader.tick(9.0)
         leader.tick(99.0)
         assert (leader.role, leader.next_deadline()) == (Role.LEADER, math.inf)
+
+    def test_the_heir_is_who_takes_over_until_that_came_to_something_or_nothing(self, cluster: Make) -> None:
+        group = cluster(3)
+        leader = group.elect(1)
+        assert leader.heir == NOBODY
+        group.isolate(2)
+        leader.transfer_leadership(2)
+        assert leader.heir == 2
+        leader.tick(5.0)
+        leader.tick(9.0)
+        assert leader.heir == NOBODY
+        leader.transfer_leadership(3)
+        group.settle()
+        assert (leader.role, leader.heir, group.core(3).heir) == (Role.FOLLOWER, NOBODY, NOBODY)
 
 
 class TestReconfiguring:

@@ -11,9 +11,6 @@ from typing import Final
 EXPLAINED: Final[dict[str, str]] = {
     "election Elections._become_leader: [self._timer_due = False => pass]": "read only when a deadline has passed; the "
     "leader's is at infinity, and whatever sets another one sets this as well",
-    "election Elections.check_quorum: [self._now = now => pass]": "read only to make the next tick due at once, for which "
-    "an earlier time does as well, and for the office of a group's only voter, who is in contact with itself at any time",
-    "raft Raft.tick: [self._now = now => pass]": "as with check_quorum; a campaign sets it by itself",
     "replication Replication._held: held.append([0 => 1] if peer is None or peer.state is LOST else peer.match)": "the "
     "entry at 1 is the founding, which is committed already; what is compared lies above it",
     "replication Replication._round_of: rounds.append(-1 if [peer is None => dropped] or peer.state is LOST else "
@@ -31,4 +28,5 @@ EXPLAINED: Final[dict[str, str]] = {
     "replication Replication._on_rejection: if message.hint_index < agreed or agreed_term > message.hint_term or rejected "
     "[<= => <] self.log.start.index": "what is asked next lies at or before the log's start either way, and that is answered "
     "by a snapshot",
+    "state ReplicaState._store: self._changes.append(record.[first => last])": "a membership entry is a record of its own",
 }

@@ -9,11 +9,12 @@ from typing import Any, TypeAlias
 import pytest
 
 from multiraft.errors import ChangeRefused, InvariantViolation
-from multiraft.messages import AppendAnswer, Committed, PreVote, PreVoteAnswer, TimeoutNow, VoteAnswer
+from multiraft.membership import pack_membership
+from multiraft.messages import AppendAnswer, Committed, InstallSnapshot, PreVote, PreVoteAnswer, TimeoutNow, VoteAnswer
 from multiraft.raft import AddLearner, Bind, Demote, Promote, Remove, Role
 from multiraft.raft.changes import changed, left
 from multiraft.records import COMMANDS
-from multiraft.types import Membership, founding_membership
+from multiraft.types import NOBODY, Membership, founding_membership
 
 GROUP = 16
 Make: TypeAlias = Callable[..., Any]
@@ -59,13 +60,15 @@ class TestAnswers:
         assert not leader.answers(2)
         assert not leader.caught_up(2)
 
-    def test_a_contact_of_just_an_election_timeout_ago_still_counts(self, cluster: Make) -> None:
+    @pytest.mark.parametrize("told_by", ["check_quorum", "tick", "ask_after_snapshots", "campaign"])
+    def test_a_contact_of_just_an_election_timeout_ago_still_counts(self, cluster: Make, told_by: str) -> None:
+        """Whatever tells the leader the time: it is the latest that counts."""
         group = cluster(3)
         leader = group.elect(1)
         group.beat()
-        leader.check_quorum(1.0)
+        getattr(leader, told_by)(1.0)
         assert leader.answers(2)
-        leader.check_quorum(1.001)
+        getattr(leader, told_by)(1.001)
         assert not leader.answers(2)
 
 
@@ -127,6 +130,20 @@ class TestTakingEffect:
         leader.tick(99.0)
         assert (leader.role, leader.next_deadline()) == (Role.LEADER, math.inf)
 
+    def test_the_heir_is_who_takes_over_until_that_came_to_something_or_nothing(self, cluster: Make) -> None:
+        group = cluster(3)
+        leader = group.elect(1)
+        assert leader.heir == NOBODY
+        group.isolate(2)
+        leader.transfer_leadership(2)
+        assert leader.heir == 2
+        leader.tick(5.0)
+        leader.tick(9.0)
+        assert leader.heir == NOBODY
+        leader.transfer_leadership(3)
+        group.settle()
+        assert (leader.role, leader.heir, group.core(3).heir) == (Role.FOLLOWER, NOBODY, NOBODY)
+
 
 class TestReconfiguring:
     def test_a_new_leader_leaves_a_joint_membership_only_once_it_has_committed_something(self, replica: Make) -> None:
@@ -187,6 +204,16 @@ class TestSnapshots:
         group.settle()
         assert leader.progress[3].state.name == "REPLICATE"
         assert not leader.installing
+
+    def test_an_installed_snapshot_leaves_nothing_to_be_applied(self, replica: Make) -> None:
+        one = replica()
+        members = pack_membership(FOUNDING)
+        one.core.step(InstallSnapshot(b"[]", GROUP, 9, 2, members, 2, 2, 1), 0.0)
+        one.drive()
+        one.sync()
+        assert one.core.applied == 9
+        assert one.core.ready() is None
+        one.core.applied_to(9)
 
     def test_a_leader_whose_snapshot_is_gone_halts(self, cluster: Make) -> None:
         group = cluster(3)

@@ -17,6 +17,7 @@ from random import Random
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from multiraft import failpoints
 from multiraft.config import Limits, NodeConfig
 from multiraft.engine.replica import Replica
 from multiraft.errors import InvalidRequest, MultiRaftError, NotReady, NotRunning
@@ -62,6 +63,7 @@ class Node:
     make_transport   another transport than aiohttp
     clocks           all the time that reaches it; None: the machine's
     rng              where chance comes from; None: the operating system's
+    loop             what its parts schedule their work on; None: the running loop. For simulations
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Node:
         make_transport: TransportMaker = _aiohttp_transport,
         clocks: Clocks | None = None,
         rng: Random | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.config = config
         self._setup = Setup(
@@ -82,6 +85,7 @@ class Node:
             rng if rng is not None else Random(),
             Services(tuple(config.members)),
             {LEADER_CALL: self._answer_leader},
+            loop=loop,
         )
         self._running: Running | None = None
         self._used = False
@@ -152,6 +156,7 @@ class Node:
         if self._used:
             raise NotRunning("a node starts once; make a new one on the same directory")
         self._used = True
+        failpoints.arm_from_environment()
         running = Running(self._setup, self._has_failed)
         try:
             await running.start()
@@ -159,6 +164,11 @@ class Node:
             await running.close("the node did not start")
             raise
         self._running = None if self._ending else running
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has been started and has not ended, by `stop`, by a failed write, or by a bug."""
+        return self._running is not None
 
     async def stop(self) -> None:
         """Stop: end every waiting call, close connections, join the writer, close the store. Idempotent."""

@@ -43,6 +43,7 @@ class Setup:
 
     calls       handlers of peers' calls, by method
     role_hooks  whom to tell when a group's replica here begins or ceases to lead
+    loop        what the parts schedule their work on; None: the running loop
     """
 
     config: NodeConfig
@@ -53,6 +54,7 @@ class Setup:
     services: Services
     calls: dict[str, Callable[[bytes], bytes]] = field(default_factory=dict)
     role_hooks: dict[GroupId, list[Callable[[bool], None]]] = field(default_factory=dict)
+    loop: asyncio.AbstractEventLoop | None = None
 
 
 class Running:
@@ -65,7 +67,7 @@ class Running:
         self._setup = setup
         self._ended = ended
         self._config = setup.config
-        self._loop = asyncio.get_running_loop()
+        self._loop = setup.loop if setup.loop is not None else asyncio.get_running_loop()
         # In the order in which they came: that of a set would depend on addresses.
         self._changed: dict[Future[None], None] = {}
         self._tasks: list[asyncio.Task[None]] = []

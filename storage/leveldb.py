@@ -27,6 +27,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final, TypeAlias
 
+from multiraft import failpoints
 from multiraft.config import Limits
 from multiraft.errors import CorruptRecord, StorageError
 from multiraft.storage.backend import Done, RawBatch
@@ -431,8 +432,12 @@ class LevelBackend(LevelReader):
                 merged.append(more.batch)
                 size = merged.approximate_size()
             if self._error is None:
+                if failpoints.armed is not None:
+                    failpoints.armed(failpoints.DISK_BEFORE_WRITE)
                 self._write_synced(merged)
                 self.syncs += 1
+                if failpoints.armed is not None:
+                    failpoints.armed(failpoints.DISK_AFTER_WRITE)
         except BaseException as problem:
             self._error = storage_error(self.name, "cannot be written", problem)
         return ended

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from multiraft import failpoints
 from multiraft.errors import StorageError
 from multiraft.storage.backend import Done, RawBatch
 
@@ -93,7 +94,8 @@ class MemoryDisk:
         lost = self.unsynced + (len(handle.queue) if handle is not None else 0) - keep
         if lost > 0:
             self.faults["unsynced_lost"] += 1
-            self.faults["torn_tail"] += keep > 0
+            if keep > 0:
+                self.faults["torn_tail"] += 1
         while len(self._undo) > keep:
             self._apply(self._undo.pop())
         keep -= len(self._undo)
@@ -145,12 +147,14 @@ class MemoryDisk:
 
     def hold_writes(self) -> None:
         """From now on batches wait, unwritten and unsynced: the disk has stalled."""
-        self.faults["disk_stall"] += not self._hold_writes
+        if not self._hold_writes:
+            self.faults["disk_stall"] += 1
         self._hold_writes = True
 
     def hold_completions(self) -> None:
         """From now on batches are written and synced, but nobody is told."""
-        self.faults["disk_stall"] += not self._hold_completions
+        if not self._hold_completions:
+            self.faults["disk_stall"] += 1
         self._hold_completions = True
 
     def release(self) -> None:
@@ -360,8 +364,12 @@ class MemoryBackend:
         if self._dead:
             return None, None
         try:
+            if failpoints.armed is not None:
+                failpoints.armed(failpoints.DISK_BEFORE_WRITE)
             self._disk._write(ops)
             self.syncs += 1
+            if failpoints.armed is not None:
+                failpoints.armed(failpoints.DISK_AFTER_WRITE)
         except OSError as problem:
             self._error = StorageError(f"{self.name}: a write failed: {problem.strerror or problem}")
             self._error.__cause__ = problem

@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Callable
 
+from multiraft import failpoints
 from multiraft.config import Limits
 from multiraft.errors import StorageError
 from multiraft.storage import layout
@@ -69,5 +70,7 @@ def _open(backend: Backend, node_id: NodeId, new_store_id: Callable[[], bytes]) 
     batch.put(layout.INCARNATION_KEY, layout.encode_number(layout.INCARNATION_KEY, incarnation))
     batch.delete(layout.CLOSING_KEY)
     backend.write(batch)
+    if failpoints.armed is not None:
+        failpoints.armed(failpoints.OPEN_BEFORE_FILE)
     backend.save_identity(layout.encode_identity_file(identity, incarnation, False))
     return PartitionedStore(backend, identity, incarnation, found.closed_orderly)

@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import cast
 
+from multiraft import failpoints
 from multiraft.errors import CorruptRecord, StorageError, invariant
 from multiraft.ports import WriteBatch
 from multiraft.records import Record, cut_record
@@ -138,6 +139,8 @@ class PartitionedStore:
         batch = self._backend.batch()
         batch.put(layout.IDENTITY_KEY, layout.encode_identity(bound))
         self._backend.write(batch)
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.BIND_BEFORE_FILE)
         self._backend.save_identity(layout.encode_identity_file(bound, self._incarnation, False))
         self._identity = bound
 
@@ -227,7 +230,11 @@ class PartitionedStore:
         record = self._backend.batch()
         record.put(layout.CLOSING_KEY, layout.encode_number(layout.CLOSING_KEY, self._incarnation))
         try:
+            if failpoints.armed is not None:
+                failpoints.armed(failpoints.CLOSE_BEFORE_RECORD)
             if await self._backend.finish(record):
+                if failpoints.armed is not None:
+                    failpoints.armed(failpoints.CLOSE_BEFORE_FILE)
                 self._backend.save_identity(layout.encode_identity_file(self._identity, self._incarnation, True))
         finally:
             await self._backend.close()

@@ -109,7 +109,7 @@ class MemoryTransport(PeerTransport):
                 now.append(message)
                 continue
             if rng.random() < disturbance.loss:
-                faults["loss"] += 1
+                self._network.note_loss(self.node_id, node_id)
                 continue
             if rng.random() < disturbance.duplicate:
                 faults["duplicate"] += 1

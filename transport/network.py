@@ -70,6 +70,8 @@ class MemoryNetwork:
     rng     where the chance of `disturb` comes from; seeded, so that a run replays
     wires   how frames travel in time
     faults  counts what is done, by kind; for `disturb`, each message that was hit
+
+    keep_lossy  connections that lost messages go on after they are healed: what was lost stays owed
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class MemoryNetwork:
         self.rng = rng if rng is not None else random.Random(0)
         self.wires: Wires = wires if wires is not None else _LoopWires()
         self.faults: Counter[str] = faults if faults is not None else Counter()
+        self.keep_lossy = False
         self._disturbed: dict[Direction, Disturbance] = {}
+        self._lossy: set[Direction] = set()
         self._listeners: dict[str, MemoryTransport] = {}
         self._wires: dict[int, Wire] = {}
         self._next_wire = 0
@@ -92,14 +96,16 @@ class MemoryNetwork:
 
         Neither of the two can dial the other until `heal`; a connection the other way that exists goes on.
         """
-        self.faults["cut"] += (sender, receiver) not in self._cut
+        if (sender, receiver) not in self._cut:
+            self.faults["cut"] += 1
         self._cut.add((sender, receiver))
         for wire in self._of(sender, receiver):
             wire.break_now()
 
     def stall(self, sender: NodeId, receiver: NodeId) -> None:
         """Hold what `sender` sends to `receiver` until `heal`: nobody is told; all of it comes late."""
-        self.faults["stall"] += (sender, receiver) not in self._stalled
+        if (sender, receiver) not in self._stalled:
+            self.faults["stall"] += 1
         self._stalled.add((sender, receiver))
 
     def disturb(
@@ -107,6 +113,8 @@ class MemoryNetwork:
     ) -> None:
         """From now on lose, repeat and reorder messages of consensus from `sender` to `receiver`, each by chance.
 
+        A connection that has lost messages breaks when the direction is healed, as TCP ends one that it cannot carry
+        on, so that nothing is owed over it; `keep_lossy` lets it live.
         A repeated message may come again much later, over a newer connection of the same two runs, too. What belongs
         to an earlier run of either node never comes.
         """
@@ -125,7 +133,7 @@ class MemoryNetwork:
         """Let nobody of one side reach anybody of another; nodes that are on no side reach all."""
         self.faults["partition"] += 1
         for one, other in combinations(sides, 2):
-            self._part(one, other, by)
+            self.part(one, other, by=by)
 
     def bridge(
         self,
@@ -137,7 +145,9 @@ class MemoryNetwork:
     ) -> None:
         """Part two halves, except that `bridge_node`, of either half or none, reaches all, and all reach it."""
         self.faults["bridge"] += 1
-        self._part([name for name in left if name != bridge_node], [name for name in right if name != bridge_node], by)
+        self.part(
+            [name for name in left if name != bridge_node], [name for name in right if name != bridge_node], by=by
+        )
 
     def ring(self, order: Sequence[NodeId], *, by: Literal["cut", "stall"] = "cut") -> None:
         """Let each node reach only those beside it in `order`, of which the last stands beside the first."""
@@ -145,9 +155,10 @@ class MemoryNetwork:
         count = len(order)
         for one, other in combinations(range(count), 2):
             if other - one not in (1, count - 1):
-                self._part([order[one]], [order[other]], by)
+                self.part([order[one]], [order[other]], by=by)
 
-    def _part(self, left: Sequence[NodeId], right: Sequence[NodeId], by: Literal["cut", "stall"]) -> None:
+    def part(self, left: Sequence[NodeId], right: Sequence[NodeId], *, by: Literal["cut", "stall"] = "cut") -> None:
+        """Let nobody on the left reach anybody on the right, nor the other way."""
         break_one = self.cut if by == "cut" else self.stall
         for one in left:
             for other in right:
@@ -159,6 +170,10 @@ class MemoryNetwork:
         for direction in list(self._disturbed):
             if sender in (None, direction[0]) and receiver in (None, direction[1]):
                 del self._disturbed[direction]
+                if direction in self._lossy and not self.keep_lossy:
+                    self._lossy.discard(direction)
+                    for wire in self._of(*direction):
+                        wire.break_now()
         for broken in (self._cut, self._stalled):
             for direction in sorted(broken):
                 if sender in (None, direction[0]) and receiver in (None, direction[1]):
@@ -169,6 +184,10 @@ class MemoryNetwork:
     def delay(self, sender: NodeId, receiver: NodeId, delay_s: float | Callable[[], float]) -> None:
         """Deliver what `sender` sends to `receiver` after this many seconds, or what the callable says per frame."""
         self.faults["delay"] += 1
+        self.set_delay(sender, receiver, delay_s)
+
+    def set_delay(self, sender: NodeId, receiver: NodeId, delay_s: float | Callable[[], float]) -> None:
+        """As `delay`, not counted as a fault: how long the way is."""
         self._delay_s[sender, receiver] = delay_s if callable(delay_s) else partial(float, delay_s)
 
     def drop_next_bulk(self, sender: NodeId, receiver: NodeId, count: int = 1) -> None:
@@ -200,6 +219,10 @@ class MemoryNetwork:
         self._drop_bulk[sender, receiver] -= 1
         self.faults["drop_bulk"] += 1
         return True
+
+    def note_loss(self, sender: NodeId, receiver: NodeId) -> None:
+        self.faults["loss"] += 1
+        self._lossy.add((sender, receiver))
 
     def disturbance(self, sender: NodeId, receiver: NodeId) -> Disturbance | None:
         return self._disturbed.get((sender, receiver))

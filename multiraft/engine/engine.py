@@ -24,6 +24,7 @@ from math import inf
 from random import Random
 from typing import Final, cast
 
+from multiraft import failpoints
 from multiraft.config import Limits
 from multiraft.engine.applying import Applying
 from multiraft.engine.liveness import Liveness, LivenessSettings
@@ -182,10 +183,15 @@ class Engine:
         hard_state = HardState(FOUNDING_TERM, 0, FOUNDING_INDEX)
         log_start = LogStart(FOUNDING_INDEX, FOUNDING_TERM)
         stored = StoredReplica(descriptor, membership, hard_state, log_start, FOUNDING_INDEX, FOUNDING_TERM)
-        self.writer.write(
-            lambda batch: batch.create_replica(descriptor, membership, hard_state, log_start),
-            lambda: then(self.open_replica(stored, machine)),
-        )
+
+        def created() -> None:
+            if failpoints.armed is not None:
+                failpoints.armed(failpoints.REPLICA_AFTER_CREATE)
+            then(self.open_replica(stored, machine))
+
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.REPLICA_BEFORE_CREATE)
+        self.writer.write(lambda batch: batch.create_replica(descriptor, membership, hard_state, log_start), created)
         self._schedule()
 
     # --------------------------------------------------------------------------------------- proposing and reading
@@ -317,7 +323,11 @@ class Engine:
             if replica.broken is None:
                 self._drive(replica, now)
         self.liveness.flush()
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.TURN_BEFORE_SEND)
         self.outgoing.send_all()
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.TURN_AFTER_SEND)
         self.writer.flush()
         if self.applying.pending:
             self.applying.run(now)
@@ -399,6 +409,8 @@ class Engine:
             if not replica.core.unchanged():
                 self.mark(replica)
             self._observe(replica, now)
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.WRITE_BEFORE_PROMISES)
         for replica, messages in promises:
             nodes = replica.core.membership.nodes
             for message in messages:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Final
 
+from multiraft import failpoints
 from multiraft.engine.machine import Context, Machine, command_failed, environmental
 from multiraft.engine.waiting import Budget, Proposals, Reads, fail_future
 from multiraft.errors import CommandFailed, Halted, MultiRaftError, NotCommitted, NotLeader, OutcomeUnknown, invariant
@@ -146,9 +147,13 @@ class Replica:
         more = False
         while self.applied < self.committed and self.halted is None and not more:
             for record in core.log.records(self.applied + 1, self.committed, _READ_BYTES):
+                if failpoints.armed is not None:
+                    failpoints.armed(failpoints.APPLY_BEFORE)
                 if not self._apply_record(record, until_s):
                     more = self.halted is None and self.applied < self.committed
                     break
+                if failpoints.armed is not None:
+                    failpoints.armed(failpoints.APPLY_AFTER)
         core.applied_to(self.applied)
         if self.confirmed:
             self._answer_confirmed()

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
 
+from multiraft import failpoints
 from multiraft.engine.replica import Replica
 from multiraft.messages import RaftMessage
 from multiraft.ports import Clock, Store, WriteBatch
@@ -164,6 +165,8 @@ class LogWriter:
         if not self._in_flight:
             self._busy_since_s = self._stopwatch()
         self._in_flight.append(pending)
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.WRITE_BEFORE_SUBMIT)
         self._store.submit(pending.batch, self._done)
 
     def _done(self, error: Exception | None) -> None:
@@ -173,6 +176,8 @@ class LogWriter:
             self.stop()
             self._on_failed(error)
             return
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.WRITE_AFTER_SYNC)
         pending = self._in_flight.popleft()
         if not self._in_flight:
             self._busy_s += self._stopwatch() - self._busy_since_s

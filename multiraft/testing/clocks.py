@@ -20,12 +20,13 @@ from asyncio import Future, Handle, Task, TimerHandle
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Generator
 from math import nextafter
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 from multiraft.ports import Clocks
-from multiraft.testing.virtual import CURRENT_CLOCK, VirtualHandle, VirtualLoop, VirtualTimer
+from multiraft.testing.virtual import CURRENT_CLOCK, VirtualHandle, VirtualLoop, VirtualTimer, refuse_reality
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 RATE_LEAST: Final = 0.2
 RATE_MOST: Final = 5.0
@@ -91,7 +92,8 @@ class NodeClock:
         if not RATE_LEAST <= rate <= RATE_MOST:
             raise ValueError(f"a rate of {rate:g}; from {RATE_LEAST:g} to {RATE_MOST:g} are simulated")
         if rate != self._rate:
-            self.faults["rate"] += rate != 1.0
+            if rate != 1.0:
+                self.faults["rate"] += 1
             asleep_s = max(0.0, self._since_true_s - self._loop.now_s)
             self._slept_s += asleep_s * (rate - self._rate)
             self._set_base(max(self._loop.now_s, self._since_true_s), rate)
@@ -111,6 +113,11 @@ class NodeClock:
         if self._asleep is not None:
             self._asleep.cancel()
         self._asleep = self._loop.call_at_true_time(self._since_true_s, self.resume, context=contextvars.Context())
+
+    def resume_in(self, seconds: float) -> None:
+        """Go on after so many true seconds."""
+        when_s = self._loop.now_s + seconds
+        self._loop.call_at_true_time(when_s, self.resume, context=contextvars.Context())
 
     def resume(self) -> None:
         """Go on: what has waited runs now, in its order. Wakes a sleeping machine, too. Idempotent."""
@@ -146,22 +153,22 @@ class NodeLoop(asyncio.AbstractEventLoop):
         self.time = clock.time  # type: ignore[method-assign]
 
     def call_soon(
-        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> Handle:
         return self.virtual.call_soon(callback, *args, context=context or self.context)
 
     def call_soon_threadsafe(
-        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> Handle:
         return self.virtual.call_soon_threadsafe(callback, *args, context=context or self.context)
 
     def call_later(
-        self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> TimerHandle:
         return self.virtual.call_later(delay, callback, *args, context=context or self.context)
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> TimerHandle:
         return self.virtual.call_at(when, callback, *args, context=context or self.context)
 
@@ -194,3 +201,6 @@ class NodeLoop(asyncio.AbstractEventLoop):
 
     def is_closed(self) -> bool:
         return self.virtual.is_closed()
+
+
+refuse_reality(NodeLoop)  # type: ignore[type-abstract]

@@ -22,12 +22,13 @@ from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from heapq import heapify, heappop, heappush
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, TypeVarTuple
 
 if TYPE_CHECKING:
     from multiraft.testing.clocks import NodeClock
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 CURRENT_CLOCK: Final[contextvars.ContextVar[NodeClock]] = contextvars.ContextVar("multiraft_clock")
 """The clock that the running code lives on; not set in code that lives on the loop's own time."""
@@ -127,6 +128,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
     now_s  the loop's own, true time, whoever asks; `time()` is that of the clock on which the caller lives
     """
 
+    _closed: bool
+    _stopping: bool
+    _thread_id: int | None
+
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 0.0
@@ -170,30 +175,30 @@ class VirtualLoop(asyncio.BaseEventLoop):
     # ------------------------------------------------------------------------------------------------ scheduling
 
     def call_soon(
-        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         if self._closed:
-            self._check_closed()
+            raise RuntimeError("the loop is closed")
         clock = CURRENT_CLOCK.get(None) if context is None else context.get(CURRENT_CLOCK)
         handle = VirtualHandle(callback, args, self, context, clock)
         self._ready.append(handle)
         return handle
 
     def call_later(
-        self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         clock = CURRENT_CLOCK.get(None) if context is None else context.get(CURRENT_CLOCK)
         now_s = self.now_s if clock is None else clock.time()
         return self._call_at(now_s + delay, callback, args, context, clock, False)
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         clock = CURRENT_CLOCK.get(None) if context is None else context.get(CURRENT_CLOCK)
         return self._call_at(when, callback, args, context, clock, False)
 
     def call_at_true_time(
-        self, when_s: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, when_s: float, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         """As `call_at`, with a time of the loop's own: for what comes to a node from outside, such as a frame."""
         clock = CURRENT_CLOCK.get(None) if context is None else context.get(CURRENT_CLOCK)
@@ -209,7 +214,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         true: bool,
     ) -> asyncio.TimerHandle:
         if self._closed:
-            self._check_closed()
+            raise RuntimeError("the loop is closed")
         timer = VirtualTimer(when, callback, args, self, context, clock, true)
         self._timers_made += 1
         due_s = when if clock is None or true else clock.true_time(when)
@@ -221,13 +226,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._cancelled += 1
 
     def call_soon_threadsafe(
-        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         if self._thread_id not in (None, threading.get_ident()):
             raise NotSimulated("a thread called into a VirtualLoop; nothing there may run beside it")
         return self.call_soon(callback, *args, context=context)
 
-    def create_task(
+    def create_task(  # type: ignore[override]
         self,
         coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
         *,
@@ -239,7 +244,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._tasks_made += 1
         number = self._tasks_made
         name = f"Task-{number}" if name is None else name
-        task: asyncio.Task[T] = asyncio.Task(coro, loop=self, name=name, context=context, **options)  # type: ignore[arg-type]
+        task: asyncio.Task[T] = asyncio.Task(coro, loop=self, name=name, context=context, **options)
         self._tasks[number] = task
         task.add_done_callback(partial(self._task_done, number), context=_NO_CONTEXT)
         return task
@@ -321,8 +326,13 @@ def _refusing(name: str) -> Callable[..., NoReturn]:
     return refuse
 
 
-for _name in _REFUSED:
-    setattr(VirtualLoop, _name, _refusing(_name))
+def refuse_reality(kind: type[asyncio.AbstractEventLoop]) -> None:
+    """Let every method of a loop that would leave virtual time raise NotSimulated."""
+    for name in _REFUSED:
+        setattr(kind, name, _refusing(name))
+
+
+refuse_reality(VirtualLoop)
 
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:

@@ -9,12 +9,17 @@ PYTHON ?=
 # Set to 1 to go on where plyvel has no ready-built wheel, and build it from source.
 BUILD_PLYVEL ?=
 
-.PHONY: help demo test check bench bench-idle clean
+# What `make sim` runs.
+SEEDS ?= 2000
+FIRST_SEED ?= 1
+
+.PHONY: help demo test sim mutants check bench bench-idle clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    run three nodes of the example key-value store here, and show what they survive"
 	@echo "make test    run all tests"
+	@echo "make sim     simulate clusters under faults, SEEDS=2000 of them from FIRST_SEED=1 on, and judge what they did"
 	@echo "make mutants take the rules out of the code one by one, and see that a named test fails each time"
 	@echo "make check   formatting, lint, types and import rules; changes nothing"
 	@echo "make bench   measure multiraft beside the ceiling; see benchmarks/README.md"
@@ -27,6 +32,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest
+
+sim: $(STAMP)
+	@$(BIN)/multiraft sim --seeds $(SEEDS) --first-seed $(FIRST_SEED) $(ARGS)
 
 mutants: $(STAMP)
 	@$(BIN)/python -m tests.mutants

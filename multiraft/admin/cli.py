@@ -36,6 +36,7 @@ from multiraft.admin.client import (
     NotFound,
 )
 from multiraft.admin.formats import printable
+from multiraft.admin.sim import SimulationFailed, sim
 from multiraft.admin.tables import Page, render_rich, show
 from multiraft.admin.view import SORTS, STATES, Facts
 
@@ -335,6 +336,9 @@ def _watch(ask: Callable[[], Facts], page: Callable[[Facts], Page], as_json: boo
             live.update(render_rich(look(), console.width), refresh=True)
 
 
+cli.add_command(sim)
+
+
 # ----------------------------------------------------------------------------------------------- entry point
 
 
@@ -343,7 +347,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         cli.main(args=list(arguments) if arguments is not None else None, prog_name="multiraft", standalone_mode=False)
         return OK
-    except Unhealthy:
+    except (Unhealthy, SimulationFailed):
         return UNHEALTHY
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED

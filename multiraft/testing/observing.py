@@ -9,13 +9,13 @@ Rules of this file: an observer never changes what it observes, and never raises
 from __future__ import annotations
 
 import zlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from multiraft.engine.engine import Engine
 from multiraft.engine.machine import Context, Machine
-from multiraft.errors import CommandFailed
+from multiraft.engine.replica import Replica
+from multiraft.errors import CommandFailed, CorruptRecord, StorageError
 from multiraft.messages import NodeMessage
 from multiraft.testing.cluster import MemoryCluster
 from multiraft.testing.digest import digest
@@ -135,7 +135,10 @@ class Observer:
 
     def watch(self, node_id: NodeId) -> None:
         """Begin to observe a node that has just started."""
-        running = self._cluster.nodes[node_id]._here()
+        node = self._cluster.nodes[node_id]
+        if not node.runs:
+            return
+        running = node._here()
         if running.transport is None or running.store is None:
             return
         engine = running.engine
@@ -148,7 +151,7 @@ class Observer:
             watched.after()
 
         setattr(engine, "_turn", observed_turn)  # noqa: B010 - the type of a method is not assigned to
-        promises = Promises(node_id, self._cluster.disks[node_id], engine.replicas, self.report, Counter())
+        promises = Promises(node_id, self._cluster.disks[node_id], engine.replicas, self.report, self.counts)
         transport: Any = running.transport
         send, note_sent = transport.send, transport.note_sent
 
@@ -172,20 +175,18 @@ class _WatchedEngine:
         self._node_id = node_id
         self._incarnation = incarnation
         self._engine = engine
-        self._seen: dict[GroupId, Seen] = {}
+        self._seen: dict[GroupId, tuple[Replica, Seen]] = {}
 
     def before(self) -> None:
         """Meet the replicas that are new, before anything is applied to them."""
-        replicas = self._engine.replicas
-        if len(replicas) == len(self._seen) and replicas.keys() == self._seen.keys():
-            return
-        for group_id in [group_id for group_id in self._seen if group_id not in replicas]:
-            del self._seen[group_id]
+        replicas, seen = self._engine.replicas, self._seen
+        if len(seen) > len(replicas):
+            for group_id in [group_id for group_id in seen if group_id not in replicas]:
+                del seen[group_id]
         for group_id, replica in replicas.items():
-            if group_id not in self._seen:
-                self._seen[group_id] = Seen(replica.core)
-                if group_id != DIRECTORY_GROUP or not isinstance(replica.machine, ObservedMachine):
-                    replica.machine = ObservedMachine(replica.machine, self._node_id, group_id, self._observer)
+            if group_id not in seen or seen[group_id][0] is not replica:
+                seen[group_id] = replica, Seen(replica.core)
+                replica.machine = ObservedMachine(replica.machine, self._node_id, group_id, self._observer)
 
     def after(self) -> None:
         """Judge what the turn has changed."""
@@ -196,8 +197,9 @@ class _WatchedEngine:
         for group_id, replica in engine.replicas.items():
             if replica.broken is not None:
                 observer.report(f"group {group_id}: the replica on node {node_id} broke: {replica.broken}")
-            if group_id in seen:
-                look(node_id, incarnation, replica, seen[group_id])
+            known = seen.get(group_id)
+            if known is not None and known[0] is replica:
+                look(node_id, incarnation, replica, known[1])
         wrong = engine.liveness.audit(engine_leads(engine))
         if wrong and engine._running:
             observer.report(f"lead sets: node {node_id} claims otherwise than its replicas lead: groups {wrong}")
@@ -206,3 +208,30 @@ class _WatchedEngine:
 def engine_leads(engine: Engine) -> dict[GroupId, Term]:
     """Return what the engine's replicas lead, and in which terms."""
     return {group_id: replica.core.term for group_id, replica in engine.replicas.items() if replica.leads}
+
+
+class ObservedCluster(MemoryCluster):
+    """A cluster whose nodes are observed from their start on; `observer` is set by whoever makes it."""
+
+    observer: Observer | None = None
+
+    async def start(self, name: NodeId | None = None) -> None:
+        for one in self.names if name is None else (name,):
+            try:
+                await super().start(one)
+            except CorruptRecord as problem:
+                self._report(f"node {one} finds its disk damaged, which nothing has damaged: {problem}")
+                raise
+            if self.observer is not None:
+                self.observer.watch(one)
+
+    def forget_ended(self) -> list[NodeId]:
+        """As MemoryCluster's; only a failed write or read may have ended a node."""
+        for name, node in self.nodes.items():
+            if not node.runs and node.failure is not None and not isinstance(node.failure, StorageError):
+                self._report(f"node {name} has ended by itself: {node.failure}")
+        return super().forget_ended()
+
+    def _report(self, what: str) -> None:
+        if self.observer is not None:
+            self.observer.report(what)

@@ -58,6 +58,12 @@ class GroupRecord:
         self.lost: set[NodeId] = set()
 
 
+    def forget_term(self, term: Term) -> None:
+        """Nothing of this term ever was on a disk."""
+        self.entries = {name: entry for name, entry in self.entries.items() if name[1] != term}
+        self.records = {name: record for name, record in self.records.items() if name[1] != term}
+
+
 class Seen:
     """What a replica showed when it was looked at last."""
 
@@ -169,6 +175,10 @@ class Invariants:
         self.counts["elections"] += 1
         me = node_id, incarnation, core.replica_id
         other = group.leaders.setdefault(core.term, me)
+        if core.membership.replicas == (core.replica_id,) and other[::2] == me[::2] and other != me:
+            # Alone it leads before its term is on disk, for nobody hears of it; a crash then takes the term back.
+            group.forget_term(core.term)
+            group.leaders[core.term] = other = me
         where = f"group {core.group_id}, term {core.term}"
         if other != me:
             self._report(f"election safety: {where}: led by replicas {other} and {me} (node, incarnation, replica)")

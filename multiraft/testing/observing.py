@@ -17,6 +17,7 @@ from multiraft.engine.machine import Context, Machine
 from multiraft.engine.replica import Replica
 from multiraft.errors import CommandFailed, CorruptRecord, StorageError
 from multiraft.messages import NodeMessage
+from multiraft.storage import MemoryDisk
 from multiraft.testing.cluster import MemoryCluster
 from multiraft.testing.digest import digest
 from multiraft.testing.invariants import Invariants, Seen, describe
@@ -133,6 +134,9 @@ class Observer:
         say = self.trace.say if story and "leader" in what else self.trace.detail
         say(node_id, f"group {group_id}: {what}")
 
+    def disk(self, node_id: NodeId) -> MemoryDisk:
+        return self._cluster.disks[node_id]
+
     def watch(self, node_id: NodeId) -> None:
         """Begin to observe a node that has just started."""
         node = self._cluster.nodes[node_id]
@@ -191,6 +195,16 @@ class _WatchedEngine:
     def after(self) -> None:
         """Judge what the turn has changed."""
         observer, engine = self._observer, self._engine
+        if not engine._running:
+            return
+        disk = observer.disk(self._node_id)
+        failure, disk._read_failure = disk._read_failure, None  # it is for the node, not for who looks at it
+        try:
+            self._judge(observer, engine)
+        finally:
+            disk._read_failure = failure
+
+    def _judge(self, observer: Observer, engine: Engine) -> None:
         look, node_id, incarnation = observer.invariants.look, self._node_id, self._incarnation
         observer.counts["turns"] += 1
         seen = self._seen
@@ -201,7 +215,7 @@ class _WatchedEngine:
             if known is not None and known[0] is replica:
                 look(node_id, incarnation, replica, known[1])
         wrong = engine.liveness.audit(engine_leads(engine))
-        if wrong and engine._running:
+        if wrong:
             observer.report(f"lead sets: node {node_id} claims otherwise than its replicas lead: groups {wrong}")
 
 

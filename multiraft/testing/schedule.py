@@ -37,7 +37,10 @@ Deed = Callable[[], Coroutine[Any, Any, bool]]
 ALWAYS: Final = ("heal", "start", "mend", "resume")
 """What ends faults is drawn in every run."""
 MOST_FAULTS: Final = 24
-ACTIONS: Final[tuple[Action, ...]] = ("kill", "kill", "kill", "delay", "eio", "enospc")
+ACTIONS: Final[tuple[Action, ...]] = ("kill", "kill", "delay", "eio", "enospc")
+ACTIONS_ANYWHERE: Final[tuple[Action, ...]] = ("kill", "delay")
+PLACES_OF_DISKS: Final = ("disk.", "open.", "bind.", "close.")
+"""Only there can an operation of the disk fail."""
 WILD_RATES: Final = (0.2, 0.5, 0.9, 1.0, 1.0, 1.1, 2.0, 5.0)
 CAREFUL_RATES: Final = (0.9905, 0.996, 1.0, 1.004, 1.0095)
 """Within the drift that leases allow for."""
@@ -373,7 +376,7 @@ class Schedule:
     async def _failpoint(self) -> bool:
         name = self._any([None, *self.cluster.names])
         place = self._rng.choice(sorted(point.name for point in FAILPOINTS.values()))
-        action = self._rng.choice(ACTIONS)
+        action = self._rng.choice(ACTIONS if place.startswith(PLACES_OF_DISKS) else ACTIONS_ANYWHERE)
         times = self._rng.choice([1, 1, 2, 7])
         self._say(f"{action} {name or 'whoever'} at failpoint {place}, passing it for the {times}. time")
         self.cluster.arm(place, action, name, times=times, delay_s=self._rng.choice([0.05, 0.8, 3.0]))

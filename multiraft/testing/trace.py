@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-_KEPT: Final = 400
+_KEPT: Final = 200
 
 
 class Trace:
@@ -46,6 +46,8 @@ class Trace:
         self.frames += 1
         self.frames_crc = zlib.crc32(frame, self.frames_crc)
 
-    def story(self, last_n: int = _KEPT) -> list[str]:
-        """Return the newest lines."""
-        return list(self.lines)[-last_n:]
+    def story(self) -> list[str]:
+        """Return the lines that were kept, and, of a whole trace, what was sent."""
+        if not self.details:
+            return list(self.lines)
+        return [*self.lines, f"{self.frames} frames were sent; the checksum of their bytes is {self.frames_crc:08x}"]

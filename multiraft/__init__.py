@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from multiraft.config import Limits, NodeConfig
     from multiraft.errors import (
+        ChangePending,
+        ChangeRefused,
         CommandFailed,
         ConfigError,
         DeadlineExceeded,
         Halted,
         InvalidRequest,
+        MembershipChanged,
         MultiRaftError,
         NotCommitted,
         NotLeader,
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BytesService",
     "BytesStateMachine",
+    "ChangePending",
+    "ChangeRefused",
     "CommandFailed",
     "ConfigError",
     "DeadlineExceeded",
@@ -47,6 +52,7 @@ __all__ = [
     "Halted",
     "InvalidRequest",
     "Limits",
+    "MembershipChanged",
     "MultiRaftError",
     "Node",
     "NodeConfig",
@@ -69,12 +75,15 @@ __all__ = [
 _HOMES: Final = {
     "BytesService": "multiraft.services",
     "BytesStateMachine": "multiraft.statemachine",
+    "ChangePending": "multiraft.errors",
+    "ChangeRefused": "multiraft.errors",
     "CommandFailed": "multiraft.errors",
     "ConfigError": "multiraft.errors",
     "DeadlineExceeded": "multiraft.errors",
     "Group": "multiraft.group",
     "Halted": "multiraft.errors",
     "InvalidRequest": "multiraft.errors",
+    "MembershipChanged": "multiraft.errors",
     "Limits": "multiraft.config",
     "MultiRaftError": "multiraft.errors",
     "Node": "multiraft.node",

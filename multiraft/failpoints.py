@@ -68,6 +68,10 @@ APPLY_BEFORE: Final = _place(20, "apply.before", "a record is committed and abou
 APPLY_AFTER: Final = _place(21, "apply.after", "a record was applied; what follows from it has not happened")
 REPLICA_BEFORE_CREATE: Final = _place(30, "replica.before-create", "a replica was assigned; nothing of it is written")
 REPLICA_AFTER_CREATE: Final = _place(31, "replica.after-create", "a replica's creation is synced; it is not opened yet")
+REPLICA_BEFORE_REMOVE: Final = _place(32, "replica.before-remove", "a replica was removed; it has not stopped yet")
+REPLICA_AFTER_REMOVE: Final = _place(
+    33, "replica.after-remove", "a tombstone is synced; not all is deleted that was left"
+)
 BIND_BEFORE_FILE: Final = _place(
     40, "bind.before-file", "the database is bound to its cluster, the identity file is not"
 )

@@ -25,7 +25,10 @@ from multiraft.raft import LEADER
 from multiraft.types import GroupId, NodeId
 
 _GROUP: Final = struct.Struct(">Q")
-CallKind = Literal["propose", "read"]
+CallKind = Literal["propose", "read", "change", "membership"]
+_OF_GROUPS: Final = frozenset(("propose", "read", "change", "membership"))
+_HARMLESS: Final = frozenset(("read", "membership"))
+"""Calls that change nothing, so that they may be asked again whatever became of them."""
 log: Final = logging.getLogger("multiraft.forwarding")
 
 
@@ -54,6 +57,11 @@ class Forwarding:
         """Read from this node's replica, as `Engine.read`; ReadFailed after `timeout_s` at the latest."""
         future = self._engine.read(group_id, query)
         return self._within(future, timeout_s, lambda: ReadFailed("no answer in time; retry"))
+
+    def ask_local(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float) -> Future[bytes]:
+        """Change, or look at, the membership of a group that this node leads; see `Changing.ask`."""
+        future = self._engine.changing.ask(group_id, kind, body)
+        return self._within(future, timeout_s, lambda: OutcomeUnknown("no answer in time; it may happen later"))
 
     def _within(self, future: Future[bytes], timeout_s: float, error: Callable[[], MultiRaftError]) -> Future[bytes]:
         # The engine itself ends every call after its default timeout; a timer is only for those who want it sooner.
@@ -90,7 +98,7 @@ class Forwarding:
                 fail_future(answer, error)
                 return
             try:
-                answer.set_result(decode_outcome(response.result(), read=method == "read"))
+                answer.set_result(decode_outcome(response.result(), read=method in _HARMLESS))
             except MultiRaftError as problem:
                 fail_future(answer, problem)
 
@@ -110,7 +118,7 @@ class Forwarding:
 
     def on_call(self, method: str, handler: Callable[[bytes], bytes]) -> None:
         """Answer peers' calls of `method` with what `handler(body)` returns."""
-        if method in ("propose", "read"):
+        if method in _OF_GROUPS:
             raise ValueError(f"{method!r} is answered by the node itself")
         self._handlers[method] = handler
 
@@ -120,20 +128,26 @@ class Forwarding:
         """Do what a peer asks, and reply with its outcome."""
         if timeout_s <= 0.0:
             return
-        if method not in ("propose", "read"):
+        if method not in _OF_GROUPS:
             reply(self._handled(method, body))
             return
         if len(body) < _GROUP.size:
             reply(encode_outcome(InvalidRequest("a forwarded call names no group")))
             return
         (group_id,) = _GROUP.unpack_from(body)
-        act = self._engine.propose if method == "propose" else self._engine.read
         try:
-            future = act(group_id, body[_GROUP.size :])
+            future = self._act(method, group_id, body[_GROUP.size :])
         except MultiRaftError as problem:
             reply(encode_outcome(problem))
             return
         future.add_done_callback(lambda done: reply(_outcome_of(done)))
+
+    def _act(self, method: str, group_id: GroupId, body: bytes) -> Future[bytes]:
+        if method == "propose":
+            return self._engine.propose(group_id, body)
+        if method == "read":
+            return self._engine.read(group_id, body)
+        return self._engine.changing.ask(group_id, method, body)
 
     def _handled(self, method: str, body: bytes) -> bytes:
         handler = self._handlers.get(method)

@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from functools import partial
 from typing import Any, Final, Literal, Protocol
 
 from multiraft.config import Limits
 from multiraft.errors import InvalidRequest
+from multiraft.members import Members
 from multiraft.types import GroupId, Membership, NodeId
 
-CallKind = Literal["propose", "read"]
+CallKind = Literal["propose", "read", "change", "membership"]
 Unsubscribe = Callable[[], None]
 
 _log: Final = logging.getLogger(__name__)
@@ -40,8 +42,11 @@ class GroupHost(Protocol):
     def leader(self, group_id: GroupId) -> NodeId | None:
         """Return the node that leads the group, as far as this node knows; None if it knows of none."""
 
-    def membership(self, group_id: GroupId) -> Membership:
-        """Return the newest membership that this node's replica has. Raises NotReady if it has no replica."""
+    def membership(self, group_id: GroupId, latest: bool = False) -> Membership:
+        """Return the membership in effect for this node's replica, or the newest in its log.
+
+        Raises NotReady if it has no replica.
+        """
 
     def subscribe_membership(self, group_id: GroupId, changed: Callable[[Membership], None]) -> Unsubscribe:
         """Call `changed` at every new membership of this node's replica. Raises NotReady if it has no replica."""
@@ -100,12 +105,59 @@ class Group:
         """The node that leads the group, as far as this node knows; None if it knows of none."""
         return self._host.leader(self.group_id)
 
-    def membership(self) -> Membership:
-        """Return who takes part, as of the newest change that this node's replica has applied.
+    def membership(self, latest: bool = False) -> Membership:
+        """Return who takes part, as this node's replica knows it; can be read at any time.
+
+        latest  False: the membership in effect, which is committed; True: the newest in its log, committed or not
 
         Raises NotReady if this node has no replica of the group.
         """
-        return self._host.membership(self.group_id)
+        return self._host.membership(self.group_id, latest)
+
+    async def add(self, node_id: NodeId, *, voter: bool = True, timeout_s: float | None = None) -> Membership:
+        """Give the group a replica on `node_id`; return the membership in which it takes part.
+
+        The new replica is made there, empty, and receives the log as a learner; the leader promotes it once it has
+        caught up, so that a node that is slow or down costs the group nothing (thesis, section 4.2). Nothing is done
+        where it takes part already.
+
+        voter      False: it stays a learner, which receives everything and decides nothing
+        timeout_s  seconds in all; None: 60
+
+        Raises ChangeRefused (the change makes no sense as the group is), NotReady (not done within `timeout_s`; the
+        message says what is missing; the leader goes on with it), InvalidRequest, NotRunning.
+        """
+        return await self._members(timeout_s).add(node_id, voter)
+
+    async def remove(self, node_id: NodeId, *, timeout_s: float | None = None) -> Membership:
+        """Take the replica on `node_id` out of the group for good; return the membership without it.
+
+        It stops and cleans up when it learns of this; its id is never used again. A leader that is removed hands over.
+        Raises as `add`; ChangeRefused for the last voter.
+        """
+        return await self._members(timeout_s).remove(node_id)
+
+    async def replace(self, old: NodeId, new: NodeId, *, timeout_s: float | None = None) -> Membership:
+        """Put a replica on node `new` in the place of the one on `old`, without a moment of fewer voters.
+
+        The new one catches up as a learner; then one joint change makes it a voter and removes the old one (thesis,
+        section 4.3). `old` and `new` may be the same node: the old replica is removed first then. Raises as `add`.
+        """
+        return await self._members(timeout_s).replace(old, new)
+
+    async def promote(self, node_id: NodeId, *, timeout_s: float | None = None) -> Membership:
+        """Make the learner on `node_id` a voter, as soon as it has caught up. Raises as `add`."""
+        return await self._members(timeout_s).promote(node_id)
+
+    async def demote(self, node_id: NodeId, *, timeout_s: float | None = None) -> Membership:
+        """Make the voter on `node_id` a learner. Raises as `add`; ChangeRefused for the last voter."""
+        return await self._members(timeout_s).demote(node_id)
+
+    def _members(self, timeout_s: float | None) -> Members:
+        if timeout_s is not None and not timeout_s > 0:
+            raise InvalidRequest(f"timeout_s = {timeout_s!r}: must be a number of seconds above 0")
+        ask = partial(self._host.call, self.group_id)
+        return Members(ask, asyncio.get_running_loop().time, timeout_s)
 
     async def watch_membership(self) -> AsyncGenerator[Membership, None]:
         """Yield the membership as it is, then at each change. A slow consumer gets the newest, not every one between.

@@ -51,9 +51,10 @@ class Hosting:
         self._directory = directory
         self._machines = machines
         self._opened = opened
-        self._creating: set[GroupId] = set()
         self._undeclared: set[str] = set()
         self.objects: dict[GroupId, object] = {}
+        residents = engine.residents
+        residents.make_machine, residents.came, residents.left = self._machine_asked_for, opened, self._left
 
     def check(self, stored: list[StoredReplica]) -> None:
         """Raise StartError unless every stored replica's service is declared on this node."""
@@ -76,10 +77,13 @@ class Hosting:
         self._create(DIRECTORY_GROUP, DIRECTORY_SERVICE, nodes)
 
     def reconcile(self, shard_map: ShardMap) -> None:
-        """Make every replica that the directory assigns to this node and that is not there yet."""
+        """Make every founding replica that the directory assigns to this node and that was never here.
+
+        Replicas that came later are made when their group's leader asks for them, and by nobody else.
+        """
         for name, service in shard_map.services.items():
             for shard in service.shards:
-                nodes = shard_map.groups[shard.group_id]
+                nodes = self._directory.groups[shard.group_id].nodes
                 if self._node_id not in nodes:
                     continue
                 if name in self._machines:
@@ -94,17 +98,20 @@ class Hosting:
                     )
 
     def _create(self, group_id: GroupId, service: str, nodes: tuple[NodeId, ...]) -> None:
-        if group_id in self._engine.replicas or group_id in self._creating:
+        residents = self._engine.residents
+        if group_id in self._engine.replicas or residents.busy(group_id):
             return
-        self._creating.add(group_id)
         membership = founding_membership(nodes)
         descriptor = ReplicaDescriptor(group_id, membership.replica_on(self._node_id), service)
+        if not residents.barred(group_id, descriptor.replica_id):
+            self._engine.create_replica(descriptor, membership, self._machine(descriptor), self._opened)
 
-        def created(replica: Replica) -> None:
-            self._creating.discard(group_id)
-            self._opened(replica)
+    def _machine_asked_for(self, descriptor: ReplicaDescriptor) -> Machine | None:
+        """A group's leader asks for a replica; None where its service is not declared here."""
+        return self._machine(descriptor) if descriptor.service in self._machines else None
 
-        self._engine.create_replica(descriptor, membership, self._machine(descriptor), created)
+    def _left(self, replica: Replica) -> None:
+        self.objects.pop(replica.group_id, None)
 
     def _machine(self, descriptor: ReplicaDescriptor) -> Machine:
         if descriptor.service == DIRECTORY_SERVICE:

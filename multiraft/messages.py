@@ -349,7 +349,18 @@ class RemovedReplica:
         self.replica_id = replica_id
 
 
-HostingMessage: TypeAlias = CreateReplica | RemovedReplica
+class AskRemoved:
+    """Does my replica `replica_id` still take part in the group? Whoever knows that it does not says RemovedReplica."""
+
+    CODE: ClassVar[int] = 28
+    __slots__ = ("group_id", "replica_id")
+
+    def __init__(self, group_id: GroupId, replica_id: ReplicaId) -> None:
+        self.group_id = group_id
+        self.replica_id = replica_id
+
+
+HostingMessage: TypeAlias = CreateReplica | RemovedReplica | AskRemoved
 
 # ------------------------------------------------------------------------------------------------------ forming
 

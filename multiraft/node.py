@@ -277,14 +277,20 @@ class Node:
         """Return whether this node's replica leads the group."""
         return self._here().forwarding.leads(group_id)
 
-    def membership(self, group_id: GroupId) -> Membership:
-        """Return the membership of this node's replica of the group. Raises NotReady when it has none."""
-        return self._replica(group_id).core.membership
+    def membership(self, group_id: GroupId, latest: bool = False) -> Membership:
+        """Return the membership of this node's replica of the group: the one in effect, or the newest in its log.
+
+        Raises NotReady when it has none.
+        """
+        core = self._replica(group_id).core
+        return core.latest_membership() if latest else core.membership
 
     def subscribe_membership(self, group_id: GroupId, changed: Callable[[Membership], None]) -> Unsubscribe:
         """Have `changed` called at each new membership. Raises NotReady when this node has no replica."""
         self._replica(group_id)
-        return lambda: None
+        hooks = self._setup.membership_hooks.setdefault(group_id, [])
+        hooks.append(changed)
+        return lambda: hooks.remove(changed) if changed in hooks else None
 
     def subscribe_role(self, group_id: GroupId, changed: Callable[[bool], None]) -> Unsubscribe:
         """Have `changed(leads)` called when this node's replica begins or ceases to lead; at once if it leads."""

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from multiraft.messages import FormingMessage, NodeMessage
 from multiraft.records import Record
 from multiraft.types import (
+    INDEX_MAX,
     GroupId,
     HardState,
     Identity,
@@ -21,8 +22,10 @@ from multiraft.types import (
     Membership,
     NodeId,
     ReplicaDescriptor,
+    Snapshot,
     StoredReplica,
     Term,
+    Tombstone,
 )
 
 Clock = Callable[[], float]
@@ -70,7 +73,30 @@ class WriteBatch(Protocol):
         hard_state: HardState,
         log_start: LogStart,
     ) -> None:
-        """Store everything that a replica needs to exist. It must not vote before this is synced."""
+        """Store everything that a replica needs to exist. It must not vote before this is synced.
+
+        `membership` is as of `log_start`. Above index 0 the machine's initial state is its state there: it is stored
+        as the first snapshot. A tombstone of an earlier replica of the group stays. What is left over of that one
+        (`Store.read_leftovers`) must have been deleted by an earlier batch, or by this one.
+        """
+
+    def put_snapshot(self, group_id: GroupId, snapshot: Snapshot, log_start: LogStart) -> None:
+        """Store `snapshot` in place of the one before, and where the log starts from now on: at most at its index.
+
+        Records that hold nothing above `log_start` may be deleted in the same batch, never earlier. A log that the
+        snapshot replaces as a whole (it starts at the snapshot's index then) is deleted in the same batch.
+        """
+
+    def remove_replica(self, tombstone: Tombstone) -> None:
+        """Delete the group's replica, which has at most this id, and leave `tombstone` in place of an earlier one.
+
+        Everything goes at once but the log records, of which batches on their way may bring more. When this batch is
+        on disk, `Store.read_leftovers` knows all of them; until they are deleted no new replica of the group may be
+        created. No later batch puts anything of this replica.
+        """
+
+    def delete_leftovers(self, keys: Iterable[bytes]) -> None:
+        """Delete keys that `Store.read_leftovers` has returned."""
 
 
 class LogReader(Protocol):
@@ -86,8 +112,11 @@ class LogReader(Protocol):
     def read_term(self, group_id: GroupId, index: Index) -> Term:
         """Return the term of the stored entry at `index`. Raises CorruptRecord when there is none."""
 
-    def read_firsts(self, group_id: GroupId, first: Index) -> list[Index]:
-        """Return the first indexes (the keys) of all stored records at or above `first`, ascending."""
+    def read_firsts(self, group_id: GroupId, first: Index, last: Index = INDEX_MAX) -> list[Index]:
+        """Return the first indexes (the keys) of all stored records from `first` to `last`, ascending."""
+
+    def read_snapshot(self, group_id: GroupId) -> Snapshot | None:
+        """Return the group's snapshot; None where there is none: no replica, or an empty one. Raises CorruptRecord."""
 
 
 class Store(LogReader, Protocol):
@@ -116,7 +145,23 @@ class Store(LogReader, Protocol):
         """Make this store part of a cluster; synced on return. Raises StorageError if it is of another one."""
 
     def load_replicas(self) -> list[StoredReplica]:
-        """Return all replicas, checked: log start <= commit <= last, records chain. Raises CorruptRecord."""
+        """Return all replicas, checked: log start <= snapshot <= commit <= last, records chain.
+
+        What is left over of removed ones is passed over, and stays. Raises CorruptRecord.
+        """
+
+    def load_tombstones(self) -> dict[GroupId, Tombstone]:
+        """Return the tombstone of every group of which a replica was removed here, also where a later one lives.
+
+        Raises CorruptRecord.
+        """
+
+    def read_leftovers(self, group_id: GroupId, limit: int) -> list[bytes]:
+        """Return keys, at most `limit`, of what is still stored of a replica that was removed; empty: nothing is.
+
+        Only for a group with a tombstone and without a replica; a crash may leave such a group, so ask for each one
+        at the start, too. Sees what was submitted only after its write completed.
+        """
 
     def batch(self) -> WriteBatch: ...
 

@@ -25,10 +25,11 @@ from multiraft.forwarding import Forwarding
 from multiraft.hosting import Hosting
 from multiraft.messages import FormingMessage, NodeMessage
 from multiraft.ports import Clocks, Store, Transport
+from multiraft.reporting import Reporting
 from multiraft.services import Services
 from multiraft.shard import Directory, Router
 from multiraft.status import group_counts, peer_states, process_use
-from multiraft.types import DIRECTORY_GROUP, GroupId, Identity, NodeId
+from multiraft.types import DIRECTORY_GROUP, GroupId, Identity, Membership, NodeId
 
 LEADER_CALL: Final = "node.leader"
 log: Final = logging.getLogger("multiraft.node")
@@ -43,6 +44,7 @@ class Setup:
 
     calls       handlers of peers' calls, by method
     role_hooks  whom to tell when a group's replica here begins or ceases to lead
+    membership_hooks  whom to tell when another membership takes effect for a group's replica here
     loop        what the parts schedule their work on; None: the running loop
     """
 
@@ -54,6 +56,7 @@ class Setup:
     services: Services
     calls: dict[str, Callable[[bytes], bytes]] = field(default_factory=dict)
     role_hooks: dict[GroupId, list[Callable[[bool], None]]] = field(default_factory=dict)
+    membership_hooks: dict[GroupId, list[Callable[[Membership], None]]] = field(default_factory=dict)
     loop: asyncio.AbstractEventLoop | None = None
 
 
@@ -97,12 +100,14 @@ class Running:
             setup.clocks,
             self._loop,
             self._role_changed,
+            self._membership_changed,
             self._engine_failed,
         )
         self.forwarding = Forwarding(config.node_id, self.engine, transport, self._loop)
         for method, handler in setup.calls.items():
             self.forwarding.on_call(method, handler)
         self.router = Router(self.forwarding, config.limits, setup.rng, self._loop.time)
+        self.reporting = Reporting(self.router)
         self.router.add_group(DIRECTORY_GROUP, sorted(config.members))
         self.hosting = Hosting(
             config.node_id, self.engine, self.directory, setup.services.machines, self._replica_opened
@@ -121,6 +126,7 @@ class Running:
                 setup.services.declare_in_directory(self.router, self.directory, self._wake), name="declare services"
             )
         )
+        self._tasks.append(self._loop.create_task(self.reporting.run(), name="report memberships"))
 
     async def close(self, reason: str) -> None:
         """End all parts, in the order in which they depend on each other. Idempotent."""
@@ -241,6 +247,15 @@ class Running:
                     self._loop.call_soon(hook, leads)
         else:
             replica.told_leading = replica.leads
+        if replica.leads:
+            self.reporting.leads(replica.group_id, replica.core.membership)
+
+    def _membership_changed(self, replica: Replica) -> None:
+        self._wake()
+        if replica.leads:
+            self.reporting.leads(replica.group_id, replica.core.membership)
+        for hook in list(self._setup.membership_hooks.get(replica.group_id, ())):
+            self._loop.call_soon(hook, replica.core.membership)
 
     def _replica_opened(self, replica: Replica) -> None:
         self._wake()

@@ -118,6 +118,21 @@ class LogStart:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A group's state as of one entry of its log: what stands in for that entry and all before it.
+
+    index, term  of the last entry that it covers, which is committed
+    membership   as of that entry
+    data         what the state machine's `restore` takes; empty where it is the initial state
+    """
+
+    index: Index
+    term: Term
+    membership: Membership
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaDescriptor:
     """What this node knows of a replica that it hosts before it reads anything else of it.
 
@@ -135,6 +150,7 @@ class StoredReplica:
 
     last_index, last_term  the end of the stored log; equal to `log_start` when the log is empty
     changes                the indexes of the membership entries in the log above `membership.index`, ascending
+    snapshot_index         what the stored snapshot covers: at least the log start, at most the commit; 0: there is none
     """
 
     descriptor: ReplicaDescriptor
@@ -144,6 +160,7 @@ class StoredReplica:
     last_index: Index
     last_term: Term
     changes: tuple[Index, ...] = ()
+    snapshot_index: Index = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
 import msgpack
@@ -23,11 +23,12 @@ from multiraft.errors import CommandFailed, InvalidRequest, WireError
 from multiraft.shard.declaration import Declaration, combined, difference
 from multiraft.shard.placement import place
 from multiraft.shard.shard_map import ServiceShards, Shard, ShardMap
-from multiraft.types import FIRST_USER_GROUP, GroupId, NodeId
+from multiraft.types import FIRST_USER_GROUP, FOUNDING_INDEX, GroupId, Index, NodeId
 
-_STATE_FORMAT: Final = 1
+_STATE_FORMAT: Final = 2
 _CREATE_SERVICE: Final = "create_service"
 _REGISTER_NODE: Final = "register_node"
+_GROUP_NODES: Final = "group_nodes"
 _MAP: Final = "map"
 _NODES: Final = "nodes"
 
@@ -44,10 +45,17 @@ class NodeInfo:
 
 @dataclass(frozen=True, slots=True)
 class GroupInfo:
-    """What a group is for: `service` is the name its machine was declared under; `nodes`, preferred leader first."""
+    """What a group is for, and where it began.
+
+    service  the name its machine was declared under
+    nodes    those that it was founded on, preferred leader first. This never changes: whoever makes a founding replica
+             late makes the same one. Where the group lives now stands in the shard map
+    as_of    the membership of this index of its log is the newest that was reported
+    """
 
     service: str
     nodes: tuple[NodeId, ...]
+    as_of: Index = FOUNDING_INDEX
 
 
 # ------------------------------------------------------------------------------- what others send and understand
@@ -64,6 +72,14 @@ def create_service_command(declaration: Declaration, nodes: Sequence[NodeId]) ->
 def register_node_command(node_id: NodeId, address: str, admin_url: str = "") -> bytes:
     """Return the command that tells where a node is reached now. Its result: `decode_version`."""
     return _packed([_REGISTER_NODE, node_id, address, admin_url])
+
+
+def group_nodes_command(group_id: GroupId, as_of: Index, nodes: Sequence[NodeId]) -> bytes:
+    """Return the command that tells where a group lives, as of the membership at index `as_of`: voters first.
+
+    Its result: `decode_version`. What is older than what the directory knows changes nothing.
+    """
+    return _packed([_GROUP_NODES, group_id, as_of, list(nodes)])
 
 
 def decode_version(result: bytes) -> int:
@@ -151,6 +167,8 @@ class Directory:
             changed = self._create_service(*arguments)
         elif kind == _REGISTER_NODE and len(arguments) == 3:
             changed = self._register_node(*arguments)
+        elif kind == _GROUP_NODES and len(arguments) == 3:
+            changed = self._group_nodes(*arguments)
         else:
             _refuse("UnknownCommand", f"the directory has no command {kind!r:.80} with {len(arguments)} arguments")
         if changed:
@@ -194,7 +212,7 @@ class Directory:
 
     def _create_shards(self, wanted: Declaration, nodes: list[NodeId]) -> None:
         ranges = wanted.ranges()
-        placed = place(len(ranges), wanted.replicas, nodes, [group.nodes for group in self.groups.values()])
+        placed = place(len(ranges), wanted.replicas, nodes, list(self.map.groups.values()))
         shards = []
         groups = dict(self.map.groups)
         for shard_id, ((start, end), members) in enumerate(zip(ranges, placed, strict=True), start=1):
@@ -216,6 +234,20 @@ class Directory:
         self.nodes[node_id] = info
         return True
 
+    def _group_nodes(self, group_id: Any, as_of: Any, nodes: Any) -> bool:
+        group = self.groups.get(group_id) if type(group_id) is int else None
+        if group is None or type(as_of) is not int:
+            _refuse("UnknownGroup", f"the directory knows no group {group_id!r:.40}")
+        if type(nodes) is not list or not nodes or not all(map(_is_name, nodes)) or len(set(nodes)) != len(nodes):
+            _refuse("InvalidNodes", f"group {group_id}: its nodes must be different names")
+        if as_of <= group.as_of:
+            return False
+        self.groups[group_id] = replace(group, as_of=as_of)
+        if self.map.groups[group_id] == tuple(nodes):
+            return False
+        self.map = ShardMap(self.map.version + 1, self.map.services, {**self.map.groups, group_id: tuple(nodes)})
+        return True
+
     def _tell(self) -> None:
         for subscriber in list(self._subscribers):
             try:
@@ -233,7 +265,10 @@ class Directory:
                 self._next_group_id,
                 [[name, info.address, info.admin_url] for name, info in sorted(self.nodes.items())],
                 [declaration.to_plain() for _, declaration in sorted(self.services.items())],
-                [[group_id, info.service, list(info.nodes)] for group_id, info in sorted(self.groups.items())],
+                [
+                    [group_id, info.service, list(info.nodes), info.as_of]
+                    for group_id, info in sorted(self.groups.items())
+                ],
                 self.map.to_plain(),
             ]
         )
@@ -246,7 +281,9 @@ class Directory:
                 raise WireError(f"directory: state of format {state_format!r:.20}; this version reads {_STATE_FORMAT}")
             new_nodes = {name: NodeInfo(address, admin_url) for name, address, admin_url in nodes}
             declarations = [Declaration.from_plain(plain) for plain in services]
-            new_groups = {group_id: GroupInfo(service, tuple(members)) for group_id, service, members in groups}
+            new_groups = {
+                group_id: GroupInfo(service, tuple(members), as_of) for group_id, service, members, as_of in groups
+            }
             new_map = ShardMap.from_plain(shard_map)
         except (InvalidRequest, TypeError, ValueError) as problem:
             raise WireError(f"directory: malformed state: {problem}") from problem

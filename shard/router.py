@@ -55,6 +55,9 @@ class GroupCaller(Protocol):
     def read_local(self, group_id: GroupId, query: bytes, timeout_s: float) -> Future[bytes]:
         """Ask this node's replica. Raises, or the future gets, NotLeader if it does not lead."""
 
+    def ask_local(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float) -> Future[bytes]:
+        """Change, or look at, who takes part. Raises, or the future gets, NotLeader if this node does not lead."""
+
     def leads(self, group_id: GroupId) -> bool:
         """Return whether this node's replica leads the group."""
 
@@ -131,7 +134,7 @@ class Router:
     ) -> Coroutine[Any, Any, bytes]:
         """Bring `body` to the group's leader and return its answer.
 
-        kind       "propose" or "read"
+        kind       "propose" or "read"; "change" or "membership" for who takes part
         timeout_s  seconds in all, over all attempts; None: request_timeout_ms
 
         Raises NotReady or DeadlineExceeded when the time is up and nothing happened (the message names the last
@@ -149,7 +152,7 @@ class Router:
             try:
                 return await self._local(group_id, kind, body, timeout_s)
             except _PASSING as problem:
-                if isinstance(problem, OutcomeUnknown) and kind == "propose":
+                if isinstance(problem, OutcomeUnknown) and kind in _CHANGING:
                     raise
                 cause = problem
         return await self._search(group_id, kind, body, deadline, timeout_s, cause)
@@ -157,7 +160,9 @@ class Router:
     def _local(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float) -> Future[bytes]:
         if kind == "propose":
             return self._caller.propose_local(group_id, body, timeout_s)
-        return self._caller.read_local(group_id, body, timeout_s)
+        if kind == "read":
+            return self._caller.read_local(group_id, body, timeout_s)
+        return self._caller.ask_local(group_id, kind, body, timeout_s)
 
     async def _search(
         self,
@@ -185,7 +190,7 @@ class Router:
                 except (Halted, *_PASSING) as problem:
                     if self._hints.get(group_id) == node_id:
                         del self._hints[group_id]
-                    if isinstance(problem, OutcomeUnknown) and kind == "propose":
+                    if isinstance(problem, OutcomeUnknown) and kind in _CHANGING:
                         raise
                     halted = problem if isinstance(problem, Halted) else halted
                     cause = problem
@@ -203,7 +208,7 @@ class Router:
 
     async def _ask(self, node_id: NodeId, group_id: GroupId, kind: CallKind, body: bytes, left_s: float) -> bytes:
         # A read may be asked elsewhere, so one silent node must not have all of its time.
-        timeout_s = left_s if kind == "propose" else min(left_s, max(left_s / 2, READ_LEAST_S))
+        timeout_s = left_s if kind in _CHANGING else min(left_s, max(left_s / 2, READ_LEAST_S))
         if node_id == self._caller.node_id:
             return await self._local(group_id, kind, body, timeout_s)
         try:
@@ -290,6 +295,7 @@ class Router:
 
 _PASSING: Final = (NotLeader, NotReady, Unreachable, ReadFailed, OutcomeUnknown)
 """What the next node, or the next moment, may well do better. OutcomeUnknown is among them for reads alone."""
+_CHANGING: Final = ("propose", "change")
 _NOBODY: Final = (NotLeader, NotReady, Unreachable)
 
 

@@ -2,22 +2,24 @@
 
     each value decodes and carries its checksum          the log starts at most one above the log start
     a descriptor, hard state, membership and log start   records follow each other without a gap, and each names the
-    log start <= commit <= last                          term of the entry before it
-    no entry is of a later term than the hard state's
+    log start <= snapshot <= commit <= last              term of the entry before it
+    no entry is of a later term than the hard state's    no replica lives whose tombstone stands here
 
-The node's start refuses the first problem; the offline inspection lists them all.
+The node's start refuses the first problem; the offline inspection lists them all. A group with a tombstone and no
+descriptor is none of that: its replica was removed, and what is stored of it is about to be deleted.
 
 Rules of this file: reads only; a problem of one group is put down with that group and never hides the next group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, TypeVar
 
 from multiraft.errors import CorruptRecord
 from multiraft.records import MEMBERSHIP, Record
 from multiraft.storage import layout
+from multiraft.storage.backend import Reader
 from multiraft.types import (
     GroupId,
     HardState,
@@ -25,8 +27,10 @@ from multiraft.types import (
     LogStart,
     Membership,
     ReplicaDescriptor,
+    Snapshot,
     StoredReplica,
     Term,
+    Tombstone,
 )
 
 _PROBLEMS_MAX: Final = 20
@@ -38,18 +42,24 @@ _Value = TypeVar("_Value")
 class ReplicaScan:
     """What was found of one group's replica.
 
+    tombstone                                       of the latest replica of the group that was removed; None: none was
+    removed                                         there is no replica here, only what is left over of a removed one
     descriptor, hard_state, membership, log_start   None where missing or damaged
+    snapshot                                        the same; rightly None where the log start is 0
     first_index, last_index, last_term              of the stored log; the log start's where no record is stored
     records, size_bytes                             stored log records, and bytes of all stored values
     problems                                        what does not hold, one line each; empty: all is well
     """
 
-    def __init__(self, group_id: GroupId) -> None:
+    def __init__(self, group_id: GroupId, tombstone: Tombstone | None = None) -> None:
         self.group_id = group_id
+        self.tombstone = tombstone
+        self.removed = False
         self.descriptor: ReplicaDescriptor | None = None
         self.hard_state: HardState | None = None
         self.membership: Membership | None = None
         self.log_start: LogStart | None = None
+        self.snapshot: Snapshot | None = None
         self.first_index: Index = 0
         self.last_index: Index = 0
         self.last_term: Term = 0
@@ -76,6 +86,7 @@ class ReplicaScan:
             self.last_index,
             self.last_term,
             tuple(index for index in self._changes if index > self.membership.index),
+            self.snapshot.index if self.snapshot is not None else 0,
         )
 
     def add(self, kind: int, first: Index, value: bytes) -> None:
@@ -92,6 +103,8 @@ class ReplicaScan:
             self.membership = self._decoded(layout.decode_membership, group_id, value)
         elif kind == layout.KIND_LOG_START:
             self.log_start = self._decoded(layout.decode_log_start, group_id, value)
+        elif kind == layout.KIND_SNAPSHOT:
+            self.snapshot = self._decoded(layout.decode_snapshot, group_id, value)
 
     def problem(self, text: str) -> None:
         if len(self.problems) < _PROBLEMS_MAX:
@@ -102,6 +115,10 @@ class ReplicaScan:
     def finish(self) -> None:
         """All values of the group have been added: judge it as a whole."""
         self._settle(None)
+        if self.tombstone is not None and self.descriptor is None and not self._says("descriptor"):
+            self.removed = True
+            self.problems.clear()
+            return
         found = (
             ("descriptor", self.descriptor),
             ("hard state", self.hard_state),
@@ -109,12 +126,33 @@ class ReplicaScan:
             ("log start", self.log_start),
         )
         for what, value in found:
-            if value is None and not any(text.startswith(what) for text in self.problems):
+            if value is None and not self._says(what):
                 self.problem(f"{what} of group {self.group_id}: is missing")
+        if self.tombstone is not None and self.descriptor is not None:
+            lives, removed = self.descriptor.replica_id, self.tombstone.replica_id
+            if lives <= removed:
+                self.problem(f"group {self.group_id}: replica {lives} is here, though replica {removed} was removed")
         if self.log_start is not None:
             self._judge_log(self.log_start)
+            self._judge_snapshot(self.log_start)
         if self._unlisted:
             self.problems.append(f"group {self.group_id}: {self._unlisted} more problems")
+
+    def _says(self, what: str) -> bool:
+        """Whether a problem of this value was put down already."""
+        return any(text.startswith(what) for text in self.problems)
+
+    def _judge_snapshot(self, start: LogStart) -> None:
+        snapshot, what = self.snapshot, f"snapshot of group {self.group_id}"
+        if snapshot is None:
+            if start.index and not self._says("snapshot"):
+                self.problem(f"{what}: is missing")
+        elif snapshot.index < start.index or (snapshot.index == start.index and snapshot.term != start.term):
+            self.problem(f"{what}: is of {snapshot.index}, but the log start is {start.index}")
+        elif self.hard_state is not None and snapshot.index > self.hard_state.commit:
+            self.problem(f"{what}: is of {snapshot.index}, which was not committed yet")
+        elif self.membership is not None and snapshot.membership.index > self.membership.index:
+            self.problem(f"{what}: its membership is of {snapshot.membership.index}, later than the one in effect")
 
     def _judge_log(self, start: LogStart) -> None:
         where = f"group {self.group_id}"
@@ -150,8 +188,6 @@ class ReplicaScan:
         self._open = record
         self.last_index, self.last_term = record.last, record.term
         self._top_term = max(self._top_term, record.term)
-        if record.kind == MEMBERSHIP:
-            self._changes.append(record.first)
 
     def _settle(self, following: Record | None) -> None:
         """The open record ends where `following` begins, at the latest: judge it."""
@@ -164,6 +200,8 @@ class ReplicaScan:
             if problem:
                 self.problem(problem)
             last = min(last, following.first - 1)
+        if record.kind == MEMBERSHIP:
+            self._changes += range(record.first, last + 1)
         start = self.log_start
         if start is None:
             return
@@ -195,7 +233,18 @@ def chain_problem(group_id: GroupId, record: Record, following: Record) -> str:
     return ""
 
 
-def scan_replicas(items: Iterable[tuple[bytes, bytes]]) -> Iterator[ReplicaScan]:
+def read_tombstones(reader: Reader) -> dict[GroupId, Tombstone]:
+    """Return the tombstone of every group of which a replica was removed here. Raises CorruptRecord."""
+    found = [
+        layout.decode_tombstone(key, value)
+        for key, value in reader.items(layout.FIRST_TOMBSTONE_KEY, layout.TOMBSTONES_END_KEY)
+    ]
+    return {tombstone.group_id: tombstone for tombstone in found}
+
+
+def scan_replicas(
+    items: Iterable[tuple[bytes, bytes]], tombstones: Mapping[GroupId, Tombstone]
+) -> Iterator[ReplicaScan]:
     """Yield what stands of each group in `items`: all keys of all groups with their values, in the order of keys.
 
     Raises CorruptRecord for a key that this version does not write, and whatever `items` raises.
@@ -207,7 +256,7 @@ def scan_replicas(items: Iterable[tuple[bytes, bytes]]) -> Iterator[ReplicaScan]
             if current is not None:
                 current.finish()
                 yield current
-            current = ReplicaScan(group_id)
+            current = ReplicaScan(group_id, tombstones.get(group_id))
         current.add(kind, first, value)
     if current is not None:
         current.finish()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from multiraft.config import Limits
 from multiraft.errors import StorageError
 from multiraft.storage import layout
-from multiraft.storage.check import ReplicaScan, scan_replicas
+from multiraft.storage.check import ReplicaScan, read_tombstones, scan_replicas
 from multiraft.storage.identity import read_opening
 from multiraft.storage.leveldb import (
     DATABASE_DIR,
@@ -29,7 +29,17 @@ from multiraft.storage.leveldb import (
     open_linked,
     storage_error,
 )
-from multiraft.types import GroupId, HardState, Identity, Index, LogStart, Membership, ReplicaDescriptor, Term
+from multiraft.types import (
+    GroupId,
+    HardState,
+    Identity,
+    Index,
+    LogStart,
+    Membership,
+    ReplicaDescriptor,
+    Term,
+    Tombstone,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,8 @@ class GroupReport:
     first_index, last_index, last_term              of the stored log; last < first: the log is empty
     records, size_bytes                             stored log records, and bytes of all stored values
     problems                                        what does not hold, one line each; empty: all is well
+    snapshot_index, snapshot_bytes                  what the snapshot covers, and its data's size; 0 without one
+    removed                                         no replica, only what is left over of one that was removed
     """
 
     group_id: GroupId
@@ -53,6 +65,9 @@ class GroupReport:
     records: int
     size_bytes: int
     problems: list[str] = field(default_factory=list)
+    snapshot_index: Index = 0
+    snapshot_bytes: int = 0
+    removed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +78,7 @@ class StoreReport:
     incarnation     that of the latest run; 0 where it cannot be told
     closed_orderly  whether the latest run ended orderly; if not, a tail of its writes may be missing
     problems        of the store as a whole; each group has its own
+    tombstones      of the replicas that were removed, by group
     """
 
     path: str
@@ -71,6 +87,7 @@ class StoreReport:
     closed_orderly: bool
     groups: list[GroupReport] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    tombstones: list[Tombstone] = field(default_factory=list)
 
     @property
     def sound(self) -> bool:
@@ -130,8 +147,14 @@ def _report(path: str, reader: LevelReader) -> StoreReport:
     except StorageError as problem:
         problems.append(str(problem))
         report = StoreReport(path, None, 0, False, problems=problems)
+    tombstones: dict[GroupId, Tombstone] = {}
     try:
-        for scan in scan_replicas(reader.items(layout.FIRST_GROUP_KEY, None)):
+        tombstones = read_tombstones(reader)
+        report.tombstones.extend(tombstones.values())
+    except StorageError as problem:
+        problems.append(str(problem))
+    try:
+        for scan in scan_replicas(reader.items(layout.FIRST_GROUP_KEY, None), tombstones):
             report.groups.append(_group_report(scan))
     except StorageError as problem:
         problems.append(f"{problem}; what comes after it was not read")
@@ -151,4 +174,7 @@ def _group_report(scan: ReplicaScan) -> GroupReport:
         scan.records,
         scan.size_bytes,
         scan.problems,
+        scan.snapshot.index if scan.snapshot is not None else 0,
+        len(scan.snapshot.data) if scan.snapshot is not None else 0,
+        scan.removed,
     )

@@ -7,8 +7,10 @@ A group's keys are neighbours, its small values come before its log records, and
 (8 bytes, big-endian), so the order of the keys is the order of the log. Record values are records as they are
 (multiraft.records), which carry a format and checksum of their own. Group 0 holds what concerns the whole store.
 
-Kinds of a group: 1 descriptor, 2 hard state, 3 membership, 4 log start, 7 log record (5 and 6 are kept for what a
-state machine has applied and for sessions). Kinds of group 0: 1 store format, 2 identity, 3 incarnation, 4 closing.
+Kinds of a group: 1 descriptor, 2 hard state, 3 membership, 4 log start, 7 log record, 8 snapshot (5 and 6 are kept
+for what a state machine has applied and for sessions). Kinds of group 0: 1 store format, 2 identity, 3 incarnation,
+4 closing, 5 tombstone of a removed replica (rest: its group, 8 bytes), apart from the group's own keys, so that all
+tombstones are read without passing over any group.
 
 Rules of this file: pure functions of bytes; a decoder raises CorruptRecord, never anything else; a checksum covers
 the key, so that a value which turns up under another key is refused.
@@ -35,9 +37,11 @@ from multiraft.types import (
     Membership,
     ReplicaDescriptor,
     ReplicaId,
+    Snapshot,
+    Tombstone,
 )
 
-STORE_FORMAT: Final = 1
+STORE_FORMAT: Final = 2
 """Raised when a store written by this version can no longer be read by the one before."""
 VALUE_FORMAT: Final = 1
 
@@ -46,6 +50,9 @@ KIND_HARD_STATE: Final = 2
 KIND_MEMBERSHIP: Final = 3
 KIND_LOG_START: Final = 4
 KIND_RECORD: Final = 7
+KIND_SNAPSHOT: Final = 8
+_KIND_TOMBSTONE: Final = 5
+KINDS_WITHOUT_REST: Final = (KIND_DESCRIPTOR, KIND_HARD_STATE, KIND_MEMBERSHIP, KIND_LOG_START, KIND_SNAPSHOT)
 
 _KEY: Final = struct.Struct(">QB")
 _RECORD_KEY: Final = struct.Struct(">QBQ")
@@ -53,11 +60,14 @@ _VALUE_HEAD: Final = struct.Struct(">BI")
 _HARD_STATE: Final = struct.Struct(">QQQ")
 _LOG_START: Final = struct.Struct(">QQ")
 _NUMBER: Final = struct.Struct(">Q")
+_TOMBSTONE: Final = struct.Struct(">QQ")
 
 FORMAT_KEY: Final = _KEY.pack(0, 1)
 IDENTITY_KEY: Final = _KEY.pack(0, 2)
 INCARNATION_KEY: Final = _KEY.pack(0, 3)
 CLOSING_KEY: Final = _KEY.pack(0, 4)
+FIRST_TOMBSTONE_KEY: Final = _RECORD_KEY.pack(0, _KIND_TOMBSTONE, 0)
+TOMBSTONES_END_KEY: Final = _KEY.pack(0, _KIND_TOMBSTONE + 1)
 FIRST_GROUP_KEY: Final = _KEY.pack(1, 0)
 
 _ID_BYTES_MAX: Final = 64
@@ -80,6 +90,17 @@ def log_end_key(group_id: GroupId) -> bytes:
     return _KEY.pack(group_id, KIND_RECORD + 1)
 
 
+def group_span(group_id: GroupId) -> tuple[bytes, bytes]:
+    """Return the first key that a group may have, and the key just above all of them."""
+    # No kind is 255, so this stays above the group's keys also for the last group of all.
+    return _KEY.pack(group_id, 0), _KEY.pack(group_id, 255)
+
+
+def tombstone_key(group_id: GroupId) -> bytes:
+    """Return the key of the tombstone of the group's replica that lived here."""
+    return _RECORD_KEY.pack(0, _KIND_TOMBSTONE, group_id)
+
+
 def split_key(key: bytes) -> tuple[GroupId, int, Index]:
     """Return (group, kind, first index) of a stored key; the index is 0 where the kind has none.
 
@@ -88,7 +109,7 @@ def split_key(key: bytes) -> tuple[GroupId, int, Index]:
     if len(key) == _RECORD_KEY.size and key[8] == KIND_RECORD:
         group_id, kind, first = _RECORD_KEY.unpack(key)
         return group_id, kind, first
-    if len(key) == _KEY.size and KIND_DESCRIPTOR <= key[8] <= KIND_LOG_START:
+    if len(key) == _KEY.size and key[8] in KINDS_WITHOUT_REST:
         group_id, kind = _KEY.unpack(key)
         return group_id, kind, 0
     raise CorruptRecord(f"unknown key {key[:32].hex()}: damaged, or written by a later version of multiraft")
@@ -170,6 +191,40 @@ def decode_membership(group_id: GroupId, value: bytes) -> Membership:
     """Raises CorruptRecord, also for a membership that does not make sense."""
     what = f"membership of group {group_id}"
     return unpack_membership(unseal(group_key(group_id, KIND_MEMBERSHIP), value, what), what)
+
+
+def encode_snapshot(group_id: GroupId, snapshot: Snapshot) -> bytes:
+    fields = [snapshot.index, snapshot.term, pack_membership(snapshot.membership), snapshot.data]
+    return seal(group_key(group_id, KIND_SNAPSHOT), msgpack.packb(fields))
+
+
+def decode_snapshot(group_id: GroupId, value: bytes) -> Snapshot:
+    """Raises CorruptRecord, also for a snapshot that does not make sense."""
+    what = f"snapshot of group {group_id}"
+    index, term, membership, data = _fields(group_key(group_id, KIND_SNAPSHOT), value, what, 4)
+    if type(membership) is not bytes or type(data) is not bytes:
+        raise CorruptRecord(f"{what}: does not make sense")
+    snapshot = Snapshot(_u64(index, what), _u64(term, what), unpack_membership(membership, what), data)
+    if snapshot.index == 0 or snapshot.membership.index > snapshot.index:
+        raise CorruptRecord(f"{what}: does not make sense")
+    return snapshot
+
+
+def encode_tombstone(tombstone: Tombstone) -> bytes:
+    return seal(tombstone_key(tombstone.group_id), _TOMBSTONE.pack(tombstone.replica_id, tombstone.index))
+
+
+def decode_tombstone(key: bytes, value: bytes) -> Tombstone:
+    """Return the tombstone found under `key`, one between FIRST_TOMBSTONE_KEY and TOMBSTONES_END_KEY.
+
+    Raises CorruptRecord.
+    """
+    if len(key) != _RECORD_KEY.size:
+        raise CorruptRecord(f"unknown key {key[:32].hex()}: damaged, or written by a later version of multiraft")
+    group_id: GroupId = _RECORD_KEY.unpack(key)[2]
+    what = f"tombstone of group {group_id}"
+    replica_id, index = _fixed(_TOMBSTONE, key, value, what)
+    return Tombstone(group_id, _id(replica_id, what), index)
 
 
 def encode_identity(identity: Identity) -> bytes:

@@ -10,7 +10,9 @@ cluster. The hot path is `put_record` and `submit`: no loop, no copy, no object 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from typing import cast
 
 from multiraft import failpoints
@@ -19,9 +21,10 @@ from multiraft.ports import WriteBatch
 from multiraft.records import Record, cut_record
 from multiraft.storage import layout
 from multiraft.storage.backend import Backend, Done, RawBatch
-from multiraft.storage.check import chain_problem, scan_replicas
+from multiraft.storage.check import chain_problem, read_tombstones, scan_replicas
 from multiraft.storage.identity import ways_out
 from multiraft.types import (
+    INDEX_MAX,
     GroupId,
     HardState,
     Identity,
@@ -30,8 +33,10 @@ from multiraft.types import (
     Membership,
     NodeId,
     ReplicaDescriptor,
+    Snapshot,
     StoredReplica,
     Term,
+    Tombstone,
 )
 
 _KEY_OVERHEAD_BYTES = 32
@@ -75,13 +80,37 @@ class PartitionedBatch:
     def create_replica(
         self, descriptor: ReplicaDescriptor, membership: Membership, hard_state: HardState, log_start: LogStart
     ) -> None:
-        """Store everything that a replica needs to exist."""
+        """Store everything that a replica needs to exist, with its initial state as the first snapshot."""
         group_id = descriptor.group_id
         key = layout.group_key
+        if log_start.index:
+            self.put_snapshot(group_id, Snapshot(log_start.index, log_start.term, membership), log_start)
+        else:
+            self._store(key(group_id, layout.KIND_LOG_START), layout.encode_log_start(group_id, log_start))
         self._store(key(group_id, layout.KIND_DESCRIPTOR), layout.encode_descriptor(descriptor))
         self._store(key(group_id, layout.KIND_HARD_STATE), layout.encode_hard_state(group_id, hard_state))
         self._store(key(group_id, layout.KIND_MEMBERSHIP), layout.encode_membership(group_id, membership))
+
+    def put_snapshot(self, group_id: GroupId, snapshot: Snapshot, log_start: LogStart) -> None:
+        """Store `snapshot` in place of the one before, and where the log starts from now on."""
+        invariant(0 < log_start.index <= snapshot.index, "a log starts at or below what its snapshot covers")
+        key = layout.group_key
+        self._store(key(group_id, layout.KIND_SNAPSHOT), layout.encode_snapshot(group_id, snapshot))
         self._store(key(group_id, layout.KIND_LOG_START), layout.encode_log_start(group_id, log_start))
+
+    def remove_replica(self, tombstone: Tombstone) -> None:
+        """Delete all of the group's replica but its log records, and leave `tombstone`."""
+        group_id = tombstone.group_id
+        for kind in layout.KINDS_WITHOUT_REST:
+            self._delete(layout.group_key(group_id, kind))
+            self.size_bytes += _KEY_OVERHEAD_BYTES
+        self._store(layout.tombstone_key(group_id), layout.encode_tombstone(tombstone))
+
+    def delete_leftovers(self, keys: Iterable[bytes]) -> None:
+        """Delete keys that `Store.read_leftovers` has returned."""
+        for key in keys:
+            self._delete(key)
+            self.size_bytes += _KEY_OVERHEAD_BYTES
 
     def _store(self, key: bytes, value: bytes) -> None:
         self._put(key, value)
@@ -147,14 +176,44 @@ class PartitionedStore:
     def load_replicas(self) -> list[StoredReplica]:
         """Return all replicas, by group id, after reading and checking everything that is stored of them.
 
-        Takes as long as reading the whole store. Raises CorruptRecord with the first thing that does not hold.
+        What is left over of removed ones is passed over, and stays. Takes as long as reading the whole store. Raises
+        CorruptRecord with the first thing that does not hold.
         """
+        with self._naming_damage():
+            tombstones = read_tombstones(self._backend)
+            scans = scan_replicas(self._backend.items(layout.FIRST_GROUP_KEY, None), tombstones)
+            return [scan.stored() for scan in scans if not scan.removed]
+
+    def load_tombstones(self) -> dict[GroupId, Tombstone]:
+        """Return the tombstone of every group of which a replica was removed here, also where a later one lives.
+
+        Raises CorruptRecord.
+        """
+        with self._naming_damage():
+            return read_tombstones(self._backend)
+
+    @contextmanager
+    def _naming_damage(self) -> Iterator[None]:
+        """Say whose data directory is damaged, and the ways out."""
         try:
-            scans = scan_replicas(self._backend.items(layout.FIRST_GROUP_KEY, None))
-            return [scan.stored() for scan in scans]
+            yield
         except CorruptRecord as problem:
             name = self._backend.name
             raise CorruptRecord(f"{name} is damaged: {problem}. {ways_out(name)}") from problem
+
+    def read_leftovers(self, group_id: GroupId, limit: int) -> list[bytes]:
+        """Return keys, at most `limit`, of what is still stored of a replica that was removed; empty: nothing is."""
+        tombstone, descriptor = layout.tombstone_key(group_id), layout.group_key(group_id, layout.KIND_DESCRIPTOR)
+        invariant(
+            self._backend.get(tombstone) is not None and self._backend.get(descriptor) is None,
+            f"group {group_id}: leftovers are those of a replica that was removed, and has no successor",
+        )
+        return list(islice(self._backend.keys(*layout.group_span(group_id)), limit))
+
+    def read_snapshot(self, group_id: GroupId) -> Snapshot | None:
+        """Return the group's snapshot; None where there is none: no replica, or an empty one. Raises CorruptRecord."""
+        raw = self._backend.get(layout.group_key(group_id, layout.KIND_SNAPSHOT))
+        return None if raw is None else layout.decode_snapshot(group_id, raw)
 
     def read_records(self, group_id: GroupId, first: Index, last: Index, limit_bytes: int) -> list[Record]:
         """Return consecutive records that cover `first` onward, up to `last` or about `limit_bytes`; at least one.
@@ -194,9 +253,9 @@ class PartitionedStore:
             return record.term
         raise CorruptRecord(f"group {group_id}: no record holds index {index}")
 
-    def read_firsts(self, group_id: GroupId, first: Index) -> list[Index]:
-        """Return the first indexes (the keys) of all stored records at or above `first`, ascending."""
-        keys = self._backend.keys(layout.record_key(group_id, first), layout.log_end_key(group_id))
+    def read_firsts(self, group_id: GroupId, first: Index, last: Index = INDEX_MAX) -> list[Index]:
+        """Return the first indexes (the keys) of all stored records from `first` to `last`, ascending."""
+        keys = self._backend.keys(layout.record_key(group_id, first), layout.record_key(group_id, last) + b"\0")
         return [layout.split_key(key)[2] for key in keys]
 
     def batch(self) -> WriteBatch:

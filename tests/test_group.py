@@ -41,7 +41,7 @@ class Host:
     def leader(self, group_id: GroupId) -> NodeId | None:
         return "a" if self.leading else None
 
-    def membership(self, group_id: GroupId) -> Membership:
+    def membership(self, group_id: GroupId, latest: bool = False) -> Membership:
         if self.current is None:
             raise NotReady(f"this node has no replica of group {group_id}")
         return self.current

@@ -19,6 +19,7 @@ from multiraft.membership import pack_membership
 from multiraft.messages import (
     Append,
     AppendAnswer,
+    AskRemoved,
     Beat,
     CommitTo,
     CreateReplica,
@@ -128,7 +129,7 @@ def test_each_kind_comes_back_as_itself(kind: Any) -> None:
 
 
 def test_codes_are_unique_and_slots_sorted_and_in_the_order_of_arguments() -> None:
-    assert len({kind.CODE for kind in KINDS}) == len(KINDS) == 21
+    assert len({kind.CODE for kind in KINDS}) == len(KINDS) == 22
     for kind in KINDS:
         assert list(kind.__slots__) == sorted(kind.__slots__)
         assert list(inspect.signature(kind).parameters) == list(kind.__slots__)
@@ -148,6 +149,7 @@ GOLDEN: list[tuple[Message, str]] = [
     (Request(b"\x01", "m", 2, 3), f"28{2:016x}{3:016x},01,6d"),
     (Response(b"\x01", 2), f"29{2:016x},01"),
     (CreateReplica(1, 2, "kv"), f"1a{1:016x}{2:016x},6b76"),
+    (AskRemoved(1, 2), f"1c{1:016x}{2:016x}"),
     (RemovedReplica(1, 2, 3), f"1b{1:016x}{2:016x}{3:016x}"),
     (
         InstallSnapshot(b"\xdd", 1, 2, 3, pack_membership(founding_membership(("a",))), 4, 5, 6),

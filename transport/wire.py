@@ -22,6 +22,7 @@ from multiraft.membership import unpack_membership
 from multiraft.messages import (
     Append,
     AppendAnswer,
+    AskRemoved,
     Beat,
     BeatAnswer,
     CommitTo,
@@ -72,6 +73,7 @@ _FIXED: Final[Mapping[type, tuple[struct.Struct, Callable[[Any], tuple[Any, ...]
         (BeatAnswer, "QQ"),
         (Refuse, "QQQ"),
         (RemovedReplica, "QQQ"),
+        (AskRemoved, "QQ"),
     )
 }
 """The messages that have no variable part: the layout of their head, and how to read all their fields at once."""

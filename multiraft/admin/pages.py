@@ -297,7 +297,7 @@ def storage_page(report: Facts) -> Page:
                 printable(
                     " ".join(f"{replica_id}:{node_id}" for replica_id, node_id in sorted(members.items())) or None
                 ),
-                (f"{damaged} problems", BAD) if damaged else ("ok", GOOD),
+                (f"{damaged} problems", BAD) if damaged else ("removed", UNSURE) if group["removed"] else ("ok", GOOD),
             ]
         )
     _add_problems(page, report, most=50)

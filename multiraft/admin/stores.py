@@ -12,7 +12,7 @@ from multiraft.admin.client import AdminClientError, NodeFailed, NotFound
 from multiraft.admin.view import Facts
 from multiraft.errors import StorageError
 from multiraft.storage import GroupReport, inspect_directory
-from multiraft.types import Identity, Membership
+from multiraft.types import Identity, Membership, Tombstone
 
 
 def inspect_store(directory: str) -> Facts:
@@ -37,6 +37,7 @@ def inspect_store(directory: str) -> Facts:
         "incarnation": report.incarnation,
         "closed_orderly": report.closed_orderly,
         "groups": groups,
+        "tombstones": [_tombstone(tombstone) for tombstone in report.tombstones],
     }
 
 
@@ -76,8 +77,14 @@ def _group(group: GroupReport) -> Facts:
         "records": group.records,
         "size_bytes": group.size_bytes,
         "membership": _membership(group.membership),
+        "snapshot": {"index": group.snapshot_index, "size_bytes": group.snapshot_bytes},
+        "removed": group.removed,
         "problems": list(group.problems),
     }
+
+
+def _tombstone(tombstone: Tombstone) -> Facts:
+    return {"group_id": tombstone.group_id, "replica_id": tombstone.replica_id, "index": tombstone.index}
 
 
 def _membership(membership: Membership | None) -> Facts | None:

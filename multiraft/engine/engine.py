@@ -22,18 +22,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
 from random import Random
-from typing import Final, cast
+from typing import Final
 
 from multiraft import failpoints
 from multiraft.config import Limits
 from multiraft.engine.applying import Applying
+from multiraft.engine.changing import Changing
+from multiraft.engine.incoming import Incoming
 from multiraft.engine.liveness import Liveness, LivenessSettings
 from multiraft.engine.machine import Machine
+from multiraft.engine.observing import Observing
 from multiraft.engine.outgoing import Outgoing
 from multiraft.engine.pacing import Pacing
 from multiraft.engine.proposing import propose_queued
 from multiraft.engine.reading import Reading
 from multiraft.engine.replica import Replica
+from multiraft.engine.residents import Residents
 from multiraft.engine.upkeep import Upkeep
 from multiraft.engine.view import EngineView
 from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, Proposals
@@ -49,17 +53,16 @@ from multiraft.errors import (
     Overloaded,
 )
 from multiraft.messages import (
-    AppendAnswer,
+    AskRemoved,
     Beat,
     BeatAnswer,
+    CreateReplica,
     LeadAll,
     LeadAsk,
     LeadDelta,
-    LivenessMessage,
     NodeMessage,
-    RaftMessage,
     Refuse,
-    RequestVote,
+    RemovedReplica,
 )
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import LEADER, CoreSettings, Raft
@@ -75,6 +78,7 @@ from multiraft.types import (
     StoredReplica,
 )
 
+_HOSTING: Final = frozenset((AskRemoved, CreateReplica, RemovedReplica))
 _LIVENESS: Final = frozenset((Beat, BeatAnswer, LeadAll, LeadAsk, LeadDelta, Refuse))
 log: Final = logging.getLogger("multiraft.engine")
 
@@ -83,6 +87,7 @@ class Engine:
     """Runs the replicas of one node. Started by `begin`, ended by `stop` or by a failed write.
 
     on_role    called after a replica's role or known leader changed
+    on_membership  called after another membership took effect for a replica
     on_failed  called once when the engine has ended by itself: a write failed, or it met a bug
     """
 
@@ -97,22 +102,25 @@ class Engine:
         clocks: Clocks,
         loop: asyncio.AbstractEventLoop,
         on_role: Callable[[Replica], None],
+        on_membership: Callable[[Replica], None],
         on_failed: Callable[[Exception], None],
     ) -> None:
         self.node_id = node_id
         self.limits = limits
         self.replicas: dict[GroupId, Replica] = {}
         self.budget = Budget(limits.pending_bytes)
-        self.counters = {"unknown_group": 0, "forged_sender": 0, "wrong_replica": 0, "audit_repairs": 0}
-        self._store = store
+        self.incoming = Incoming(self)
+        self.counters = self.incoming.counters
+        self.counters["audit_repairs"] = 0
+        self.store = store
         self.rng = rng
         self.clocks = clocks
-        self._loop = loop
-        self._on_role = on_role
+        self.loop = loop
+        self.observing = Observing(self, on_role, on_membership)
+        self._look = self.observing.look
         self._on_failed = on_failed
         self._running = False
         self._turn_scheduled = False
-        self._inbox: list[tuple[NodeId, int, Sequence[NodeMessage]]] = []
         self._dirty: list[Replica] = []
         self._deadlines: deque[Proposals] = deque()
         self._request_timeout_s = limits.request_timeout_ms / 1e3
@@ -132,6 +140,8 @@ class Engine:
         self.view = EngineView(self)
         self.applying = Applying(self)
         self.upkeep = Upkeep(self, loop)
+        self.residents = Residents(self, store.load_tombstones())
+        self.changing = Changing(self)
         self._started_s = self._next_beat_s = now = self.pacing.now()
         self.liveness = Liveness(
             node_id,
@@ -151,6 +161,7 @@ class Engine:
     def begin(self) -> None:
         """Start the ticker; from now on the engine acts by itself."""
         self._running = True
+        self.residents.begin()
         self._schedule()
 
     def stop(self, reason: str) -> None:
@@ -161,12 +172,13 @@ class Engine:
         self.writer.stop()
         for replica in self.replicas.values():
             replica.fail_everything(reason)
+        self.changing.stop(reason)
         self._deadlines.clear()
 
     def open_replica(self, stored: StoredReplica, machine: Machine) -> Replica:
         """Take up a replica that is on disk. It campaigns when nobody claims its group for long enough."""
         now = self.pacing.now()
-        core = Raft(stored, self._store, self.view, self.rng, self._core_settings, now, stored.log_start.index)
+        core = Raft(stored, self.store, self.view, self.rng, self._core_settings, now, stored.log_start.index)
         replica = Replica(stored.descriptor, core, machine, self.budget, self._slow_s, self.clocks.effort)
         self.replicas[replica.group_id] = replica
         quiet_s = max(0.0, self._started_s + self._election_timeout_s - now)
@@ -183,16 +195,18 @@ class Engine:
         hard_state = HardState(FOUNDING_TERM, 0, FOUNDING_INDEX)
         log_start = LogStart(FOUNDING_INDEX, FOUNDING_TERM)
         stored = StoredReplica(descriptor, membership, hard_state, log_start, FOUNDING_INDEX, FOUNDING_TERM)
+        self.residents.make(stored, machine, then)
 
-        def created() -> None:
-            if failpoints.armed is not None:
-                failpoints.armed(failpoints.REPLICA_AFTER_CREATE)
-            then(self.open_replica(stored, machine))
-
-        if failpoints.armed is not None:
-            failpoints.armed(failpoints.REPLICA_BEFORE_CREATE)
-        self.writer.write(lambda batch: batch.create_replica(descriptor, membership, hard_state, log_start), created)
-        self._schedule()
+    def let_go(self, replica: Replica, reason: str) -> None:
+        """The replica lives here no longer: nothing touches its core again, and its callers get their outcome."""
+        del self.replicas[replica.group_id]
+        replica.broken = reason
+        self.wheel.disarm(replica.group_id)
+        self.liveness.unlead(replica.group_id, self.pacing.now())
+        self.liveness.replica_removed(replica.group_id)
+        self.changing.forget(replica.group_id)
+        replica.fail_everything(f"group {replica.group_id}: {reason}")
+        self.observing.on_role(replica)
 
     # --------------------------------------------------------------------------------------- proposing and reading
 
@@ -205,7 +219,7 @@ class Engine:
         """
         replica = self.replicas.get(group_id)
         if replica is None or replica.core.role is not LEADER or replica.halted or replica.broken:
-            replica = self._leading(group_id)  # which raises
+            replica = self.leading(group_id)  # which raises
         budget = self.budget
         if len(command) > self._entry_bytes:
             raise InvalidRequest(f"a command of {len(command)} bytes; entry_bytes allows {self._entry_bytes}")
@@ -214,7 +228,7 @@ class Engine:
             raise Overloaded(f"{budget.used_bytes} bytes of commands are waiting; retry when some are answered")
         budget.used_bytes += size_bytes
         budget.count += 1
-        future: Future[bytes] = self._loop.create_future()
+        future: Future[bytes] = self.loop.create_future()
         if not replica.queued and not replica.dirty:
             self.mark(replica)
         replica.queued.append(command)
@@ -228,20 +242,20 @@ class Engine:
         The future gets ReadFailed or NotLeader when leadership is not confirmed in time, CommandFailed when the
         state machine raised. Raises as `propose` does.
         """
-        replica = self._leading(group_id)
-        future: Future[bytes] = self._loop.create_future()
+        replica = self.leading(group_id)
+        future: Future[bytes] = self.loop.create_future()
         self.reading.add(replica, query, future, self.pacing.now())
         self._schedule()
         return future
 
     def transfer_leadership(self, group_id: GroupId, to: NodeId) -> None:
         """Ask the replica on node `to` to take the group over (thesis, section 3.10). Raises NotLeader, NotReady."""
-        replica = self._leading(group_id)
+        replica = self.leading(group_id)
         replica.core.transfer_leadership(replica.core.membership.replica_on(to))
         self.liveness.forget_lease(group_id)
         self.note(replica, self.pacing.now())
 
-    def _leading(self, group_id: GroupId) -> Replica:
+    def leading(self, group_id: GroupId) -> Replica:
         """Return the group's replica here if it can take calls; else raise why not."""
         replica = self.replicas.get(group_id)
         if not self._running:
@@ -273,7 +287,7 @@ class Engine:
 
     def messages_received(self, node_id: NodeId, incarnation: int, messages: Sequence[NodeMessage]) -> None:
         """Take a peer's messages; the next turn handles them."""
-        self._inbox.append((node_id, incarnation, messages))
+        self.incoming.add(node_id, incarnation, messages)
         self._schedule()
 
     # -------------------------------------------------------------------------------------------------- the turn
@@ -285,12 +299,16 @@ class Engine:
             self._dirty.append(replica)
         if not self._turn_scheduled:
             self._turn_scheduled = True
-            self._loop.call_soon(self._turn)
+            self.loop.call_soon(self._turn)
+
+    def wake(self) -> None:
+        """Have a turn come soon."""
+        self._schedule()
 
     def _schedule(self) -> None:
         if not self._turn_scheduled:
             self._turn_scheduled = True
-            self._loop.call_soon(self._turn)
+            self.loop.call_soon(self._turn)
 
     def _turn(self) -> None:
         self._turn_scheduled = False
@@ -308,13 +326,7 @@ class Engine:
 
     def _pass(self) -> None:
         now = self.pacing.now()
-        inbox, self._inbox = self._inbox, []
-        for node_id, incarnation, messages in inbox:
-            for message in messages:
-                if type(message) in _LIVENESS:
-                    self.liveness.received(node_id, cast(LivenessMessage, message), incarnation, now)
-                else:
-                    self._step(node_id, cast(RaftMessage, message), now)
+        self.incoming.handle(now)
         self._judge_deadlines(now)
         self.reading.register(now)
         dirty, self._dirty = self._dirty, []
@@ -344,49 +356,31 @@ class Engine:
         else:
             self.note(replica, now)
 
-    def _step(self, node_id: NodeId, message: RaftMessage, now: float) -> None:
-        replica = self.replicas.get(message.group_id)
-        if replica is None or replica.broken is not None:
-            self.counters["unknown_group"] += 1
-            return
-        core = replica.core
-        if message.to != core.replica_id:
-            self.counters["wrong_replica"] += 1
-            return
-        sender_node = core.membership.nodes.get(message.sender)
-        if sender_node != node_id and not (sender_node is None and type(message) is RequestVote):
-            self.counters["forged_sender"] += 1
-            return
-        try:  # written out: this is the hot path of `touching`
-            core.step(message, now)
-        except (InvariantViolation, CorruptRecord) as problem:
-            self.broke(replica, problem)
-            return
-        if type(message) is AppendAnswer and core.settled(message.sender):
-            if core.commit_untold:
-                self.upkeep.tell_commit_later(replica)
-            return
-        self.note(replica, now)
-
     def _drive(self, replica: Replica, now: float) -> None:
         core = replica.core
+        led = replica.seen_role is LEADER
         try:
             if replica.queued:
                 self._deadlines += propose_queued(replica, self.limits, int(self.clocks.wall() * 1e3), now)
             ready = core.ready()
-            self._observe(replica, now)
+            self._look(replica, now)
         except (InvariantViolation, CorruptRecord) as problem:
             self.broke(replica, problem)
             return
         if core.commit_untold:
             self.upkeep.tell_commit_later(replica)
+        if core.commit != core.last_index and core.role is LEADER:
+            self.upkeep.expect_commit(replica, now)
         if ready is None:
             return
-        nodes = core.membership.nodes
         for message in ready.messages:
-            self.outgoing.consensus(nodes.get(message.to), message)
+            self.outgoing.consensus(replica.node_of(message.to), message)
         for message in self.writer.add(replica, ready):
-            self.outgoing.consensus(nodes.get(message.to), message)
+            self.outgoing.consensus(replica.node_of(message.to), message)
+        if ready.membership is not None:
+            self.observing.membership_changed(replica, led, now)
+            if replica.broken is not None:
+                return
         if ready.committed > replica.committed:
             replica.committed = ready.committed
             self.applying.add(replica)
@@ -408,13 +402,12 @@ class Engine:
                 continue
             if not replica.core.unchanged():
                 self.mark(replica)
-            self._observe(replica, now)
+            self._look(replica, now)
         if failpoints.armed is not None:
             failpoints.armed(failpoints.WRITE_BEFORE_PROMISES)
         for replica, messages in promises:
-            nodes = replica.core.membership.nodes
             for message in messages:
-                self.outgoing.consensus(nodes.get(message.to), message)
+                self.outgoing.consensus(replica.node_of(message.to), message)
         self._turn()  # at once: callers of single writes wait for nothing else
 
     # ------------------------------------------------------------------------------------------ roles and deadlines
@@ -423,35 +416,7 @@ class Engine:
         """Tell the rest of the engine what a core's last input changed. Follows every touch of a core."""
         if not replica.dirty:
             self.mark(replica)
-        self._observe(replica, now)
-
-    def _observe(self, replica: Replica, now: float) -> None:
-        core = replica.core
-        if core.term != replica.seen_term:
-            replica.seen_term = core.term
-            self.liveness.term_rose(replica.group_id, now)
-        if core.role is not replica.seen_role or core.leader != replica.seen_leader:
-            self._role_changed(replica, now)
-        deadline_s = core.deadline
-        if deadline_s != replica.seen_deadline_s:
-            replica.seen_deadline_s = deadline_s
-            if deadline_s == inf:
-                self.wheel.disarm(replica.group_id)
-            else:
-                self.wheel.arm(replica.group_id, deadline_s)
-
-    def _role_changed(self, replica: Replica, now: float) -> None:
-        core, was = replica.core, replica.seen_role
-        replica.seen_role, replica.seen_leader = core.role, core.leader
-        if was is LEADER and core.role is not LEADER:
-            self.liveness.unlead(replica.group_id, now)
-            replica.lost_queue()
-            replica.fail_reads(replica.refusal)
-        elif core.role is LEADER and was is not LEADER:
-            members = core.membership
-            targets = [(members.nodes[peer], peer) for peer in members.replicas if peer != core.replica_id]
-            self.liveness.lead(replica.group_id, core.term, targets, now)
-        self._on_role(replica)
+        self._look(replica, now)
 
     def _judge_deadlines(self, now: float) -> None:
         for group_id in self.wheel.expired(now):
@@ -465,6 +430,7 @@ class Engine:
             self._next_beat_s = max(self._next_beat_s + self._beat_s, now + self._beat_s / 2)
             self.liveness.tick(now)
             self._expire_callers(now)
+            self.changing.tick(now)
             self.upkeep.repair_drops()
             self.upkeep.audit(now)
 
@@ -486,7 +452,7 @@ class Engine:
         self.liveness.unlead(replica.group_id, self.pacing.now())
         self.liveness.replica_removed(replica.group_id)
         replica.fail_everything(f"group {replica.group_id}: {replica.broken}")
-        self._on_role(replica)
+        self.observing.on_role(replica)
 
     def _write_failed(self, error: Exception) -> None:
         log.critical("a write failed; this node ends and acknowledges nothing more: %s", error)

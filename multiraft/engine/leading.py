@@ -154,10 +154,10 @@ class Leading:
 
     def _counting(self, group_id: GroupId, term: Term, node_id: NodeId) -> Telling | None:
         """Return the peer's Telling if its newest acknowledgement counts for the group, led here at `term`."""
-        telling = self.tellings.get(node_id)
-        if self.term_of(group_id) != term or telling is None or not telling.counts(group_id, term):
+        led, telling = self._led.get(group_id), self.tellings.get(node_id)
+        if led is None or led.term != term or telling is None or node_id not in led.targets:
             return None
-        return telling
+        return telling if telling.counts(group_id, term, led.targets[node_id]) else None
 
     def _quorum_sent_s(self, group_id: GroupId, term: Term, voters: Collection[NodeId], real_s: float) -> float:
         sent = []

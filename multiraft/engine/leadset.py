@@ -76,9 +76,9 @@ class LeadSet:
         """Return every entry, by group id."""
         return tuple((group_id, *lead) for group_id, lead in sorted(self._leads.items()))
 
-    def claims(self) -> list[tuple[GroupId, Term]]:
-        """Return every (group, term), in the order in which they came."""
-        return [(group_id, lead[0]) for group_id, lead in self._leads.items()]
+    def claimed(self) -> list[Row]:
+        """Return every entry, in the order in which they came."""
+        return [(group_id, *lead) for group_id, lead in self._leads.items()]
 
     def counted_digest(self) -> int:
         """Return the digest computed afresh, to audit the one kept."""

@@ -28,7 +28,7 @@ The rules, by which comments and tests name what they are about:
     L19  every replica leads, is loyal, or has a deadline: whoever loses its leader here is made electable, once
     L21  the sets and digests follow from the cores' roles, and are audited
     L22  what an older incarnation said is dropped
-    L24  a peer without the replica says so, and does not count until it has it
+    L24  a peer without the replica, the very one that is claimed, says so, and does not count until it has it
 
 Rules of this file: nothing here reads a clock but for the lease's send time, awaits, or draws its own randomness;
 peers are visited in order of their names; `now` is the patience clock and never goes back. Callbacks into the view
@@ -43,6 +43,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from multiraft.engine.leading import Leading, LivenessSettings
+from multiraft.engine.leadset import Row
 from multiraft.engine.livepeer import Hearing, PeerStatus, Telling
 from multiraft.errors import invariant
 from multiraft.messages import Beat, BeatAnswer, LeadAll, LeadAsk, LeadDelta, LivenessMessage, Refuse
@@ -55,8 +56,8 @@ if TYPE_CHECKING:
 class GroupView(Protocol):
     """What liveness asks of the groups on this node, and tells them. None of it blocks."""
 
-    def term_of(self, group_id: GroupId) -> Term | None:
-        """Return the term, in memory, of the group's replica here; None when there is no replica."""
+    def term_of(self, group_id: GroupId, replica_id: ReplicaId) -> Term | None:
+        """Return the term, in memory, of the group's replica here; None when that one is not here."""
 
     def claimed(self, group_id: GroupId, term: Term, leader_node: NodeId, now: float) -> None:
         """`leader_node` leads the group at `term`, which is not below the replica's: follow it."""
@@ -72,6 +73,9 @@ class GroupView(Protocol):
 
     def acknowledged(self, node_id: NodeId, round_id: int) -> None:
         """`node_id` has acknowledged every read round up to `round_id`."""
+
+    def missing(self, node_id: NodeId, group_id: GroupId, now: float) -> None:
+        """`node_id` does not have the group's replica that this leader leads toward it (L24)."""
 
     def arrived(self, node_id: NodeId, group_id: GroupId, now: float) -> None:
         """`node_id` has the group's replica now, which it had not: what this leader sent it before found nobody."""
@@ -200,32 +204,36 @@ class Liveness:
 
         For the audit of L19: such a replica needs no deadline of its own; it will be made electable.
         """
-        return any(
-            not hearing.silent and hearing.held.term_of(group_id) == term
-            for hearing in (self._peers[node_id].hearing for node_id in self._order)
-        )
+        for node_id in self._order:
+            hearing = self._peers[node_id].hearing
+            lead = hearing.held.get(group_id)
+            if lead is None or lead[0] != term or hearing.silent:
+                continue
+            if self._view.term_of(group_id, lead[1]) is not None:
+                return True
+        return False
 
     def term_rose(self, group_id: GroupId, now: float) -> None:
         """The replica's term rose, for whatever reason: refuse the claims that are now below it (L2).
 
         Must be called before any later message is handed to `received`. Idempotent.
         """
-        mine = self._view.term_of(group_id)
-        if mine is not None:
-            for node_id in self._order:
-                peer = self._peers[node_id]
-                if 0 < peer.hearing.held.term_of(group_id) < mine:
+        for node_id in self._order:
+            peer = self._peers[node_id]
+            lead = peer.hearing.held.get(group_id)
+            if lead is not None:
+                mine = self._view.term_of(group_id, lead[1])
+                if mine is not None and lead[0] < mine:
                     self._answer(peer, group_id)
 
     def replica_created(self, group_id: GroupId, now: float) -> None:
         """A replica came to be here: judge and follow the claims that were already held (L24)."""
         for node_id in self._order:
             peer = self._peers[node_id]
-            term = peer.hearing.held.term_of(group_id)
-            if term:
+            if peer.hearing.held.get(group_id) is not None:
                 self._answer(peer, group_id)
                 if not peer.hearing.silent:
-                    self._follow(peer, group_id, term, now)
+                    self._follow(peer, group_id, now)
 
     def replica_removed(self, group_id: GroupId) -> None:
         """The replica is gone from this node: whoever claims its group must not count this node any more (L24)."""
@@ -261,7 +269,7 @@ class Liveness:
             gone = peer.hearing
             peer.hearing = Hearing(incarnation)
             if not gone.silent:
-                self._release(gone.held.claims(), now)
+                self._release(gone.held.claimed(), now)
 
     def received(self, node_id: NodeId, message: LivenessMessage, incarnation: int, now: float) -> None:
         """Handle one message of the peer's process `incarnation`, in the order of its connection."""
@@ -297,7 +305,7 @@ class Liveness:
             if now >= hearing.deadline_s:
                 hearing.silent = True
                 hearing.deadline_s = math.inf
-                self._release(hearing.held.claims(), now)
+                self._release(hearing.held.claimed(), now)
         rejudge = self._leading.due(now)
         if rejudge:
             self._view.rejudge(rejudge, now)
@@ -381,6 +389,7 @@ class Liveness:
         elif answer == 0:
             peer.telling.doubt(group_id, term)
             self._view.rejudge([group_id], now)
+            self._view.missing(peer.node_id, group_id, now)
 
     # ----------------------------------------------------------------------------------------------- what is heard
 
@@ -397,8 +406,8 @@ class Liveness:
         hearing.deadline_s = now + self._settings.election_timeout_s * (1.0 + self._rng.random())
         if hearing.silent:
             hearing.silent = False
-            for group_id, term in hearing.held.claims():
-                self._follow(peer, group_id, term, now)
+            for group_id in hearing.held.groups():
+                self._follow(peer, group_id, now)
         if beat.answer_now and peer.telling.connected:
             self._send(peer.node_id, BeatAnswer(beat.incarnation, beat.sequence))
 
@@ -411,62 +420,69 @@ class Liveness:
 
     def _on_delta(self, peer: _Peer, delta: LeadDelta, now: float) -> None:
         hearing = peer.hearing
-        dropped = []
+        dropped: list[Row] = []
         for group_id, term in delta.removed:
-            if hearing.held.term_of(group_id) == term:
+            lead = hearing.held.get(group_id)
+            if lead is not None and lead[0] == term:
                 hearing.held.drop(group_id)
                 hearing.answers.pop(group_id, None)
-                dropped.append((group_id, term))
+                dropped.append((group_id, *lead))
         for group_id, term, replica_id in delta.added:
-            hearing.held.put(group_id, term, replica_id)
-        self._claims_changed(peer, [(group_id, term) for group_id, term, _ in delta.added], dropped, now)
+            self._hold(hearing, group_id, term, replica_id)
+        self._claims_changed(peer, [row[0] for row in delta.added], dropped, now)
 
     def _on_all(self, peer: _Peer, message: LeadAll, now: float) -> None:
         hearing = peer.hearing
         hearing.asked_s = -math.inf
         hearing.answers.clear()  # everything is judged and answered anew
         told = {row[0] for row in message.led}
-        dropped = [(group_id, term) for group_id, term in hearing.held.claims() if group_id not in told]
-        for group_id, _ in dropped:
+        dropped = [row for row in hearing.held.claimed() if row[0] not in told]
+        for group_id, _, _ in dropped:
             hearing.held.drop(group_id)
         for group_id, term, replica_id in message.led:
             hearing.held.put(group_id, term, replica_id)
-        self._claims_changed(peer, hearing.held.claims(), dropped, now)
+        self._claims_changed(peer, hearing.held.groups(), dropped, now)
 
-    def _claims_changed(
-        self, peer: _Peer, added: list[tuple[GroupId, Term]], dropped: list[tuple[GroupId, Term]], now: float
-    ) -> None:
+    def _hold(self, hearing: Hearing, group_id: GroupId, term: Term, replica_id: ReplicaId) -> None:
+        """Hold a claim; one toward another replica than before is answered anew, even at the same term."""
+        old = hearing.held.get(group_id)
+        if old is not None and old[1] != replica_id:
+            hearing.answers.pop(group_id, None)
+        hearing.held.put(group_id, term, replica_id)
+
+    def _claims_changed(self, peer: _Peer, added: list[GroupId], dropped: list[Row], now: float) -> None:
         """Answer and follow new claims, and wake those whose claim is gone (L18, L19).
 
         Claims of a silent peer are answered, but followed only with its next accepted beat: until then its groups
         keep the deadlines that they were given.
         """
-        for group_id, term in added:
+        for group_id in added:
             self._answer(peer, group_id)
             if not peer.hearing.silent:
-                self._follow(peer, group_id, term, now)
+                self._follow(peer, group_id, now)
         if dropped and not peer.hearing.silent:
             self._release(dropped, now)
 
     def _answer(self, peer: _Peer, group_id: GroupId) -> None:
         """Judge the peer's claim of the group, as held now, and tell the peer if it must know (L1)."""
-        term = peer.hearing.held.term_of(group_id)
-        answer = peer.hearing.answer(group_id, term, self._view.term_of(group_id))
+        term, replica_id = peer.hearing.held.get(group_id) or (0, 0)
+        answer = peer.hearing.answer(group_id, term, self._view.term_of(group_id, replica_id))
         if answer is not None and peer.telling.connected:
             self._send(peer.node_id, Refuse(group_id, answer, term))
 
-    def _follow(self, peer: _Peer, group_id: GroupId, term: Term, now: float) -> None:
-        mine = self._view.term_of(group_id)
+    def _follow(self, peer: _Peer, group_id: GroupId, now: float) -> None:
+        term, replica_id = peer.hearing.held.get(group_id) or (0, 0)
+        mine = self._view.term_of(group_id, replica_id)
         if mine is not None and mine <= term:
             self._view.claimed(group_id, term, peer.node_id, now)
             if mine < term:
                 self.term_rose(group_id, now)
 
-    def _release(self, claims: list[tuple[GroupId, Term]], now: float) -> None:
+    def _release(self, claims: list[Row], now: float) -> None:
         """Make electable, in an order drawn here, those of these groups that followed their claim (L19)."""
         lost = []
-        for group_id, term in claims:
-            mine = self._view.term_of(group_id)
+        for group_id, term, replica_id in claims:
+            mine = self._view.term_of(group_id, replica_id)
             if mine is not None and mine <= term and not self.watched(group_id, mine):
                 lost.append(group_id)
         if lost:

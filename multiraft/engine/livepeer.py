@@ -16,7 +16,7 @@ from typing import Final
 
 from multiraft.engine.leadset import Lead, LeadSet, Row
 from multiraft.messages import Beat, LeadAll, LeadDelta
-from multiraft.types import GroupId, NodeId, Term
+from multiraft.types import GroupId, NodeId, ReplicaId, Term
 
 _REMEMBERED: Final = 4096
 """Beats and read rounds waiting for their acknowledgement, per peer; past this the oldest are given up.
@@ -113,9 +113,9 @@ class Telling:
         if self.told.term_of(group_id) == term and self._counts_from[group_id] is _NEVER:
             self._counts_from[group_id] = self.sequence + 1
 
-    def counts(self, group_id: GroupId, term: Term) -> bool:
-        """Whether the newest acknowledged beat says something about the group at this term (L8)."""
-        return self.told.term_of(group_id) == term and self.acked >= self._counts_from[group_id]
+    def counts(self, group_id: GroupId, term: Term, replica_id: ReplicaId) -> bool:
+        """Whether the newest acknowledged beat says something about this replica at this term (L8, L24)."""
+        return self.told.get(group_id) == (term, replica_id) and self.acked >= self._counts_from[group_id]
 
     def beat(self, incarnation: int, now: float, real_s: float, hearing: Hearing) -> Beat:
         """Return the next beat, sent at these times, with the acknowledgement of the peer's own."""

@@ -48,6 +48,10 @@ class Outgoing:
     def reaches(self, node_id: NodeId) -> bool:
         return node_id in self._reached
 
+    def all_reached(self) -> list[NodeId]:
+        """Return all peers that are connected, by name."""
+        return sorted(self._reached)
+
     def urgent(self, node_id: NodeId, message: LivenessMessage | HostingMessage) -> None:
         """Queue a message about nodes for the first lane."""
         if node_id in self._reached:

@@ -18,11 +18,11 @@ from typing import Final
 from multiraft import failpoints
 from multiraft.engine.machine import Context, Machine, command_failed, environmental
 from multiraft.engine.waiting import Budget, Proposals, Reads, fail_future
-from multiraft.errors import CommandFailed, Halted, MultiRaftError, NotCommitted, NotLeader, OutcomeUnknown, invariant
+from multiraft.errors import CommandFailed, Halted, MultiRaftError, NotCommitted, NotLeader, OutcomeUnknown
 from multiraft.ports import Clock
 from multiraft.raft import LEADER, Raft
-from multiraft.records import COMMANDS, MEMBERSHIP, Record
-from multiraft.types import GroupId, Index, NodeId, ReplicaDescriptor, Term
+from multiraft.records import COMMANDS, Record
+from multiraft.types import GroupId, Index, NodeId, ReplicaDescriptor, ReplicaId, Term
 
 _READ_BYTES: Final = 1024 * 1024
 log: Final = logging.getLogger("multiraft.engine")
@@ -39,6 +39,8 @@ class Replica:
     halted                  why applying has stopped; None while it has not
     broken                  a broken invariant: the core is not touched any more
     seen_term, seen_leader, seen_role, seen_deadline_s  what the rest of the engine was last told of the core
+    seen_membership         the same: the one that the engine knows to be in effect
+    strangers               nodes of replicas that the membership here does not name yet, by the messages they sent
     told_leading            what the user's hooks were last told
     """
 
@@ -64,10 +66,12 @@ class Replica:
         "rounds",
         "seen_deadline_s",
         "seen_leader",
+        "seen_membership",
         "seen_role",
         "seen_term",
         "slow_command_s",
         "stopwatch",
+        "strangers",
         "told_leading",
         "waiting",
     )
@@ -107,12 +111,18 @@ class Replica:
         self.seen_role = core.role
         self.seen_leader = core.leader
         self.seen_deadline_s = inf
+        self.seen_membership = core.membership
+        self.strangers: dict[ReplicaId, NodeId] = {}
         self.told_leading = False
 
     @property
     def leader_node(self) -> NodeId | None:
         """The node of the leader that this replica knows of; None while there is none."""
-        return self.core.membership.nodes.get(self.core.leader)
+        return self.node_of(self.core.leader)
+
+    def node_of(self, replica_id: ReplicaId) -> NodeId | None:
+        """Return where a replica of the group lives, as far as is known here."""
+        return self.core.membership.nodes.get(replica_id) or self.strangers.get(replica_id)
 
     @property
     def leads(self) -> bool:
@@ -169,7 +179,6 @@ class Replica:
             context.time_ms = max(context.time_ms, record.stamp_ms)
             if not self._apply_commands(record, last, batch, until_s):
                 return False
-        invariant(record.kind != MEMBERSHIP, "a membership change in the log, which this version never writes")
         self.applied = last
         if batch is not None and last >= batch.last:
             self.waiting.popleft().finish(self.budget)

@@ -11,15 +11,15 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from multiraft.engine.replica import Replica
-from multiraft.messages import Append
+from multiraft.messages import Append, AskRemoved
 from multiraft.raft import Role
-from multiraft.types import GroupId, NodeId
+from multiraft.types import NOBODY, GroupId, Index, NodeId
 
 if TYPE_CHECKING:
     from multiraft.engine.engine import Engine
 
 _STALLED_TIMEOUTS: Final = 4
-"""A write that is under way for this many election timeouts costs a node what it leads."""
+"""A write that is under way, or a commit that stands still, for so many election timeouts costs a leader its office."""
 log: Final = logging.getLogger("multiraft.engine")
 
 
@@ -34,6 +34,8 @@ class Upkeep:
         self._to_audit: list[GroupId] = []
         self._oldest_write: object = None
         self._oldest_since_s = 0.0
+        # Leaders with entries that are not committed: their commit, and since when it stands there.
+        self._awaited: dict[Replica, tuple[Index, float]] = {}
 
     def stop(self) -> None:
         if self._untold_handle is not None:
@@ -53,9 +55,8 @@ class Upkeep:
         outgoing = self._engine.outgoing
         for replica in sorted(untold, key=lambda replica: replica.group_id):
             if replica.leads:
-                nodes = replica.core.membership.nodes
                 for message in replica.core.commit_messages():
-                    outgoing.consensus(nodes.get(message.to), message)
+                    outgoing.consensus(replica.node_of(message.to), message)
         outgoing.send_all()
 
     def resume_replication(self, node_id: NodeId) -> None:
@@ -97,6 +98,31 @@ class Upkeep:
                 with engine.touching(replica, now):
                     replica.core.step_down(now)
 
+    def expect_commit(self, replica: Replica, now: float) -> None:
+        """The replica leads and has entries that are not committed: from now on its commit should move."""
+        if replica not in self._awaited:
+            self._awaited[replica] = (replica.core.commit, now)
+
+    def _judge_progress(self, now: float) -> None:
+        """A leader whose entries reach no quorum gives up, though its beats flow: its bulk lane may be stuck (L23).
+
+        Not while a voter installs a snapshot, which may take as long as it takes.
+        """
+        engine = self._engine
+        longest_s = _STALLED_TIMEOUTS * engine.limits.election_timeout_ms / 1e3
+        for replica, (commit, since_s) in list(self._awaited.items()):
+            core = replica.core
+            if not replica.leads or core.commit == core.last_index:
+                del self._awaited[replica]
+            elif core.commit != commit:
+                self._awaited[replica] = (core.commit, now)
+            elif now - since_s >= longest_s and not core.installing:
+                del self._awaited[replica]
+                if len(core.membership.replicas) > 1:
+                    log.error("group %d: given up: nothing was committed for %.1f s", replica.group_id, now - since_s)
+                    with engine.touching(replica, now):
+                        core.step_down(now)
+
     def audit(self, now: float) -> None:
         """Look at the disk, and at a share of all replicas (L19): each leads, has a deadline, or a leader whose
         silence will be judged. Each pass begins with a comparison of what is claimed toward peers with what the cores
@@ -104,12 +130,15 @@ class Upkeep:
         """
         engine = self._engine
         self._judge_disk(now)
+        self._judge_progress(now)
         if not self._to_audit:
             self._to_audit = list(engine.replicas)
             self._audit_claims()
         share = 1 + len(engine.replicas) * engine.limits.beat_ms // engine.limits.sweep_ms
         for group_id in self._to_audit[-share:]:
-            replica = engine.replicas[group_id]
+            replica = engine.replicas.get(group_id)
+            if replica is None:
+                continue
             core = replica.core
             if replica.leads:
                 core.check_quorum(now)
@@ -119,7 +148,15 @@ class Upkeep:
                 engine.counters["audit_repairs"] += 1
                 log.error("group %d: nobody was responsible for it; it campaigns soon", group_id)
                 engine.view.electable([group_id], now)
+            elif replica.broken is None and core.leader == NOBODY:
+                self._ask_whether_removed(replica)
         del self._to_audit[-share:]
+
+    def _ask_whether_removed(self, replica: Replica) -> None:
+        """Nobody leads this replica: perhaps because it takes part no longer, and was away when it was told."""
+        outgoing = self._engine.outgoing
+        for node_id in outgoing.all_reached():
+            outgoing.urgent(node_id, AskRemoved(replica.group_id, replica.core.replica_id))
 
     def _is_minded(self, replica: Replica) -> bool:
         core = replica.core

@@ -40,17 +40,16 @@ class EngineView:
         replica = self._engine.replicas.get(group_id)
         return replica if replica is not None and replica.broken is None else None
 
-    def term_of(self, group_id: GroupId) -> Term | None:
+    def term_of(self, group_id: GroupId, replica_id: ReplicaId) -> Term | None:
         replica = self._replica(group_id)
-        return replica.core.term if replica is not None else None
+        return replica.core.term if replica is not None and replica.core.replica_id == replica_id else None
 
     def claimed(self, group_id: GroupId, term: Term, leader_node: NodeId, now: float) -> None:
         replica = self._replica(group_id)
         if replica is not None:
-            leader = replica.core.membership.replica_on(leader_node)
-            if leader:
-                with self._engine.touching(replica, now):
-                    replica.core.follow(leader, term, now)
+            leader = replica.core.membership.replica_on(leader_node)  # NOBODY where this replica lags behind
+            with self._engine.touching(replica, now):
+                replica.core.follow(leader, term, now)
 
     def electable(self, group_ids: list[GroupId], now: float) -> None:
         engine = self._engine
@@ -107,6 +106,11 @@ class EngineView:
 
     def acknowledged(self, node_id: NodeId, round_id: int) -> None:
         self._engine.reading.acknowledged(node_id, round_id)
+
+    def missing(self, node_id: NodeId, group_id: GroupId, now: float) -> None:
+        replica = self._replica(group_id)
+        if replica is not None:
+            self._engine.residents.ask_for(replica, node_id)
 
     def arrived(self, node_id: NodeId, group_id: GroupId, now: float) -> None:
         replica = self._replica(group_id)

@@ -131,6 +131,8 @@ class LogWriter:
         hard_state = ready.hard_state
         if hard_state is not None:
             batch.put_hard_state(group_id, hard_state)
+        if ready.membership is not None:
+            batch.put_membership(group_id, ready.membership)
         pending.writes += 1
         index, term = ready.last
         saved_term = hard_state.term if hard_state is not None else 0

@@ -1,6 +1,20 @@
 """The consensus core of one group: sans-I/O and deterministic. See raft.py."""
 
+from multiraft.raft.changes import AddLearner, Bind, Change, Demote, Promote, Remove
 from multiraft.raft.raft import Raft
 from multiraft.raft.ready import LEADER, Contacts, CoreSettings, Ready, Role
 
-__all__ = ["LEADER", "Contacts", "CoreSettings", "Raft", "Ready", "Role"]
+__all__ = [
+    "LEADER",
+    "AddLearner",
+    "Bind",
+    "Change",
+    "Contacts",
+    "CoreSettings",
+    "Demote",
+    "Promote",
+    "Raft",
+    "Ready",
+    "Remove",
+    "Role",
+]

@@ -16,12 +16,12 @@ from multiraft.messages import PreVote, PreVoteAnswer, RequestVote, TimeoutNow, 
 from multiraft.raft.progress import LOST, REPLICATE, Progress
 from multiraft.raft.quorum import elected, hopeless, majority_time
 from multiraft.raft.ready import CANDIDATE, FOLLOWER, LEADER, PRE_CANDIDATE
-from multiraft.raft.replication import Replication
+from multiraft.raft.reconfiguration import Reconfiguration
 from multiraft.records import NOOP, encode_record
 from multiraft.types import FOUNDING_INDEX, NOBODY, Index, ReplicaId, Term
 
 
-class Elections(Replication):
+class Elections(Reconfiguration):
     """The layer that makes and unmakes leaders. See the file's text."""
 
     __slots__ = ()
@@ -31,13 +31,16 @@ class Elections(Replication):
     def campaign(self, now: float, forced: bool = False) -> None:
         """Try to become the leader: ask first whether it can succeed (pre-vote), then for votes.
 
-        Does nothing but re-arm the deadline where this replica is no voter, has an empty log, or is loyal (L11).
+        Does nothing but re-arm the deadline where this replica is no voter, has an empty log or a committed membership
+        change that has not taken effect, or is loyal (L11).
         `forced` skips the pre-vote and loyalty, for this one campaign (L16). A leader, and a candidate whose
-        self-vote is not on disk yet (L17), go on as they are. `now` is the patience clock, in seconds.
+        self-vote is not on disk yet (L17), go on as they are. `now` is the patience clock, in seconds. Raises
+        CorruptRecord.
         """
         self._now = now
         if self.role is LEADER or self._vote_pending:
             return
+        self._take_effect()  # who takes over from a leader that was removed hears of that in the same moment
         electable = self._electable()
         if electable and forced:
             self._stand(now, True)
@@ -61,8 +64,15 @@ class Elections(Replication):
                 )
 
     def _electable(self) -> bool:
-        """A voter that is not empty: an emptied one could vote, or lead, away what it once held."""
-        return self.membership.is_voter(self.replica_id) and self.log.last_index >= FOUNDING_INDEX
+        """A voter that is not empty, and whose membership is as new as its commit.
+
+        An emptied one could vote, or lead, away what it once held.
+        """
+        return (
+            self.membership.is_voter(self.replica_id)
+            and self.log.last_index >= FOUNDING_INDEX
+            and not (self._changes and self._changes[0] <= self.commit)
+        )
 
     def _other_voters(self) -> list[ReplicaId]:
         membership = self.membership
@@ -194,12 +204,14 @@ class Elections(Replication):
         self._office_since = now
         self._office_index = log.last_index + 1
         self.progress = {replica: Progress(replica, self._office_index) for replica in self.membership.replicas}
+        for peer in self.progress.values():
+            peer.begin_round(log.last_index, now)
         own = self.progress.setdefault(self.replica_id, Progress(self.replica_id, self._office_index))
         own.match = log.stable
         own.state = REPLICATE
         self._peers = [peer for replica, peer in self.progress.items() if replica != self.replica_id]
         # Stamped 0: the replicated clock never runs behind the entry before.
-        log.append(encode_record(self.group_id, self._office_index, self.term, log.last_term, NOOP, 0, [b""]))
+        self._store(encode_record(self.group_id, self._office_index, self.term, log.last_term, NOOP, 0, [b""]))
 
     def check_quorum(self, now: float) -> None:
         """Step down if it is longer than an election timeout ago that a quorum was in contact (section 6.2).

@@ -7,6 +7,9 @@ A conflict at k takes away every entry from k on. In memory a record that stradd
 as it is: the record that the new entries bring under key k clips it for every reader; all keys from k on are named
 in `deleted`, those of batches still on their way included.
 
+A snapshot moves the start up to an entry that is applied and stable (`compact`): reads below it end, and the keys of
+records that hold nothing above it are named in `deleted`; or it takes the place of the whole log (`restart`).
+
 Rules of this file: what is not stable is in memory; records in memory follow each other without a gap, each under
 the key that it has in the store; terms never fall along the log (so a term is found by halving); nothing here is
 sent or written.
@@ -15,14 +18,17 @@ sent or written.
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from multiraft.errors import invariant
 from multiraft.records import Record, cut_record
-from multiraft.types import GroupId, Index, LogStart, Term
+from multiraft.types import GroupId, Index, LogStart, Snapshot, Term
 
 if TYPE_CHECKING:
     from multiraft.ports import LogReader
+
+_COMPACTED_KEYS_MAX: Final = 10_000
+"""Deleted with one snapshot, so that its write stays small; what is left of the old log goes with the next ones."""
 
 
 class Log:
@@ -146,6 +152,10 @@ class Log:
             found.append(record)
         return found
 
+    def read_snapshot(self) -> Snapshot | None:
+        """Return the newest snapshot on disk; None where there is none. Raises CorruptRecord."""
+        return self._reader.read_snapshot(self.group_id)
+
     # ------------------------------------------------------------------------------------------------- changing
 
     def append(self, record: Record) -> None:
@@ -187,6 +197,43 @@ class Log:
         self.handed = min(self.handed, conflict - 1)
         # Writes on their way make stable only what is left of them, even if the same entries should come back.
         self._in_flight = [(last, term, min(to, conflict - 1)) for last, term, to in self._in_flight]
+
+    def compact(self, index: Index) -> None:
+        """Let the log start at `index`, which is applied and stable. Records that end there or before are forgotten.
+
+        Raises CorruptRecord.
+        """
+        invariant(self.start.index <= index <= min(self.applied, self.stable), "a log starts at an applied entry")
+        if index == self.start.index:
+            return
+        start = LogStart(index, self.term(index))
+        firsts = self._reader.read_firsts(self.group_id, 0, index + 1)
+        if index < self.last_index and firsts:
+            firsts.pop()  # begins with the entry after the start, or may reach it
+        self._deleted.update(firsts[:_COMPACTED_KEYS_MAX])
+        self.start = start
+        count = 0
+        while count < len(self._records) and self._records[count].last <= index:
+            self.held_after = self._records[count].last
+            self.size_bytes -= len(self._records[count].raw)
+            count += 1
+        del self._records[:count], self._firsts[:count]
+
+    def restart(self, start: LogStart) -> None:
+        """Forget everything: a snapshot of the entry `start` takes the place of this log, on disk as well.
+
+        Nothing is stable until that is written. `applied` follows when the state machine has the snapshot.
+        """
+        self._deleted.update(self._reader.read_firsts(self.group_id, 0))
+        self._deleted.update([first for first in self._firsts if first <= self.handed])
+        self._records.clear()
+        self._firsts.clear()
+        self.size_bytes = 0
+        self.start = start
+        self.last_index = self.handed = self.held_after = start.index
+        self.last_term = start.term
+        self.stable = 0
+        self._in_flight = [(last, term, 0) for last, term, _ in self._in_flight]
 
     def trim(self, limit_bytes: int) -> None:
         """Forget the oldest records in memory that are applied and stable, while there are more than `limit_bytes`."""

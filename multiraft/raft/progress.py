@@ -1,9 +1,9 @@
 """What a leader knows of one replica's log, and how much it dares to send it.
 
 Probing: one append in flight, until its answer shows where the logs agree. Replicating: appends follow each other
-without waiting, within a window of messages and bytes (optimistic; thesis, section 10.2.1). Lost: the replica
-denied what it had acknowledged, so its disk was lost, or it needs entries that this log no longer has; it is sent
-nothing and counts for nothing until the leader is told to try again.
+without waiting, within a window of messages and bytes (optimistic; thesis, section 10.2.1). Snapshot: it needs entries
+that this log no longer has, and is sent nothing but a snapshot until it has answered. Lost: the replica denied what it
+had acknowledged, so its disk was lost; it is sent nothing and counts for nothing until the leader is told to try again.
 
 Rules of this file: no messages, no clock; `match` never goes back; match < next, but for the leader itself, whose
 `match` is what its own disk holds.
@@ -11,6 +11,7 @@ Rules of this file: no messages, no clock; `match` never goes back; match < next
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from enum import IntEnum
 from typing import Final
@@ -22,11 +23,13 @@ class ProgressState(IntEnum):
     PROBE = 0
     REPLICATE = 1
     LOST = 2
+    SNAPSHOT = 3
 
 
 PROBE: Final = ProgressState.PROBE
 REPLICATE: Final = ProgressState.REPLICATE
 LOST: Final = ProgressState.LOST
+SNAPSHOT: Final = ProgressState.SNAPSHOT
 
 
 class Progress:
@@ -37,19 +40,27 @@ class Progress:
     state           see above
     probe_sent      probing: the one append allowed is on its way
     confirming      it denied an entry that it had acknowledged; one more denial, of `match` itself, means lost
+    pending         the index of the snapshot that is on its way; 0: none is, it may be sent one when there is one
+    pending_since_s when that was sent, on the patience clock
     told            the commit that it was told of, unless that message was lost
     acked_round     the newest read round that it acknowledged
+    caught_up       it has received a round of entries within an election timeout (thesis, section 4.2.1)
     inflight        (last index, bytes) of each append on its way, oldest first
     inflight_bytes  their sum
     """
 
     __slots__ = (
+        "_round_end",
+        "_round_since_s",
         "acked_round",
+        "caught_up",
         "confirming",
         "inflight",
         "inflight_bytes",
         "match",
         "next",
+        "pending",
+        "pending_since_s",
         "probe_sent",
         "replica_id",
         "state",
@@ -63,8 +74,13 @@ class Progress:
         self.state = PROBE
         self.probe_sent = False
         self.confirming = False
+        self.pending: Index = 0
+        self.pending_since_s = -math.inf
         self.told: Index = 0
         self.acked_round = -1
+        self.caught_up = False
+        self._round_end: Index = next_index - 1
+        self._round_since_s = -math.inf
         self.inflight: deque[tuple[Index, int]] = deque()
         self.inflight_bytes = 0
 
@@ -73,9 +89,23 @@ class Progress:
         self.state = PROBE
         self.next = max(next_index, self.match + 1)
         self.probe_sent = False
+        self.pending = 0
         self.told = 0
         self.inflight.clear()
         self.inflight_bytes = 0
+
+    def await_snapshot(self, index: Index, now: float) -> None:
+        """Send nothing until it has answered the snapshot of `index`; 0: until there is one that can be sent."""
+        self.probe(self.next)
+        self.state = SNAPSHOT
+        self.pending, self.pending_since_s = index, now
+
+    def resumes(self, index: Index, start: Index) -> bool:
+        """It awaits a snapshot, and holds everything up to `index`: whether entries will do, in a log from `start` on.
+
+        That may well show before the snapshot is answered: an append that it answers late had more to it.
+        """
+        return index >= start or 0 < self.pending <= index
 
     def ready_for(self, last: Index, messages: int, size_bytes: int) -> bool:
         """Whether an append may leave now, in a log that ends at `last` and within a window of these sizes.
@@ -108,8 +138,20 @@ class Progress:
         self.match = index
         return True
 
+    def begin_round(self, last_index: Index, now: float) -> None:
+        """From `now` on: how long does it take to receive the log up to `last_index`?"""
+        self._round_end, self._round_since_s = last_index, now
+
+    def judge_round(self, last_index: Index, now: float, timeout_s: float) -> None:
+        """After news of `match`, in a log that ends at `last_index`: is the round over, and was it a quick one?"""
+        if self.match >= last_index or (self.match >= self._round_end and now - self._round_since_s <= timeout_s):
+            self.caught_up = True
+        elif self.match >= self._round_end:
+            self.begin_round(last_index, now)
+
     def lose(self) -> None:
         """Send nothing more, count it for nothing."""
         self.probe(self.match + 1)
         self.state = LOST
         self.confirming = False
+        self.caught_up = False

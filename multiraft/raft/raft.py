@@ -20,6 +20,7 @@ from multiraft.messages import (
     Append,
     AppendAnswer,
     CommitTo,
+    InstallSnapshot,
     PreVote,
     PreVoteAnswer,
     RaftMessage,
@@ -41,11 +42,11 @@ class Raft(Elections):
     """One replica of one group. Attributes to read: see `ReplicaState`."""
 
     __slots__ = (
-        "_shown_committed",
         "_shown_leader",
         "_shown_role",
         "_shown_term",
         "_written_commit",
+        "_written_membership",
         "_written_term",
         "_written_vote",
     )
@@ -62,8 +63,8 @@ class Raft(Elections):
     ) -> None:
         """Start from what is on disk, as a follower of nobody with an armed deadline.
 
-        `now` is the patience clock in seconds; `applied` is what the state machine has already, at least the log's
-        start. Raises InvariantViolation when these contradict each other.
+        `now` is the patience clock in seconds; `applied` is what the state machine has already, at least what the
+        stored snapshot covers. Raises InvariantViolation when these contradict each other.
         """
         super().__init__(stored, reader, contacts, rng, settings, now, applied)
         # What was handed out last: `ready()` compares.
@@ -73,7 +74,7 @@ class Raft(Elections):
         self._shown_role = FOLLOWER
         self._shown_term = self.term
         self._shown_leader: ReplicaId = NOBODY
-        self._shown_committed = applied
+        self._written_membership = self.membership.index
 
     # ---------------------------------------------------------------------------------------------------- inputs
 
@@ -91,6 +92,8 @@ class Raft(Elections):
             self._on_append(message, now)
         elif isinstance(message, CommitTo):
             self._on_commit_to(message)
+        elif isinstance(message, InstallSnapshot):
+            self._on_install(message, now)
         elif isinstance(message, PreVote):
             self._on_pre_vote(message, now)
         elif isinstance(message, PreVoteAnswer):
@@ -131,7 +134,7 @@ class Raft(Elections):
             raise NotReady(f"group {self.group_id} is handing over its leadership; retry shortly")
         log = self.log
         first = log.last_index + 1
-        log.append(encode_record(self.group_id, first, self.term, log.last_term, kind, stamp_ms, entries))
+        self._store(encode_record(self.group_id, first, self.term, log.last_term, kind, stamp_ms, entries))
         return first
 
     def follow(self, leader: ReplicaId, term: Term, now: float) -> bool:
@@ -144,10 +147,13 @@ class Raft(Elections):
         self._now = now
         if term < self.term:
             return False
-        if leader == NOBODY and term == self.term:
-            leader = self.leader
         invariant(term > self.term or self.role is not LEADER, "a term has one leader")
-        invariant(term > self.term or self.leader in (NOBODY, leader), "a term has one leader")
+        if term == self.term and self.leader not in (NOBODY, leader):
+            # It is known by its appends; who tells of it knows only its node, whose replica may be another by now.
+            nodes = self.membership.nodes
+            known = self.leader in nodes and leader in nodes
+            invariant(not known or nodes[self.leader] == nodes[leader], "a term has one leader")
+            leader = self.leader
         self._become_follower(term, leader, now)
         self._timer_due = False
         self.deadline = math.inf
@@ -209,13 +215,22 @@ class Raft(Elections):
 
     def ready(self) -> Ready | None:
         """Return what must now be done, taking it; None when there is nothing. Raises CorruptRecord."""
-        if self.role is LEADER:
-            self._replicate()
         log = self.log
+        while self._take_effect():
+            pass
+        membership = self.membership if self.membership.index != self._written_membership else None
+        if self.role is LEADER:
+            if self.membership.joint or self.membership.joining:
+                self._reconfigure()
+            self._replicate()
+        snapshot = self._snapshot
+        if snapshot is not None:
+            self._snapshot = None
+            self._snapshots_written += 1
         commit = self.commit
         committed = log.stable if log.stable < commit else commit
         rises = self.term != self._written_term or self.vote != self._written_vote
-        writes = rises or log.handed != log.last_index
+        writes = rises or log.handed != log.last_index or membership is not None or snapshot is not None
         role_changed = self.role is not self._shown_role or (self.role is LEADER and self.term != self._shown_term)
         if not (
             writes
@@ -233,14 +248,16 @@ class Raft(Elections):
         if writes:
             records, deleted = log.hand_out()
             last = (log.last_index, log.last_term)
+            if membership is not None:
+                self._written_membership = membership.index
             if rises or commit != self._written_commit:
                 hard_state = HardState(self.term, self.vote, commit)
                 self._written_term, self._written_vote, self._written_commit = self.term, self.vote, commit
         else:
             records, deleted = [], []
         ready = Ready(
-            records, deleted, hard_state, last, self._messages, self._answers, committed, self._read_states,
-            role_changed, self.role, self.leader, self.term,
+            records, deleted, hard_state, membership, last, self._messages, self._answers, committed, self._read_states,
+            role_changed, self.role, self.leader, self.term, snapshot,
         )  # fmt: skip
         self._messages = []
         self._answers = []
@@ -260,6 +277,7 @@ class Raft(Elections):
             and self.role is LEADER
             and peer.state is REPLICATE
             and peer.next > self.log.last_index
+            and not self.membership.joining
             and self.unchanged()
         )
 
@@ -269,6 +287,7 @@ class Raft(Elections):
             self.role is self._shown_role
             and (self.commit <= self._shown_committed or self.log.stable <= self._shown_committed)
             and self.log.handed == self.log.last_index
+            and self._snapshot is None
             and not (self._messages or self._answers or self._read_states)
         )
 
@@ -309,10 +328,15 @@ class Raft(Elections):
             "stable": self.log.stable,
             "last_index": self.log.last_index,
             "last_term": self.log.last_term,
+            "log_start": self.log.start.index,
+            "snapshot_index": self.snapshot_index,
             "deadline_s": self.deadline if self.deadline != math.inf else None,
             "transfer_to": self._transfer_to,
+            "membership_index": self.membership.index,
             "voters": list(self.membership.voters),
+            "outgoing": list(self.membership.outgoing),
             "learners": list(self.membership.learners),
+            "change_pending": self.change_pending,
             "progress": {
                 peer.replica_id: {
                     "match": peer.match,

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from multiraft.messages import RaftMessage
 from multiraft.records import Record
-from multiraft.types import GroupId, HardState, Index, NodeId, ReplicaId, Term
+from multiraft.types import GroupId, HardState, Index, LogStart, Membership, NodeId, ReplicaId, Snapshot, Term
 
 
 class Role(IntEnum):
@@ -71,6 +71,21 @@ class Dice(Protocol):
         ...
 
 
+class SnapshotWrite:
+    """A snapshot to store, and where the log starts from then on.
+
+    installs  it is a leader's, and replaces the state machine's state and the log as a whole; otherwise it was taken
+              here
+    """
+
+    __slots__ = ("installs", "log_start", "snapshot")
+
+    def __init__(self, snapshot: Snapshot, log_start: LogStart, installs: bool) -> None:
+        self.snapshot = snapshot
+        self.log_start = log_start
+        self.installs = installs
+
+
 class Ready:
     """What one group asks of the engine now. Each thing is handed out once.
 
@@ -79,6 +94,12 @@ class Ready:
                    may be both deleted and put again.
     hard_state     term, vote and commit; None when they need not be written now. A change of the commit alone
                    waits for the next write, since a commit can always be learned again.
+    membership     the membership that has taken effect; None when it is the one written before. In this batch: the
+                   hard state on disk is then at or above its index.
+    snapshot       store it; None where there is none. In this batch, AFTER `deleted` and before `records`; the hard
+                   state on disk is then at or above its index. When the write is synced, report `persisted`; then, of
+                   one that is installed, restore the state machine from it; then report `snapshot_stored`; and only
+                   then may `after_persist` leave.
     last           the end of the log as this write leaves it: pass it to `Raft.persisted` once the write is synced;
                    once for each Ready that writes, in order. (0, 0) when there is nothing to write.
     messages       may leave at once, in parallel with the write: a leader's appends, commits, pre-vote requests,
@@ -100,11 +121,13 @@ class Ready:
         "hard_state",
         "last",
         "leader",
+        "membership",
         "messages",
         "read_states",
         "records",
         "role",
         "role_changed",
+        "snapshot",
         "term",
     )
 
@@ -113,6 +136,7 @@ class Ready:
         records: list[Record],
         deleted: list[Index],
         hard_state: HardState | None,
+        membership: Membership | None,
         last: tuple[Index, Term],
         messages: list[RaftMessage],
         after_persist: list[RaftMessage],
@@ -122,10 +146,12 @@ class Ready:
         role: Role,
         leader: ReplicaId,
         term: Term,
+        snapshot: SnapshotWrite | None = None,
     ) -> None:
         self.records = records
         self.deleted = deleted
         self.hard_state = hard_state
+        self.membership = membership
         self.last = last
         self.messages = messages
         self.after_persist = after_persist
@@ -135,8 +161,15 @@ class Ready:
         self.role = role
         self.leader = leader
         self.term = term
+        self.snapshot = snapshot
 
     @property
     def writes(self) -> bool:
         """Whether there is anything to put on disk."""
-        return bool(self.records or self.deleted or self.hard_state is not None)
+        return bool(
+            self.records
+            or self.deleted
+            or self.hard_state is not None
+            or self.membership is not None
+            or self.snapshot is not None
+        )

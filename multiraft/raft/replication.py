@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from multiraft.errors import invariant
 from multiraft.messages import Append, AppendAnswer, CommitTo, TimeoutNow
-from multiraft.raft.progress import LOST, PROBE, Progress
+from multiraft.raft.progress import LOST, PROBE, SNAPSHOT, Progress
 from multiraft.raft.quorum import majority_index
 from multiraft.raft.ready import FOLLOWER, LEADER
 from multiraft.raft.state import ReplicaState
@@ -82,6 +82,8 @@ class Replication(ReplicaState):
             peer.confirming = False
             if peer.state is LOST:
                 peer.probe(self.log.last_index + 1)
+            elif peer.state is SNAPSHOT:
+                peer.probe(peer.pending + 1)
             else:
                 peer.probe(peer.next if peer.state is PROBE else peer.match + 1)
 
@@ -121,7 +123,11 @@ class Replication(ReplicaState):
             self._on_rejection(peer, message)
         elif peer.state is not LOST:
             invariant(message.index <= self.log.last_index, "a follower acknowledges only what this leader sent")
+            if peer.state is SNAPSHOT and peer.resumes(message.index, self.log.start.index):
+                peer.probe(message.index + 1)
             if peer.accepted(message.index):
+                if not peer.caught_up:
+                    peer.judge_round(self.log.last_index, now, self._settings.election_timeout_s)
                 if message.index > self.commit:
                     self._advance_commit()
                 if self._transfer_to == peer.replica_id:
@@ -129,7 +135,7 @@ class Replication(ReplicaState):
 
     def _on_rejection(self, peer: Progress, message: AppendAnswer) -> None:
         rejected = message.index
-        if peer.state is LOST:
+        if peer.state is LOST or peer.state is SNAPSHOT:
             return
         if peer.state is PROBE and (not peer.probe_sent or rejected != peer.next - 1):
             return  # of an append that was sent before the probe
@@ -143,7 +149,7 @@ class Replication(ReplicaState):
             return
         agreed, agreed_term = self.log.agreement(message.hint_index, message.hint_term)
         if message.hint_index < agreed or agreed_term > message.hint_term or rejected <= self.log.start.index:
-            peer.lose()  # what it needs lies before the start of this log
+            peer.probe(0)  # what it needs lies before the start of this log: see snapshots.py
         else:
             peer.probe(min(agreed + 1, rejected))
 
@@ -212,19 +218,13 @@ class Replication(ReplicaState):
         if message.term < self.term:
             self._reject(message, 0, 0)  # of no use but for its term
             return
-        if message.term > self.term or self.role is not FOLLOWER:
-            invariant(message.term > self.term or self.role is not LEADER, "a term has one leader")
-            self._become_follower(message.term, message.sender, now)
-        elif self.leader != message.sender:
-            invariant(self.leader == NOBODY, "a term has one leader")
-            self.leader = message.sender
-        self._rearm_if_armed(now)
+        self._heed(message.sender, message.term, now)
         log = self.log
         records = message.records
         prev_index = message.prev_index
         if prev_index == log.last_index and message.prev_term == log.last_term:
             for record in records:
-                log.append(record)
+                self._store(record)
         elif prev_index > log.last_index or (prev_index > self.commit and log.term(prev_index) != message.prev_term):
             self._reject(message, *log.agreement(prev_index, message.prev_term))
             return
@@ -238,6 +238,17 @@ class Replication(ReplicaState):
             self.commit = commit
         self._accept(message.sender, end)
 
+    def _heed(self, leader: ReplicaId, term: Term, now: float) -> None:
+        """`leader` sends this replica entries, or a snapshot, in `term`, which is at least the own one."""
+        if term > self.term or self.role is not FOLLOWER:
+            invariant(term > self.term or self.role is not LEADER, "a term has one leader")
+            self._become_follower(term, leader, now)
+        elif self.leader != leader:
+            stranger = leader not in self.membership.nodes  # what told of a leader knew only its node
+            invariant(self.leader == NOBODY or stranger, "a term has one leader")
+            self.leader = leader
+        self._rearm_if_armed(now)
+
     def _merge(self, records: tuple[Record, ...]) -> None:
         """Store what is new of `records`, whose first one follows an entry that matches.
 
@@ -248,7 +259,7 @@ class Replication(ReplicaState):
         log = self.log
         for record in records:
             if record.first == log.last_index + 1:
-                log.append(record)
+                self._store(record)
                 continue
             known = min(record.last, self.commit)
             if known >= record.first and known > log.start.index:
@@ -262,8 +273,8 @@ class Replication(ReplicaState):
                 continue
             if new <= log.last_index:
                 invariant(new > self._verified, "a leader does not contradict itself")
-                log.truncate(new)
-            log.append(cut_record(self.group_id, record, new, record.last))
+                self._truncate(new)
+            self._store(cut_record(self.group_id, record, new, record.last))
 
     def _on_commit_to(self, message: CommitTo) -> None:
         if message.term == self.term and self.role is not LEADER:

@@ -1,8 +1,8 @@
 """The state that all parts of the core share, and the ways from one role to another that need nothing else.
 
-The core is one object in four layers, each a class that extends the one before: this state, replication (what
-appends do), elections (how leaders are made), and `Raft`, which is what the engine holds. Each layer calls only
-downward, so that a role is entered in one place.
+The core is one object in six layers, each a class that extends the one before: this state, replication (what
+appends do), snapshots (what stands in for entries), reconfiguration (who takes part), elections (how leaders are made),
+and `Raft`, which is what the engine holds. Each layer calls only downward, so that a role is entered in one place.
 
 Rules of this file: the term only rises; a rise forgets the vote and whatever was asked in the old term; whoever has
 no leader holds a finite deadline, and only the lead set takes a deadline away (L19, L20).
@@ -17,7 +17,8 @@ from multiraft.errors import invariant
 from multiraft.messages import RaftMessage
 from multiraft.raft.log import Log
 from multiraft.raft.progress import Progress
-from multiraft.raft.ready import FOLLOWER, LEADER, Contacts, CoreSettings, Dice
+from multiraft.raft.ready import FOLLOWER, LEADER, Contacts, CoreSettings, Dice, SnapshotWrite
+from multiraft.records import MEMBERSHIP, Record
 from multiraft.types import NOBODY, Index, NodeId, ReplicaId, StoredReplica, Term
 
 if TYPE_CHECKING:
@@ -30,14 +31,16 @@ class ReplicaState:
     term, vote     the latest term seen, and whom it voted for in it; both reach the disk before any promise
     role, leader   its part in that term; the leader if known, else NOBODY
     commit         entries up to here are committed; never goes back
-    membership     who takes part, as of the applied log
+    membership     who takes part, as of the newest change that has taken effect
     deadline       tick() is due then, on the patience clock in seconds; infinity: not armed
     log            the log, with its `applied` and `stable`
+    snapshot_index what the newest snapshot on disk covers; 0: there is none
     progress       leader only: every replica of the group, itself included, by id, ascending
     """
 
     __slots__ = (
         "_answers",
+        "_changes",
         "_contacts",
         "_dice",
         "_messages",
@@ -48,6 +51,9 @@ class ReplicaState:
         "_read_states",
         "_reads",
         "_settings",
+        "_shown_committed",
+        "_snapshot",
+        "_snapshots_written",
         "_timeout_now_sent",
         "_timer_due",
         "_transfer_to",
@@ -63,6 +69,7 @@ class ReplicaState:
         "progress",
         "replica_id",
         "role",
+        "snapshot_index",
         "term",
         "vote",
     )
@@ -81,6 +88,13 @@ class ReplicaState:
         self.replica_id = stored.descriptor.replica_id
         self.log = Log(self.group_id, reader, stored.log_start, stored.last_index, stored.last_term, applied)
         self.membership = stored.membership
+        # Membership entries in the log that have not taken effect: see reconfiguration.py.
+        self._changes: list[Index] = list(stored.changes)
+        self._shown_committed = applied  # handed out as committed up to here
+        # What the next ready() asks to store, and how many it has asked for that are not on disk yet.
+        self.snapshot_index: Index = stored.snapshot_index
+        self._snapshot: SnapshotWrite | None = None
+        self._snapshots_written = 0
         self.term: Term = stored.hard_state.term
         self.vote: ReplicaId = stored.hard_state.vote
         # The commit rides along with later writes, so the state machine may have got further than what was stored.
@@ -123,6 +137,20 @@ class ReplicaState:
     def leader_node(self) -> NodeId | None:
         """Return the node of the known leader; None while there is none."""
         return self.membership.nodes.get(self.leader)
+
+    # ------------------------------------------------------------------------------------------------------- log
+
+    def _store(self, record: Record) -> None:
+        """Put `record` at the end of the log."""
+        self.log.append(record)
+        if record.kind == MEMBERSHIP:
+            self._changes.append(record.first)
+
+    def _truncate(self, conflict: Index) -> None:
+        """Take away every entry from `conflict` on. Raises CorruptRecord."""
+        self.log.truncate(conflict)
+        while self._changes and self._changes[-1] >= conflict:
+            self._changes.pop()
 
     # -------------------------------------------------------------------------------------------------- deadline
 

@@ -30,6 +30,7 @@ from multiraft.types import (
     HardState,
     LogStart,
     ReplicaDescriptor,
+    Tombstone,
     founding_membership,
 )
 
@@ -410,7 +411,7 @@ async def test_a_terminal_gets_rows_of_its_width_and_no_stored_control(
 # ------------------------------------------------------------------------------------------------ a directory
 
 
-async def make_store(path: Path) -> None:
+async def make_store(path: Path, *removed: Tombstone) -> None:
     store = open_leveldb(str(path), "n1", Limits(), asyncio.get_running_loop())
     store.bind_cluster(b"c" * 16, {"n1": store.identity.store_id, "n2": b"2" * 16})
     batch = store.batch()
@@ -423,6 +424,8 @@ async def make_store(path: Path) -> None:
             LogStart(FOUNDING_INDEX, FOUNDING_TERM),
         )
         batch.put_record(group_id, encode_record(group_id, 2, 3, FOUNDING_TERM, COMMANDS, 1, [b"a", b"b"]))
+    for tombstone in removed:
+        batch.remove_replica(tombstone)
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     store.submit(batch, lambda error: done.set_exception(error) if error else done.set_result(None))
     await done
@@ -447,6 +450,15 @@ async def test_storage_of_a_stopped_node(tmp_path: Path, run_cli: Run) -> None:
     assert [group["service"] for group in report["groups"]] == ["directory", "kv"]
     assert report["groups"][1]["log_start"] == {"index": 1, "term": 1}
     assert sorted((file.name, file.stat().st_size) for file in (tmp_path / "n1").rglob("*")) == before
+
+
+async def test_storage_shows_what_is_left_of_a_removed_replica(tmp_path: Path, call_cli: Run) -> None:
+    await make_store(tmp_path / "n1", Tombstone(16, 1, 3))
+    finished = await call_cli("storage", str(tmp_path / "n1"))
+    report = json.loads((await call_cli("storage", str(tmp_path / "n1"), "--json")).out)
+    assert (finished.code, fields(finished.out, "16")[-1], report["healthy"]) == (0, "removed", True)
+    assert [group["removed"] for group in report["groups"]] == [False, True]
+    assert report["tombstones"] == [{"group_id": 16, "replica_id": 1, "index": 3}]
 
 
 async def test_storage_names_what_is_damaged(tmp_path: Path, call_cli: Run) -> None:

@@ -25,6 +25,7 @@ class Rig:
 
     def __init__(self, terms: dict[int, int] | None = None, drift: float = 0.0, past_start: bool = True) -> None:
         self.terms = {1: 5, 2: 5} if terms is None else terms
+        self.replica_ids: dict[int, int] = {}  # of the replicas here; 1 where nothing is said
         self.events: list[tuple[object, ...]] = []
         self.sent: list[tuple[str, LivenessMessage]] = []
         self.real_s = 1_000.0
@@ -42,8 +43,8 @@ class Rig:
         self.on_send()
         self.sent.append((node_id, message))
 
-    def term_of(self, group_id: int) -> int | None:
-        return self.terms.get(group_id)
+    def term_of(self, group_id: int, replica_id: int) -> int | None:
+        return self.terms.get(group_id) if replica_id == self.replica_ids.get(group_id, 1) else None
 
     def claimed(self, group_id: int, term: int, leader_node: str, now: float) -> None:
         assert self.terms[group_id] <= term
@@ -62,6 +63,9 @@ class Rig:
     def acknowledged(self, node_id: str, round_id: int) -> None:
         self.events.append(("acknowledged", node_id, round_id))
 
+    def missing(self, node_id: str, group_id: int, now: float) -> None:
+        self.events.append(("missing", node_id, group_id))
+
     def arrived(self, node_id: str, group_id: int, now: float) -> None:
         self.events.append(("arrived", node_id, group_id))
 
@@ -76,9 +80,9 @@ class Rig:
     def hear(self, peer: str, message: LivenessMessage, now: float = START, incarnation: int = 1) -> None:
         self.node.received(peer, message, incarnation, now)
 
-    def claim(self, peer: str, group_id: int, term: int, now: float = START) -> None:
-        self.told[peer].put(group_id, term, 1)
-        self.hear(peer, LeadDelta(((group_id, term, 1),), ()), now)
+    def claim(self, peer: str, group_id: int, term: int, now: float = START, replica_id: int = 1) -> None:
+        self.told[peer].put(group_id, term, replica_id)
+        self.hear(peer, LeadDelta(((group_id, term, replica_id),), ()), now)
 
     def beat(self, peer: str, now: float = START, ack: int = 0, digest: int | None = None) -> int:
         """Have the peer send a beat to be answered at once; return its sequence number."""

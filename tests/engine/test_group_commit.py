@@ -94,7 +94,7 @@ def asking(last: int, promise: int = 0, writes: bool = True, deleted: Sequence[i
     hard_state = HardState(last, 0, 1) if writes else None
     last_entry = (last, 1) if writes else (0, 0)
     return Ready(
-        records, list(deleted), hard_state, last_entry, [], promises, 1, [], False, Role.FOLLOWER, 2, 1
+        records, list(deleted), hard_state, None, last_entry, [], promises, 1, [], False, Role.FOLLOWER, 2, 1
     )  # fmt: skip
 
 

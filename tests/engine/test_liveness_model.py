@@ -90,7 +90,7 @@ class Node:
 
     # ---------------------------------------------------------------------------------------------------- the view
 
-    def term_of(self, group_id: int) -> int | None:
+    def term_of(self, group_id: int, replica_id: int) -> int | None:
         return self.replicas[group_id].term
 
     def claimed(self, group_id: int, term: int, leader_node: str, now: float) -> None:
@@ -125,6 +125,9 @@ class Node:
                 if len(read[4]) + 1 >= self.world.quorum:
                     self.reads.remove(read)
                     self.answer_read(*read)
+
+    def missing(self, node_id: str, group_id: int, now: float) -> None:
+        raise Violation(f"{self.name}: {node_id} was never without group {group_id}")
 
     def arrived(self, node_id: str, group_id: int, now: float) -> None:
         raise Violation(f"{self.name}: {node_id} was never without group {group_id}")

@@ -380,7 +380,7 @@ def test_L24_a_peer_without_the_replica_does_not_count_until_it_has_it(new_rig: 
     rig.beat("a", ack=rig.last_beat("a").sequence)
     assert rig.node.contact_s(1, 5, "a") == -math.inf
     assert rig.node.contact_s(2, 5, "a") == START + 0.1
-    assert rig.take_events() == [("rejudge", 1)]
+    assert rig.take_events() == [("rejudge", 1), ("missing", "a", 1)]
     rig.hear("a", Refuse(1, 5, 5))
     assert rig.take_events() == [("arrived", "a", 1)]  # what was sent before found no replica
     assert rig.node.contact_s(1, 5, "a") == -math.inf  # what it acknowledged before still does not count

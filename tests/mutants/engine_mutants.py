@@ -10,6 +10,8 @@ from typing import Final
 from tests.mutants.mutant import Mutant
 
 ENGINE: Final = "multiraft/engine/engine.py"
+INCOMING: Final = "multiraft/engine/incoming.py"
+OBSERVING: Final = "multiraft/engine/observing.py"
 FORMING: Final = "multiraft/forming.py"
 PACING: Final = "multiraft/engine/pacing.py"
 READING: Final = "multiraft/engine/reading.py"
@@ -156,7 +158,7 @@ CALLERS: Final = (
     Mutant(
         "reads-of-deposed-leader-wait",
         "a deposed leader refuses the reads that wait",
-        ENGINE,
+        OBSERVING,
         "            replica.lost_queue()\n            replica.fail_reads(replica.refusal)\n",
         "            replica.lost_queue()\n",
         (f"{PROMISES_KEPT}::test_a_deposed_leader_refuses_its_waiting_reads_at_once",),
@@ -198,9 +200,9 @@ CALLERS: Final = (
     Mutant(
         "forged-sender",
         "a message is taken only from the node of the replica that it names",
-        ENGINE,
-        "if sender_node != node_id and not (sender_node is None and type(message) is RequestVote):",
-        "if node_id is None:",
+        INCOMING,
+        "if core.membership.nodes.get(message.sender) != node_id and",
+        "if core.membership.nodes.get(message.sender) is None and",
         (f"{PROMISES_KEPT}::test_a_message_in_another_nodes_name_is_dropped",),
     ),
     Mutant(
@@ -214,8 +216,8 @@ CALLERS: Final = (
     Mutant(
         "late-follower-untold",
         "a follower that acknowledges late is told of the commit",
-        ENGINE,
-        "            if core.commit_untold:\n                self.upkeep.tell_commit_later(replica)\n            return\n",
+        INCOMING,
+        "            if core.commit_untold:\n                engine.upkeep.tell_commit_later(replica)\n            return\n",
         "            return\n",
         (f"{PROMISES_KEPT}::test_whoever_acknowledges_late_is_told_of_the_commit_by_a_message_of_its_own",),
     ),
@@ -260,8 +262,8 @@ TIME: Final = (
     Mutant(
         "L02-rise-not-told",
         "the engine tells liveness of every rise of a term",
-        ENGINE,
-        "            self.liveness.term_rose(replica.group_id, now)\n",
+        OBSERVING,
+        "            self._engine.liveness.term_rose(replica.group_id, now)\n",
         "",
         (f"{PROMISES_KEPT}::test_L02_a_vote_that_raises_the_term_refuses_the_leaders_claim",),
     ),
@@ -292,8 +294,8 @@ TIME: Final = (
     Mutant(
         "L21-claim-outlives-leader",
         "a leader that steps down takes back its claim",
-        ENGINE,
-        "            self.liveness.unlead(replica.group_id, now)\n            replica.lost_queue()\n",
+        OBSERVING,
+        "            self._engine.liveness.unlead(replica.group_id, now)\n            replica.lost_queue()\n",
         "            replica.lost_queue()\n",
         (f"{PROMISES_KEPT}::test_L21_a_leader_that_steps_down_takes_back_its_claim",),
     ),

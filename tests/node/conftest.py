@@ -39,10 +39,11 @@ class Ledgers:
     def __init__(self, **options: Any) -> None:
         self.services: dict[str, BytesService] = {}
         options.setdefault("limits", Limits(request_timeout_ms=3_000))
+        self.replicas: int = options.pop("replicas", 3)
         self.cluster = MemoryCluster(self._declare, **options)
 
     def _declare(self, node: Node) -> None:
-        self.services[node.node_id] = node.bytes_service("ledger", Ledger, initial_shards=1)
+        self.services[node.node_id] = node.bytes_service("ledger", Ledger, initial_shards=1, replicas=self.replicas)
 
     async def leader(self) -> str:
         """Wait until exactly one node leads the group, and return it."""

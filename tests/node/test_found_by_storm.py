@@ -7,12 +7,13 @@ stayed, and ends that were not complete.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from multiraft import NotRunning, OutcomeUnknown, ReadFailed, StorageError
+from multiraft import Limits, MultiRaftError, NotRunning, OutcomeUnknown, ReadFailed, StorageError
 
 Play = Callable[..., None]
 GROUP = 16
@@ -115,7 +116,7 @@ def test_every_read_of_a_leader_that_cannot_commit_ends_in_time(play: Play) -> N
             cluster.disks[name].release()
         assert await cluster.insist(lambda: ledgers.services[new].read(b"k", b"")) == b""
 
-    play(scenario)
+    play(scenario, limits=Limits(request_timeout_ms=1_000))
 
 
 def test_a_stop_ends_the_calls_that_look_for_a_leader_elsewhere(play: Play) -> None:
@@ -136,6 +137,22 @@ def test_a_stop_ends_the_calls_that_look_for_a_leader_elsewhere(play: Play) -> N
         assert all(isinstance(call.exception(), NotRunning) for call in calls)
 
     play(scenario, names="abcde")
+
+
+def test_L23_a_leader_whose_entries_reach_nobody_gives_up_though_its_beats_flow(play: Play) -> None:  # noqa: N802
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        leader = await ledgers.leader()
+        others = [name for name in "abc" if name != leader]
+        for other in others:
+            cluster.network.drop_next_bulk(leader, other, 1_000_000)
+        with contextlib.suppress(MultiRaftError):
+            await cluster.nodes[leader].group(ledgers.GROUP).propose(b"1", timeout_s=0.5)
+        assert cluster.leaders(ledgers.GROUP) == [leader]
+        await cluster.until(lambda: cluster.leaders(ledgers.GROUP) not in ([], [leader]), timeout_s=15.0)
+        await cluster.insist(lambda: ledgers.services[others[0]].propose(b"k", b"2"))
+
+    play(scenario)
 
 
 def test_a_leader_whose_disk_has_stalled_gives_up_though_its_beats_still_flow(play: Play) -> None:

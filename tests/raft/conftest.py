@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import random
+from ast import literal_eval
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,14 +21,17 @@ import pytest
 from multiraft.errors import CorruptRecord
 from multiraft.messages import Append, RaftMessage
 from multiraft.raft import CoreSettings, Raft, Ready, Role
-from multiraft.records import COMMANDS, Record, cut_record, encode_record
+from multiraft.records import COMMANDS, MEMBERSHIP, Record, cut_record, encode_record
 from multiraft.types import (
+    INDEX_MAX,
     HardState,
     LogStart,
     Membership,
     ReplicaDescriptor,
+    Snapshot,
     StoredReplica,
     founding_membership,
+    unborn_membership,
 )
 
 GROUP = 16
@@ -41,6 +45,8 @@ class Disk:
         self.start = start
         self.hard_state = hard_state
         self.records: dict[int, Record] = {}
+        self.snapshot: Snapshot | None = None
+        self.membership: Membership | None = None
         self.waiting: list[Ready] = []
         self.reads = 0
 
@@ -48,12 +54,21 @@ class Disk:
         ready = self.waiting.pop(0)
         for first in ready.deleted:
             self.records.pop(first, None)
+        if ready.snapshot is not None:
+            self.snapshot, self.start = ready.snapshot.snapshot, ready.snapshot.log_start
+            assert 0 < self.start.index <= self.snapshot.index
         for record in ready.records:
             self.records[record.first] = record
         if ready.hard_state is not None:
             assert ready.hard_state.term >= self.hard_state.term, "a stored term went back"
             assert ready.hard_state.commit >= self.hard_state.commit, "a stored commit went back"
             self.hard_state = ready.hard_state
+        if ready.membership is not None:
+            self.membership = ready.membership
+        commit = self.hard_state.commit
+        assert self.start.index <= commit, "a log starts at an entry that is not committed"
+        assert self.membership is None or self.membership.index <= commit, "a membership is stored before its commit"
+        assert self.snapshot is None or self.snapshot.index <= commit, "a snapshot is stored before its commit"
 
     def crash(self, kept: int) -> None:
         for _ in range(min(kept, len(self.waiting))):
@@ -66,7 +81,10 @@ class Disk:
         firsts = sorted(self.records)
         for at in range(len(firsts)):
             record = self._clipped(firsts, at)
-            if record.first != after + 1 or record.prev_term != before_term:
+            if record.last <= after:
+                continue  # left over below the start
+            straddles = after == self.start.index and record.first <= after and record.term == before_term
+            if not straddles and (record.first != after + 1 or record.prev_term != before_term):
                 raise CorruptRecord(f"record at {record.first} does not follow ({after}, term {before_term})")
             after, before_term = record.last, record.term
         return after, before_term
@@ -98,10 +116,21 @@ class Disk:
     def read_term(self, group_id: int, index: int) -> int:
         return self.read_records(group_id, index, index, 0)[0].term
 
-    def read_firsts(self, group_id: int, first: int) -> list[int]:
+    def read_firsts(self, group_id: int, first: int, last: int = INDEX_MAX) -> list[int]:
         assert group_id == GROUP
         self.reads += 1
-        return [key for key in sorted(self.records) if key >= first]
+        return [key for key in sorted(self.records) if first <= key <= last]
+
+    def read_snapshot(self, group_id: int) -> Snapshot | None:
+        assert group_id == GROUP
+        return self.snapshot
+
+    def changes(self, above: int) -> tuple[int, ...]:
+        """Return the indexes of the stored membership entries above `above`."""
+        firsts = sorted(self.records)
+        clipped = [self._clipped(firsts, at) for at in range(len(firsts))]
+        found = [index for r in clipped if r.kind == MEMBERSHIP for index in range(r.first, r.last + 1)]
+        return tuple(index for index in found if index > above)
 
 
 class Contacts:
@@ -124,29 +153,40 @@ class Replica:
 
     def __init__(self, replica_id: int, membership: Membership, disk: Disk, settings: CoreSettings, seed: int) -> None:
         self.replica_id = replica_id
-        self.membership = membership
         self.disk = disk
+        if disk.membership is None:
+            disk.membership = membership
         self.settings = settings
         self.dice = random.Random(seed * 1_000 + replica_id)
         self.contacts = Contacts()
+        self.installs = 0
         self.alive = False
         self.start(0.0)
+
+    @property
+    def membership(self) -> Membership:
+        return self.core.membership
 
     def start(self, now: float) -> None:
         """Begin, or begin again, from the disk; the state machine is in memory, so it starts from the log's start."""
         last_index, last_term = self.disk.last()
+        assert self.disk.membership is not None
+        in_effect, snapshot = self.disk.membership, self.disk.snapshot
+        applied = snapshot.index if snapshot is not None else self.disk.start.index
         stored = StoredReplica(
             ReplicaDescriptor(GROUP, self.replica_id, "test"),
-            self.membership,
+            in_effect,
             self.disk.hard_state,
             self.disk.start,
             last_index,
             last_term,
+            self.disk.changes(in_effect.index),
+            applied,
         )
-        self.core = Raft(stored, self.disk, self.contacts, self.dice, self.settings, now, self.disk.start.index)
+        self.core = Raft(stored, self.disk, self.contacts, self.dice, self.settings, now, applied)
         self.outbox: list[RaftMessage] = []
         self.promises: list[list[RaftMessage]] = []
-        self.applied: list[tuple[int, int, bytes]] = []
+        self.applied: list[tuple[int, int, bytes]] = restored(snapshot.data) if snapshot is not None else []
         self.read_states: list[tuple[int, int]] = []
         self.readies: list[Ready] = []
         self.alive = True
@@ -188,7 +228,20 @@ class Replica:
         ready = self.disk.waiting[0]
         self.disk.sync()
         self.core.persisted(*ready.last, ready.hard_state.term if ready.hard_state is not None else 0)
+        if ready.snapshot is not None:
+            snapshot = ready.snapshot.snapshot
+            if ready.snapshot.installs and self.core.log.start.index == snapshot.index:
+                self.applied = restored(snapshot.data)
+                self.installs += 1
+            self.core.snapshot_stored(snapshot.index)
         self.outbox += self.promises.pop(0)
+
+    def compact(self, trailing: int) -> bool:
+        """Take a snapshot of what is applied, unless that cannot be now; return whether it was taken."""
+        taken = self.core.may_compact() and self.core.applied > self.core.snapshot_index
+        if taken:
+            self.core.compact(repr(self.applied).encode(), trailing)
+        return taken
 
     def persist(self) -> None:
         """Drive and sync until there is nothing left to do."""
@@ -309,6 +362,12 @@ class Cluster:
         return [one for one, replica in self.replicas.items() if replica.alive and replica.core.role is Role.LEADER]
 
 
+def restored(data: bytes) -> list[tuple[int, int, bytes]]:
+    """Return what a replica has applied whose snapshot this is; the founding's has no data."""
+    found: list[tuple[int, int, bytes]] = literal_eval(data.decode()) if data else []
+    return found
+
+
 def make_records(prev_index: int, prev_term: int, terms: Sequence[int], run: int, tag: bytes = b"") -> list[Record]:
     """Entries of these terms after (prev_index, prev_term), in records of at most `run` entries each."""
     records: list[Record] = []
@@ -328,6 +387,8 @@ def make_disk(terms: Sequence[int], term: int, vote: int, commit: int, run: int,
     """A disk whose log has entries of these terms from index 2 on."""
     start = LogStart(0, 0) if empty else LogStart(1, 1)
     disk = Disk(start, HardState(term, vote, commit))
+    if not empty:
+        disk.snapshot = Snapshot(1, 1, founding_membership(("n1",)))
     disk.records = {record.first: record for record in make_records(start.index, start.term, terms, run)}
     return disk
 
@@ -364,6 +425,10 @@ def make_replica(
 ) -> Replica:
     members = membership or founding_membership(tuple(f"n{one}" for one in range(1, voters + 1)))
     disk = make_disk(terms, max(term, *terms, 1), vote, 0 if empty else commit, run, empty)
+    if empty:
+        members = unborn_membership(replica_id)
+    else:
+        disk.snapshot = Snapshot(1, 1, members)
     settings = CoreSettings(ET, inflight_messages, inflight_bytes, append_bytes)
     return Replica(replica_id, members, disk, settings, seed)
 

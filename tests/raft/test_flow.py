@@ -255,15 +255,6 @@ class TestLostDisk:
         core.step(accepted(5), 0.0)
         assert core.progress[2].state.name == "REPLICATE"
 
-    def test_one_that_needs_what_lies_before_the_log_is_not_served(self, cluster: Make, replica: Make) -> None:
-        group = cluster(3)
-        empty = replica(replica_id=3, empty=True)
-        group.replicas[3] = empty
-        leader = group.elect(1)
-        assert leader.status()["progress"][3]["state"] == "lost"
-        group.propose(1, b"a")
-        assert leader.commit == 3
-
     def test_what_it_acknowledged_before_counts_no_more(self, replica: Make) -> None:
         one = replica()
         core = lead(one)

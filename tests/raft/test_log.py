@@ -12,7 +12,7 @@ from hypothesis import strategies as some
 from multiraft.errors import InvariantViolation
 from multiraft.raft.log import Log
 from multiraft.records import Record
-from multiraft.types import LogStart
+from multiraft.types import INDEX_MAX, LogStart
 
 GROUP = 16
 Make: TypeAlias = Callable[..., Any]
@@ -107,8 +107,11 @@ class Below:
     def read_records(self, group_id: int, first: int, last: int, limit_bytes: int) -> list[Record]:
         raise AssertionError("no record is needed to find a term")
 
-    def read_firsts(self, group_id: int, first: int) -> list[int]:
+    def read_firsts(self, group_id: int, first: int, last: int = INDEX_MAX) -> list[int]:
         raise AssertionError("no key is needed to find a term")
+
+    def read_snapshot(self, group_id: int) -> None:
+        raise AssertionError("no snapshot is needed to find a term")
 
 
 class TestConflicts:

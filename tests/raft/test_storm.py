@@ -34,8 +34,9 @@ class Claim:
 class Storm:
     """One run. `group` is the cluster; `wire` holds what was sent and may yet arrive."""
 
-    def __init__(self, group: Any, seed: int) -> None:
+    def __init__(self, group: Any, seed: int, compactions: int = 0) -> None:
         self.group = group
+        self.compactions = compactions
         self.chance = random.Random(seed)
         self.wire: list[RaftMessage | Claim | tuple[str, Claim, int, int]] = []
         self.now = 0.0
@@ -60,7 +61,7 @@ class Storm:
             (300, self.deliver), (200, self.drive), (120, self.sync), (80, self.propose), (100, self.tick),
             (4, self.crash), (60, self.restart), (30, self.poke), (40, self.claim), (30, self.release),
             (25, self.tell), (2, self.transfer), (60, self.read), (20, self.trim), (2, self.judge),
-            (5, self.part), (5, self.campaign),
+            (5, self.part), (5, self.campaign), (self.compactions, self.compact),
         ]  # fmt: skip
         # Each run has a weather of its own: slow disks here, hasty campaigns there.
         weights = [weight * self.chance.choice((0.2, 1.0, 1.0, 3.0)) for weight, _ in actions]
@@ -192,6 +193,10 @@ class Storm:
     def trim(self, replica: Any) -> None:
         replica.core.log.trim(self.chance.randrange(300))
 
+    def compact(self, replica: Any) -> None:
+        replica.compact(self.chance.choice((0, 0, 0, 1, 4)))
+        replica.core.ask_after_snapshots(self.now)
+
     def judge(self, replica: Any) -> None:
         replica.core.check_quorum(self.now)
 
@@ -212,7 +217,8 @@ class Storm:
                     self.complete.add(core.term)
                     held = {index: (term, entry) for index, term, entry in replica.log()}
                     for index, (term, entry) in self.committed.items():
-                        assert term > core.term or held.get(index) == (term, entry), "leader completeness"
+                        known = index <= core.log.start.index or held.get(index) == (term, entry)
+                        assert term > core.term or known, "leader completeness"
             elif core.role is Role.LEADER:
                 raise AssertionError(f"two leaders in term {core.term}")
             stable = core.log.stable
@@ -226,7 +232,8 @@ class Storm:
             replica.read_states = []
 
     def check_commit(self, replica: Any) -> None:
-        log, index = replica.core.log, self.seen_commit[replica.replica_id] + 1
+        log = replica.core.log
+        index = max(self.seen_commit[replica.replica_id], log.start.index) + 1
         while index <= replica.core.commit:
             for record in log.records(index, replica.core.commit, 1_000):
                 entries = record.entries()
@@ -246,16 +253,17 @@ class Storm:
             assert self.vote_of.setdefault((message.sender, message.term), message.sender) == message.sender
         elif isinstance(message, AppendAnswer) and message.accepted and stored.term == message.term:
             records = replica.disk.records
-            stored_to = records[max(records)].last if records else 1
+            stored_to = records[max(records)].last if records else replica.disk.start.index
             assert stored_to >= message.index, "acknowledged, but not on disk"
 
     def check_log_matching(self) -> None:
-        logs = [replica.log() for replica in self.group.replicas.values()]
+        logs = [{index: rest for index, *rest in replica.log()} for replica in self.group.replicas.values()]
         for one in logs:
             for other in logs:
-                agree = [at for at in range(min(len(one), len(other))) if one[at][1] == other[at][1]]
-                if agree:
-                    assert one[: agree[-1] + 1] == other[: agree[-1] + 1], "log matching"
+                both = sorted(one.keys() & other.keys())
+                agree = [index for index in both if one[index][0] == other[index][0]]
+                for index in both:
+                    assert not agree or index > agree[-1] or one[index] == other[index], "log matching"
 
     # -------------------------------------------------------------------------------------------------------- the end
 
@@ -297,22 +305,27 @@ def test_a_group_keeps_its_promises_in_a_storm(cluster: Callable[..., Any], seed
     """Thesis, figure 3.2; requirements 1, 3, 4."""
     voters = (3, 5, 3, 2, 3, 4, 1)[seed % 7]
     group = cluster(voters, seed=seed, inflight_messages=1 + seed % 4, append_bytes=60 + 40 * (seed % 5))
-    storm = Storm(group, seed)
+    storm = Storm(group, seed, compactions=(0, 5, 200)[seed % 3])
     storm.run()
     storm.calm()
     applied = [replica.applied for replica in group.replicas.values()]
     assert all(each == applied[0] for each in applied)
+    assert [index for index, _, _ in applied[0]] == list(range(2, group.core(1).commit + 1))
+    for index, term, entry in applied[0]:
+        assert storm.committed.get(index, (term, entry)) == (term, entry), "a snapshot held what was not committed"
 
 
 def test_storms_are_not_empty(cluster: Callable[..., Any]) -> None:
-    """The checks above mean something only if the runs elect, commit, read and disagree."""
-    terms = commits = reads = 0
+    """The checks above mean something only if the runs elect, commit, read, disagree, and fall behind."""
+    terms = commits = reads = installs = 0
     for seed in range(0, 40, 2):
-        storm = Storm(cluster(3, seed=seed), seed)
+        storm = Storm(cluster(3, seed=seed), seed, compactions=200)
         storm.run()
+        installs += sum(replica.installs for replica in storm.group.replicas.values())
         terms += len(storm.leader_of)
         commits += len(storm.committed)
         reads += storm.reads_answered
+    assert installs > 20
     assert terms > 40
     assert commits > 200
     assert reads > 20

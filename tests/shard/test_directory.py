@@ -225,7 +225,7 @@ def test_restoring_says_so_and_refuses_other_bytes() -> None:
     assert told == [1]
     state = directory.state()
     plain = msgpack.unpackb(state)
-    for damaged in (b"", b"\xc1", msgpack.packb([]), msgpack.packb([2, *plain[1:]]), msgpack.packb([*plain[:5], None])):
+    for damaged in (b"", b"\xc1", msgpack.packb([]), msgpack.packb([1, *plain[1:]]), msgpack.packb([*plain[:5], None])):
         with pytest.raises(WireError):
             directory.restore(damaged)
     assert directory.state() == state

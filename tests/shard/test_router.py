@@ -73,6 +73,9 @@ class Cluster:
     def read_local(self, group_id: GroupId, query: bytes, timeout_s: float) -> Future[bytes]:
         return self._answer(self.node_id, "read", query, timeout_s)
 
+    def ask_local(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float) -> Future[bytes]:
+        return self._answer(self.node_id, kind, body, timeout_s)
+
     def leads(self, group_id: GroupId) -> bool:
         return self.leader == self.node_id
 

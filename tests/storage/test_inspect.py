@@ -10,7 +10,7 @@ import pytest
 
 from multiraft.errors import StorageError
 from multiraft.storage import inspect_directory, layout
-from multiraft.types import HardState, LogStart, ReplicaDescriptor
+from multiraft.types import HardState, LogStart, ReplicaDescriptor, Snapshot, Tombstone, founding_membership
 
 if TYPE_CHECKING:
     from tests.storage.conftest import LevelPlace
@@ -126,3 +126,23 @@ async def test_a_store_that_was_never_opened_to_the_end_is_reported(level_place:
     report = inspect_directory(str(level_place.path))
     assert report.identity is not None
     assert report.problems == ["a crash left the IDENTITY file behind the database; the next start mends it"]
+
+
+async def test_what_is_left_of_a_removed_replica_is_no_damage(level_place: LevelPlace) -> None:
+    store = level_place.open()
+    await level_place.found(store, [level_place.record(2, 4)])
+    await level_place.found(store, group_id=GROUP + 1)
+    batch = store.batch()
+    batch.remove_replica(Tombstone(GROUP, 1, 4))
+    batch.put_snapshot(GROUP + 1, Snapshot(1, 1, founding_membership(("n1",)), b"state"), LogStart(1, 1))
+    await level_place.write(store, batch)
+    await store.close()
+    report = inspect_directory(str(level_place.path))
+    assert report.tombstones == [Tombstone(GROUP, 1, 4)]
+    assert [(group.removed, group.problems) for group in report.groups] == [(True, []), (False, [])]
+    assert (report.groups[0].records, report.groups[0].descriptor) == (1, None)
+    assert (report.groups[1].snapshot_index, report.groups[1].snapshot_bytes) == (1, 5)
+    level_place.poke(layout.tombstone_key(GROUP), b"?")
+    report = inspect_directory(str(level_place.path))
+    assert report.problems == ["tombstone of group 17: only 1 bytes"]
+    assert "descriptor of group 17: is missing" in report.groups[0].problems[0]

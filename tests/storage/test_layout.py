@@ -19,6 +19,9 @@ from multiraft.types import (
     LogStart,
     Membership,
     ReplicaDescriptor,
+    Snapshot,
+    Tombstone,
+    founding_membership,
 )
 
 u64 = st.integers(0, U64_MAX)
@@ -68,6 +71,19 @@ def test_memberships_come_back(group_id: int, value: Membership) -> None:
     assert layout.decode_membership(group_id, layout.encode_membership(group_id, value)) == value
 
 
+@given(groups, memberships(), u64, u64, st.binary(max_size=200))
+def test_snapshots_come_back(group_id: int, membership: Membership, above: int, term: int, data: bytes) -> None:
+    value = Snapshot(min(U64_MAX, max(1, membership.index + above)), term, membership, data)
+    assert layout.decode_snapshot(group_id, layout.encode_snapshot(group_id, value)) == value
+
+
+@given(st.builds(Tombstone, groups, ids, u64))
+def test_tombstones_come_back(value: Tombstone) -> None:
+    key = layout.tombstone_key(value.group_id)
+    assert layout.FIRST_TOMBSTONE_KEY <= key < layout.TOMBSTONES_END_KEY < layout.FIRST_GROUP_KEY
+    assert layout.decode_tombstone(key, layout.encode_tombstone(value)) == value
+
+
 @given(identities)
 def test_identities_come_back(value: Identity) -> None:
     assert layout.decode_identity(layout.encode_identity(value)) == value
@@ -88,7 +104,7 @@ def test_numbers_come_back(value: int) -> None:
 @given(groups, u64)
 def test_keys_come_back(group_id: int, first: int) -> None:
     assert layout.split_key(layout.record_key(group_id, first)) == (group_id, layout.KIND_RECORD, first)
-    for kind in (layout.KIND_DESCRIPTOR, layout.KIND_HARD_STATE, layout.KIND_MEMBERSHIP, layout.KIND_LOG_START):
+    for kind in layout.KINDS_WITHOUT_REST:
         assert layout.split_key(layout.group_key(group_id, kind)) == (group_id, kind, 0)
 
 
@@ -115,6 +131,8 @@ DECODERS: list[Callable[[bytes], object]] = [
     lambda raw: layout.decode_log_start(7, raw),
     lambda raw: layout.decode_descriptor(7, raw),
     lambda raw: layout.decode_membership(7, raw),
+    lambda raw: layout.decode_snapshot(7, raw),
+    lambda raw: layout.decode_tombstone(layout.tombstone_key(7), raw),
     layout.decode_identity,
     layout.decode_identity_file,
     lambda raw: layout.decode_number(layout.CLOSING_KEY, raw, "closing record"),
@@ -126,6 +144,8 @@ KEYS = [
     layout.group_key(7, layout.KIND_LOG_START),
     layout.group_key(7, layout.KIND_DESCRIPTOR),
     layout.group_key(7, layout.KIND_MEMBERSHIP),
+    layout.group_key(7, layout.KIND_SNAPSHOT),
+    layout.tombstone_key(7),
     layout.IDENTITY_KEY,
     layout.IDENTITY_KEY,
     layout.CLOSING_KEY,
@@ -149,7 +169,7 @@ packable = st.recursive(
 )
 
 
-@pytest.mark.parametrize(("decode", "key"), list(zip(DECODERS[:7], KEYS, strict=True)))
+@pytest.mark.parametrize(("decode", "key"), list(zip(DECODERS[:9], KEYS, strict=True)))
 @given(body=st.binary(max_size=60), fields=st.lists(packable, min_size=2, max_size=6))
 def test_wrong_bodies_under_a_right_checksum_raise_corrupt_record_alone(
     decode: Callable[[bytes], object], key: bytes, body: bytes, fields: list[object]
@@ -181,6 +201,36 @@ def test_wrong_bodies_under_a_right_checksum_raise_corrupt_record_alone(
 def test_memberships_that_make_no_sense_are_refused(membership: Membership) -> None:
     with pytest.raises(CorruptRecord):
         layout.decode_membership(7, layout.encode_membership(7, membership))
+
+
+@pytest.mark.parametrize(
+    "snapshot", [Snapshot(0, 0, founding_membership(("a",))), Snapshot(0, 1, Membership(0, (), {}, 1))]
+)
+def test_snapshots_that_make_no_sense_are_refused(snapshot: Snapshot) -> None:
+    with pytest.raises(CorruptRecord, match="snapshot of group 7: does not make sense"):
+        layout.decode_snapshot(7, layout.encode_snapshot(7, snapshot))
+
+
+def test_a_tombstone_belongs_to_its_group_and_names_somebody() -> None:
+    value = layout.encode_tombstone(Tombstone(7, 3, 40))
+    with pytest.raises(CorruptRecord, match="tombstone of group 8: checksum"):
+        layout.decode_tombstone(layout.tombstone_key(8), value)
+    with pytest.raises(CorruptRecord, match="a replica id is 0"):
+        layout.decode_tombstone(layout.tombstone_key(7), layout.encode_tombstone(Tombstone(7, 0, 40)))
+    with pytest.raises(CorruptRecord, match="unknown key"):
+        layout.decode_tombstone(layout.tombstone_key(7) + b"x", value)
+
+
+def test_the_span_of_a_group_holds_all_of_its_keys_and_none_of_another() -> None:
+    for group_id in (1, 7, U64_MAX):
+        start, stop = layout.group_span(group_id)
+        mine = [layout.group_key(group_id, kind) for kind in layout.KINDS_WITHOUT_REST]
+        mine += [layout.record_key(group_id, first) for first in (0, U64_MAX)]
+        assert all(start <= key < stop for key in mine)
+        others = [layout.record_key(group_id - 1, U64_MAX), layout.group_key(group_id - 1, layout.KIND_SNAPSHOT)]
+        if group_id < U64_MAX:
+            others.append(layout.group_key(group_id + 1, layout.KIND_DESCRIPTOR))
+        assert not any(start <= key < stop for key in others)
 
 
 def test_every_flipped_bit_of_a_value_is_noticed() -> None:
@@ -222,6 +272,7 @@ def test_a_record_past_the_last_index_is_refused() -> None:
 
 def test_keys_of_other_shapes_are_refused() -> None:
     good = layout.record_key(7, 5)
-    for key in (b"", good[:-1], good + b"\0", layout.log_end_key(7), layout.group_key(7, 0), layout.group_key(7, 5)):
+    others = [layout.group_key(7, kind) for kind in (0, 5, 6, layout.KIND_RECORD, 9)]
+    for key in (b"", good[:-1], good + b"\0", layout.tombstone_key(7)[1:], *others):
         with pytest.raises(CorruptRecord, match="unknown key"):
             layout.split_key(key)

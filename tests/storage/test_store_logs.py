@@ -13,13 +13,14 @@ import pytest
 
 from multiraft.errors import CorruptRecord
 from multiraft.ports import Store
-from multiraft.records import Record, cut_record
+from multiraft.records import MEMBERSHIP, Record, cut_record, encode_record
 from multiraft.storage import layout
 from multiraft.types import (
     U64_MAX,
     HardState,
     Index,
     LogStart,
+    Membership,
     ReplicaDescriptor,
     Term,
     founding_membership,
@@ -334,6 +335,35 @@ async def refused_with(place: Place, key: bytes, value: bytes) -> None:
             store.read_term(group_id, first)
     await store.close()
     place.poke(key, before)
+
+
+async def test_the_membership_entries_in_the_log_are_known_by_index(place: Place) -> None:
+    """Those above the membership in effect; one that a conflict took away, by key or by clipping, is none."""
+    store = place.open()
+    changes = [(5, 5), (9, 9), (12, 14), (18, 18)]
+    records = [place.record(2, 4), place.record(6, 8), place.record(10, 11), place.record(15, 17)]
+    records += [
+        encode_record(GROUP, first, 1, 1, MEMBERSHIP, 0, [b"m"] * (last - first + 1)) for first, last in changes
+    ]
+    await place.found(store, records)
+    (replica,) = store.load_replicas()
+    assert replica.changes == (5, 9, 12, 13, 14, 18)
+    batch = store.batch()
+    batch.delete_records(GROUP, [15, 18])
+    batch.put_record(GROUP, place.record(13, 20, term=2))  # clips the record of 12 to 14
+    batch.put_hard_state(GROUP, HardState(2, 0, 9))
+    in_effect = founding_membership(("n1", "n2", "n3"))
+    batch.put_membership(GROUP, Membership(5, in_effect.voters, in_effect.nodes, 4))
+    await place.write(store, batch)
+    (replica,) = store.load_replicas()
+    assert (replica.changes, replica.last_index) == ((9, 12), 20)
+    batch = store.batch()
+    batch.delete_records(GROUP, [10, 12, 13])
+    batch.put_record(GROUP, place.record(9, 9, term=3))  # takes the key of a membership entry
+    batch.put_hard_state(GROUP, HardState(3, 0, 8))
+    await place.write(store, batch)
+    (replica,) = store.load_replicas()
+    assert (replica.changes, replica.last_index) == ((), 9)
 
 
 async def test_a_part_of_a_record_is_stored_like_any_other(place: Place) -> None:

@@ -1,0 +1,203 @@
+"""Which replicas come to live on this node while it runs, and which must leave.
+
+A group's leader that leads a replica toward a node which does not have it (L24) asks for it: `CreateReplica`. The
+replica is made empty: it knows no membership, has no log, cannot vote, and learns all of it from the leader. A replica
+that was removed from its group is told so by whoever knows, `RemovedReplica`, when it next asks for anything, or finds
+it in its own log. It stops at once and leaves a tombstone, so that no replica of an id up to its own lives here again.
+
+    asked for ──> empty record synced ──> lives ──> removed ──> tombstone synced ──> what is left deleted
+
+Rules of this file: a group's next replica is made only when all that its last one left behind is gone, since writes
+that were under way may still have added to it; what is refused is refused for good or asked for again, never half done.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from multiraft import failpoints
+from multiraft.engine.machine import Machine
+from multiraft.engine.replica import Replica
+from multiraft.messages import AskRemoved, CreateReplica, HostingMessage, RemovedReplica
+from multiraft.types import (
+    GroupId,
+    HardState,
+    LogStart,
+    NodeId,
+    ReplicaDescriptor,
+    ReplicaId,
+    StoredReplica,
+    Tombstone,
+    unborn_membership,
+)
+
+if TYPE_CHECKING:
+    from multiraft.engine.engine import Engine
+
+_DELETED_AT_ONCE: Final = 1_000
+log: Final = logging.getLogger("multiraft.engine")
+
+
+class Residents:
+    """The comings and goings of one engine.
+
+    make_machine  the state machine for a descriptor; None where its service is not known here
+    came, left    called with a replica that lives here from now on, or does no longer
+    tombstones    of groups that had a replica here which was removed: the newest one of each
+    """
+
+    def __init__(self, engine: Engine, tombstones: dict[GroupId, Tombstone]) -> None:
+        self._engine = engine
+        self.tombstones = tombstones
+        self.make_machine: Callable[[ReplicaDescriptor], Machine | None] = lambda _: None
+        self.came: Callable[[Replica], None] = lambda _: None
+        self.left: Callable[[Replica], None] = lambda _: None
+        self._coming: set[GroupId] = set()
+        self._going: set[GroupId] = set()
+        self._wanted: dict[GroupId, CreateReplica] = {}
+        self._unknown: set[str] = set()
+
+    def begin(self) -> None:
+        """Go on with what a crash has interrupted: delete what replicas that were removed have left."""
+        for group_id in sorted(self.tombstones):
+            if group_id not in self._engine.replicas:
+                self._going.add(group_id)
+                self._delete_leftovers(group_id)
+
+    def barred(self, group_id: GroupId, replica_id: ReplicaId) -> bool:
+        """Whether a replica of that id, or of a later one, was removed from this node."""
+        tombstone = self.tombstones.get(group_id)
+        return tombstone is not None and replica_id <= tombstone.replica_id
+
+    def busy(self, group_id: GroupId) -> bool:
+        """Whether a replica of the group is being made here, or what one has left is being deleted."""
+        return group_id in self._coming or group_id in self._going
+
+    # ----------------------------------------------------------------------------------------------- toward peers
+
+    def ask_for(self, replica: Replica, node_id: NodeId) -> None:
+        """The group is led here, and `node_id` does not have its replica of it: have it made, if it is a learner.
+
+        A voter is never made here. One of the first makes itself, and every other one has been a learner that had
+        caught up: where it is missing, what it promised was lost with it.
+        """
+        membership = replica.core.membership
+        replica_id = membership.replica_on(node_id)
+        if replica_id and replica.leads and not membership.is_voter(replica_id):
+            service = replica.descriptor.service
+            self._engine.outgoing.urgent(node_id, CreateReplica(replica.group_id, replica_id, service))
+
+    def tell_removed(self, replica: Replica, replica_id: ReplicaId, node_id: NodeId) -> None:
+        """Tell `node_id` that its replica takes part no longer, as of the membership in effect here."""
+        index = replica.core.membership.index
+        self._engine.outgoing.urgent(node_id, RemovedReplica(replica.group_id, index, replica_id))
+
+    # ------------------------------------------------------------------------------------------------- from peers
+
+    def received(self, node_id: NodeId, message: HostingMessage) -> None:
+        """Do what a peer says of a replica on this node, or ignore what is out of date."""
+        if type(message) is CreateReplica:
+            self._create(node_id, message)
+        elif type(message) is RemovedReplica:
+            replica = self._engine.replicas.get(message.group_id)
+            if replica is not None and replica.core.replica_id == message.replica_id:
+                self.remove(replica, message.index)
+
+        elif type(message) is AskRemoved:
+            replica = self._engine.replicas.get(message.group_id)
+            if replica is not None and replica.core.membership.removed(message.replica_id):
+                self.tell_removed(replica, message.replica_id, node_id)
+
+    def _create(self, node_id: NodeId, message: CreateReplica) -> None:
+        engine, group_id, replica_id = self._engine, message.group_id, message.replica_id
+        if self.barred(group_id, replica_id):
+            return
+        present = engine.replicas.get(group_id)
+        if present is not None:
+            if present.core.replica_id >= replica_id:
+                return
+            # A node has one replica of a group at most: that it has a later one means that this one was removed.
+            self.remove(present, present.core.membership.index)
+        if group_id in self._coming:
+            return
+        if group_id in self._going:
+            self._wanted[group_id] = message
+            return
+        descriptor = ReplicaDescriptor(group_id, replica_id, message.service)
+        machine = self.make_machine(descriptor)
+        if machine is None:
+            if message.service not in self._unknown:
+                self._unknown.add(message.service)
+                log.error(
+                    "node %s asks for a replica of service %r, which the program here does not declare: call "
+                    "node.service(%r, ...) before the node starts, or remove the replica from its group",
+                    node_id,
+                    message.service,
+                    message.service,
+                )
+            return
+        log.info("group %d: replica %d is made, as node %s asks", group_id, replica_id, node_id)
+        stored = StoredReplica(descriptor, unborn_membership(replica_id), HardState(), LogStart(), 0, 0)
+        self.make(stored, machine, self.came)
+
+    def make(self, stored: StoredReplica, machine: Machine, then: Callable[[Replica], None]) -> None:
+        """Write a new replica down; it lives, and `then` is called, once that is on disk."""
+        engine, group_id = self._engine, stored.descriptor.group_id
+        self._coming.add(group_id)
+
+        def made() -> None:
+            if failpoints.armed is not None:
+                failpoints.armed(failpoints.REPLICA_AFTER_CREATE)
+            self._coming.discard(group_id)
+            then(engine.open_replica(stored, machine))
+
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.REPLICA_BEFORE_CREATE)
+        engine.writer.write(
+            lambda batch: batch.create_replica(
+                stored.descriptor, stored.membership, stored.hard_state, stored.log_start
+            ),
+            made,
+        )
+        engine.wake()
+
+    # -------------------------------------------------------------------------------------------------- leaving
+
+    def remove(self, replica: Replica, index: int) -> None:
+        """The replica takes part in its group no longer, as of `index`: it stops, and leaves a tombstone."""
+        engine, group_id = self._engine, replica.group_id
+        tombstone = Tombstone(group_id, replica.core.replica_id, index)
+        log.info("group %d: replica %d was removed, as of index %d", group_id, tombstone.replica_id, index)
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.REPLICA_BEFORE_REMOVE)
+        engine.let_go(replica, f"this replica was removed from its group, as of index {index}")
+        self.tombstones[group_id] = tombstone
+        self._going.add(group_id)
+        engine.writer.write(
+            lambda batch: batch.remove_replica(tombstone),
+            lambda: self._delete_leftovers(group_id),
+        )
+        engine.wake()
+        self.left(replica)
+
+    def _delete_leftovers(self, group_id: GroupId) -> None:
+        """The tombstone is on disk, and every write of before: nothing can be added to what is left any more."""
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.REPLICA_AFTER_REMOVE)
+        engine = self._engine
+        leftovers = engine.store.read_leftovers(group_id, _DELETED_AT_ONCE)
+        if leftovers:
+            engine.writer.write(
+                lambda batch: batch.delete_leftovers(leftovers), lambda: self._delete_leftovers(group_id)
+            )
+            engine.wake()
+        else:
+            self._gone(group_id)
+
+    def _gone(self, group_id: GroupId) -> None:
+        self._going.discard(group_id)
+        wanted = self._wanted.pop(group_id, None)
+        if wanted is not None:
+            self._create("a leader", wanted)

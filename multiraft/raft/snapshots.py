@@ -1,0 +1,144 @@
+"""Snapshots: how the log is kept short, and how a follower comes by what the log no longer has.
+
+Ongaro's thesis, chapter 5. A snapshot stands for all entries up to its index: the state machine's state, and the
+membership as of there. Every replica takes its own; the log before it goes, but for some trailing entries that keep a
+follower that lags a little from needing more than entries. One that needs an entry before the log's start gets the
+leader's newest snapshot, and then entries from there on. So does a replica that is made empty: a new group's founding
+is a snapshot, too.
+
+    leader    needs an entry before the start ──> SNAPSHOT, sent once, nothing more until
+                answered, by whatever shows that entries will do ──> REPLICATE
+                poked (connection new, message dropped), or no answer for long ──> PROBE whether it has arrived
+    follower  at or before the commit ──> acknowledge the commit
+              the same entry is in the log ──> commit up to it, acknowledge it; the log stays
+              else ──> the snapshot replaces log and membership; acknowledged once that is on disk
+
+Rules of this file: no snapshot is taken while a membership change has not taken effect; only one that is on disk is
+sent; what it covers is committed and applied; the log's start never passes the newest snapshot.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from multiraft.errors import InvariantViolation, invariant
+from multiraft.membership import pack_membership, unpack_membership
+from multiraft.messages import AppendAnswer, InstallSnapshot
+from multiraft.raft.progress import LOST, SNAPSHOT, Progress
+from multiraft.raft.ready import LEADER, SnapshotWrite
+from multiraft.raft.replication import Replication
+from multiraft.types import Index, LogStart, Snapshot
+
+_PATIENCE_TIMEOUTS: Final = 10
+"""A snapshot that is not answered for this many election timeouts is asked after: it is large, and may take long."""
+
+
+class Snapshots(Replication):
+    """The layer that replaces log by state. See the file's text."""
+
+    __slots__ = ()
+
+    # ---------------------------------------------------------------------------------------------------- keeping
+
+    def may_compact(self) -> bool:
+        """Whether a snapshot may be taken now: the membership is settled, and no other is on its way to the disk."""
+        on_its_way = self._snapshot is not None or self._snapshots_written > 0
+        settled = not self._changes and self.membership.index <= self.log.applied
+        return settled and not on_its_way and self.log.applied >= self.log.start.index
+
+    def compact(self, data: bytes, trailing: Index) -> None:
+        """Replace the log up to what is applied by `data`, the state machine's state there, with the next `ready()`.
+
+        The last `trailing` entries stay. Only while `may_compact()`. Raises InvariantViolation, CorruptRecord.
+        """
+        log = self.log
+        index = log.applied
+        invariant(self.may_compact(), "a snapshot is taken between membership changes, one at a time")
+        invariant(index > self.snapshot_index, "a snapshot covers more than the one before")
+        snapshot = Snapshot(index, log.term(index), self.membership, data)
+        log.compact(max(log.start.index, index - trailing))
+        self._snapshot = SnapshotWrite(snapshot, log.start, False)
+
+    def snapshot_stored(self, index: Index) -> None:
+        """The snapshot of `index` that `Ready.snapshot` asked to store is on disk; after `persisted` for its write.
+
+        Of one that was to be installed: the state machine has what it covers now, or has halted.
+        """
+        self._snapshots_written -= 1
+        if index > self.snapshot_index:
+            self.snapshot_index = index
+        log = self.log
+        if log.applied < index == log.start.index:
+            log.applied = index
+            self._shown_committed = max(self._shown_committed, index)
+
+    # --------------------------------------------------------------------------------------------- leader: sending
+
+    def _replicate(self) -> None:
+        """Send snapshots to those who need one; then, as below, what the windows allow to all others."""
+        start = self.log.start.index
+        for peer in self._peers:
+            if peer.next <= start and not peer.pending and peer.state is not LOST and not peer.probe_sent:
+                self._send_snapshot(peer)
+        super()._replicate()
+
+    def _send_snapshot(self, peer: Progress) -> None:
+        log = self.log
+        peer.await_snapshot(0, self._now)
+        if self.snapshot_index < log.start.index:
+            return  # the one that will do is on its way to the disk
+        snapshot = log.read_snapshot()
+        if snapshot is None or snapshot.index < log.start.index:
+            raise InvariantViolation("the log's start never passes the newest snapshot")
+        peer.await_snapshot(snapshot.index, self._now)
+        self._messages.append(
+            InstallSnapshot(
+                snapshot.data, self.group_id, snapshot.index, snapshot.term, pack_membership(snapshot.membership),
+                self.replica_id, self.term, peer.replica_id,
+            )
+        )  # fmt: skip
+
+    @property
+    def installing(self) -> bool:
+        """Whether a voter was sent a snapshot that it has not answered yet."""
+        return any(peer.state is SNAPSHOT and self.membership.is_voter(peer.replica_id) for peer in self._peers)
+
+    def ask_after_snapshots(self, now: float) -> None:
+        """Probe followers that have left a snapshot unanswered for long. Call it now and then; cheap where none has."""
+        self._now = now
+        if self.role is not LEADER:
+            return
+        patience_s = _PATIENCE_TIMEOUTS * self._settings.election_timeout_s
+        for peer in self._peers:
+            if peer.state is SNAPSHOT and peer.pending and now - peer.pending_since_s > patience_s:
+                self.poke(peer.replica_id)
+
+    # ---------------------------------------------------------------------------------------------------- follower
+
+    def _on_install(self, message: InstallSnapshot, now: float) -> None:
+        if message.term < self.term:
+            self._answers.append(
+                AppendAnswer(
+                    False, self.group_id, 0, 0, message.index, self.replica_id, self.term, message.sender
+                )
+            )  # fmt: skip
+            return
+        self._heed(message.sender, message.term, now)
+        log, index = self.log, message.index
+        if index > self.commit:
+            if index > log.last_index or log.term(index) != message.index_term:
+                self._install(message)
+            self.commit = index
+        else:
+            index = self.commit
+        self._verified = max(self._verified, index)
+        self._accept(message.sender, index)
+
+    def _install(self, message: InstallSnapshot) -> None:
+        start = LogStart(message.index, message.index_term)
+        membership = unpack_membership(message.membership, f"group {self.group_id}: a leader's snapshot")
+        invariant(membership.index <= start.index, "a snapshot's membership is as of its index")
+        self.log.restart(start)
+        self._changes.clear()
+        self.membership = membership
+        self._snapshot = SnapshotWrite(Snapshot(start.index, start.term, membership, message.data), start, True)

@@ -52,6 +52,8 @@ class Limits:
     request_timeout_ms           default time for a command or query
     sweep_ms                     one pass of the audit that every replica has someone responsible for it
     log_cache_bytes              recent log kept in memory for followers that lag a little, over all groups
+    snapshot_entries             a group's applied log is replaced by a snapshot when it is longer; 0: never
+    trailing_entries             of that log stay, for followers that lag a little
     leveldb_write_buffer_bytes   LevelDB's memtable
     """
 
@@ -73,6 +75,8 @@ class Limits:
     request_timeout_ms: int = _setting(5_000, 1, 3_600_000)
     sweep_ms: int = _setting(10_000, 100, 600_000)
     log_cache_bytes: int = _setting(64 * _MIB, 0, 1024 * _MIB)
+    snapshot_entries: int = _setting(0, 0, 1 << 40)
+    trailing_entries: int = _setting(1_000, 0, 1 << 40)
     leveldb_write_buffer_bytes: int = _setting(64 * _MIB, 64 * _KIB, 4096 * _MIB)
 
     def __post_init__(self) -> None:
@@ -84,6 +88,8 @@ class Limits:
         self._require(self.key_bytes <= self.entry_bytes, "key_bytes", "at most entry_bytes")
         self._require(self.entry_bytes <= self.pending_bytes, "pending_bytes", "at least entry_bytes")
         self._require(2 * self.entry_bytes <= self.outbox_bytes, "outbox_bytes", "at least 2 x entry_bytes")
+        short = self.snapshot_entries == 0 or 2 * self.trailing_entries <= self.snapshot_entries
+        self._require(short, "trailing_entries", "at most half of snapshot_entries, unless that is 0")
         self._require(2 * self.frame_bytes <= self.outbox_bytes, "outbox_bytes", "at least 2 x frame_bytes")
 
     def _require(self, holds: bool, name: str, rule: str) -> None:

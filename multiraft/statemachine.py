@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
+from multiraft.attributes import pack_attributes, unpack_attributes
 from multiraft.engine.machine import Context, Machine
 from multiraft.errors import CommandFailed
 from multiraft.methods import Kind, Method, check_declaration, compile_method, decode_call
@@ -49,10 +50,22 @@ class StateMachine(_HasContext):
     Commands must be deterministic: no clock, no randomness, no I/O; `self.context` has what is the same everywhere.
     A command that raises an Exception is a result, CommandFailed, for its caller, and what it had already changed
     stays changed. Queries must change nothing.
+
+    Where the node's `snapshot_entries` is set, a long log is replaced by a snapshot of the state: of all attributes,
+    which then must be None, bool, int (64 bits), float, str, bytes, or lists and dicts of these. Otherwise define
+    `snapshot` and `restore`; the log of a machine whose state cannot be had grows on, and a warning says why.
     """
 
     __slots__ = ()
     _multiraft_methods: ClassVar[dict[str, Method]] = {}
+
+    def snapshot(self) -> bytes:
+        """Return the whole state. Raises TypeError, naming the attribute that cannot be carried."""
+        return pack_attributes(self)
+
+    def restore(self, state: bytes) -> None:
+        """Replace the whole state by what `snapshot` returned, perhaps on another node. Raises CorruptRecord."""
+        unpack_attributes(self, state)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -62,7 +75,8 @@ class StateMachine(_HasContext):
 class BytesStateMachine(_HasContext):
     """Base of replicated state machines that read and write bytes, and encode them as they like.
 
-    The rules of StateMachine hold: `apply` is deterministic, and `query` changes nothing.
+    The rules of StateMachine hold: `apply` is deterministic, and `query` changes nothing. Define `snapshot` and
+    `restore` to have long logs replaced by snapshots of the state.
     """
 
     __slots__ = ()
@@ -74,6 +88,14 @@ class BytesStateMachine(_HasContext):
     def query(self, query: bytes) -> bytes:
         """Answer a question from the state as it is."""
         raise NotImplementedError(f"{type(self).__name__} must define query(self, query: bytes) -> bytes")
+
+    def snapshot(self) -> bytes:
+        """Return the whole state, for `restore`."""
+        raise NotImplementedError(f"{type(self).__name__} does not define snapshot(self) -> bytes")
+
+    def restore(self, state: bytes) -> None:
+        """Replace the whole state by what `snapshot` returned, perhaps on another node."""
+        raise NotImplementedError(f"{type(self).__name__} does not define restore(self, state: bytes) -> None")
 
 
 # ---------------------------------------------------------------------------------------------------- declaring
@@ -285,6 +307,12 @@ class MachineAdapter:
             raise self._unknown("query", wire[0])
         return method.run(self.machine, wire)
 
+    def snapshot(self) -> bytes:
+        return self.machine.snapshot()
+
+    def restore(self, state: bytes) -> None:
+        self.machine.restore(state)
+
     def _unknown(self, kind: Kind, name: str) -> CommandFailed:
         return CommandFailed(f"Unknown{kind.title()}", f"{type(self.machine).__name__} has no {kind} {name!r:.80}")
 
@@ -308,6 +336,12 @@ class BytesMachineAdapter:
 
     def query(self, query: bytes) -> bytes:
         return self._checked("query", self.machine.query(query))
+
+    def snapshot(self) -> bytes:
+        return self.machine.snapshot()
+
+    def restore(self, state: bytes) -> None:
+        self.machine.restore(state)
 
     def _checked(self, method: str, result: object) -> bytes:
         if type(result) is not bytes:

@@ -257,7 +257,7 @@ class Directory:
 
     # ----------------------------------------------------------------------------------------------- as bytes
 
-    def state(self) -> bytes:
+    def snapshot(self) -> bytes:
         """Return the whole state; equal states give equal bytes."""
         return _packed(
             [
@@ -274,7 +274,7 @@ class Directory:
         )
 
     def restore(self, state: bytes) -> None:
-        """Replace everything by what `state()` returned. Raises WireError if it is none; nothing is changed then."""
+        """Replace everything by what `snapshot()` returned. Raises WireError if it is none; nothing is changed then."""
         try:
             state_format, next_group_id, nodes, services, groups, shard_map = _unpacked(state)
             if state_format != _STATE_FORMAT:

@@ -61,4 +61,5 @@ class Applying:
             if replica.halted is not None and replica.leads:
                 replica.core.step_down(now)
                 engine.note(replica, now)
+            engine.snapshotting.consider(replica)
             replica.core.log.trim(cache_bytes)

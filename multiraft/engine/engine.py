@@ -38,6 +38,7 @@ from multiraft.engine.proposing import propose_queued
 from multiraft.engine.reading import Reading
 from multiraft.engine.replica import Replica
 from multiraft.engine.residents import Residents
+from multiraft.engine.snapshotting import Snapshotting
 from multiraft.engine.upkeep import Upkeep
 from multiraft.engine.view import EngineView
 from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, Proposals
@@ -138,6 +139,7 @@ class Engine:
         )
         self.outgoing = Outgoing(transport)
         self.view = EngineView(self)
+        self.snapshotting = Snapshotting(self)
         self.applying = Applying(self)
         self.upkeep = Upkeep(self, loop)
         self.residents = Residents(self, store.load_tombstones())
@@ -178,9 +180,10 @@ class Engine:
     def open_replica(self, stored: StoredReplica, machine: Machine) -> Replica:
         """Take up a replica that is on disk. It campaigns when nobody claims its group for long enough."""
         now = self.pacing.now()
-        core = Raft(stored, self.store, self.view, self.rng, self._core_settings, now, stored.log_start.index)
+        core = Raft(stored, self.store, self.view, self.rng, self._core_settings, now, stored.snapshot_index)
         replica = Replica(stored.descriptor, core, machine, self.budget, self._slow_s, self.clocks.effort)
         self.replicas[replica.group_id] = replica
+        self.snapshotting.open(replica)
         quiet_s = max(0.0, self._started_s + self._election_timeout_s - now)
         core.release(now, quiet_s + self.view.turn_to_campaign_s(replica))
         self.liveness.replica_created(replica.group_id, now)
@@ -194,7 +197,9 @@ class Engine:
         """Make one of a new group's first replicas; it takes part, and `then` is called, once it is on disk."""
         hard_state = HardState(FOUNDING_TERM, 0, FOUNDING_INDEX)
         log_start = LogStart(FOUNDING_INDEX, FOUNDING_TERM)
-        stored = StoredReplica(descriptor, membership, hard_state, log_start, FOUNDING_INDEX, FOUNDING_TERM)
+        stored = StoredReplica(
+            descriptor, membership, hard_state, log_start, FOUNDING_INDEX, FOUNDING_TERM, (), FOUNDING_INDEX
+        )
         self.residents.make(stored, machine, then)
 
     def let_go(self, replica: Replica, reason: str) -> None:
@@ -397,6 +402,8 @@ class Engine:
                 continue
             try:  # written out: this is the hot path of `touching`
                 replica.core.persisted(told.index, told.term, told.saved_term)
+                if told.snapshot is not None:
+                    self.snapshotting.stored(replica, told.snapshot)
             except (InvariantViolation, CorruptRecord) as problem:
                 self.broke(replica, problem)
                 continue

@@ -51,6 +51,15 @@ class Machine(Protocol):
     def query(self, query: bytes) -> bytes:
         """Answer a question from the state as it is; must not change it."""
 
+    def snapshot(self) -> bytes:
+        """Return the whole state, for `restore`. Raises any Exception where it cannot: then none is taken."""
+
+    def restore(self, state: bytes) -> None:
+        """Replace the whole state by what `snapshot` returned, here or on another replica.
+
+        Whatever it raises halts the replica.
+        """
+
 
 def environmental(failure: BaseException) -> bool:
     """Return whether `failure`, raised by `Machine.apply`, is this replica's alone, so that the replica must halt.

@@ -68,7 +68,8 @@ class Observing:
         """Another membership has taken effect; `led`: this replica led until then, and may still."""
         membership, before = replica.core.membership, replica.seen_membership
         replica.seen_membership = membership
-        replica.strangers.clear()
+        # What comes of a snapshot may not name its leader yet, to whom the answer is still to go.
+        replica.strangers = {one: node for one, node in replica.strangers.items() if one not in membership.nodes}
         if replica.leads:
             self._lead(replica, now)
         if led:

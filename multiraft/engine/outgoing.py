@@ -6,13 +6,14 @@ the second lane had no room for is remembered, boundedly, for repair.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeAlias
 
 from multiraft.messages import (
     Append,
     AppendAnswer,
     CommitTo,
     HostingMessage,
+    InstallSnapshot,
     LivenessMessage,
     NodeMessage,
     PreVote,
@@ -25,6 +26,7 @@ from multiraft.messages import (
 from multiraft.ports import Transport
 from multiraft.types import GroupId, NodeId
 
+_Repaired: TypeAlias = Append | AppendAnswer | CommitTo | InstallSnapshot
 _URGENT: Final = frozenset((PreVote, PreVoteAnswer, RequestVote, VoteAnswer, TimeoutNow))
 
 
@@ -36,7 +38,7 @@ class Outgoing:
         self._urgent: dict[NodeId, list[NodeMessage]] = {}
         self._bulk: dict[NodeId, list[NodeMessage]] = {}
         self._reached: set[NodeId] = set()
-        self._dropped: dict[tuple[NodeId, GroupId, type], Append | AppendAnswer | CommitTo] = {}
+        self._dropped: dict[tuple[NodeId, GroupId, type], _Repaired] = {}
 
     def reach(self, node_id: NodeId, connected: bool) -> None:
         """Note whether a peer is connected. To one that is not, nothing is queued: it is resumed when it comes."""
@@ -87,10 +89,10 @@ class Outgoing:
             for node_id in sorted(bulk):
                 if not self._transport.send(node_id, bulk[node_id], False):
                     for message in bulk[node_id]:
-                        if isinstance(message, Append | AppendAnswer | CommitTo):
+                        if isinstance(message, _Repaired):
                             self._dropped[node_id, message.group_id, type(message)] = message
 
-    def take_dropped(self) -> list[tuple[NodeId, Append | AppendAnswer | CommitTo]]:
+    def take_dropped(self) -> list[tuple[NodeId, _Repaired]]:
         """Hand out the newest dropped message of each kind, group and peer."""
         dropped, self._dropped = self._dropped, {}
         return [(node_id, message) for (node_id, _, _), message in dropped.items()]

@@ -37,6 +37,8 @@ class Replica:
     committed               apply up to here: committed, and on this disk
     failed_commands         how many commands raised, since the start
     halted                  why applying has stopped; None while it has not
+    snapshot_due            no snapshot is to be thought of before this index is applied
+    snapshot_problem        why the latest attempt to take one failed; None while none has
     broken                  a broken invariant: the core is not touched any more
     seen_term, seen_leader, seen_role, seen_deadline_s  what the rest of the engine was last told of the core
     seen_membership         the same: the one that the engine knows to be in effect
@@ -70,6 +72,8 @@ class Replica:
         "seen_role",
         "seen_term",
         "slow_command_s",
+        "snapshot_due",
+        "snapshot_problem",
         "stopwatch",
         "strangers",
         "told_leading",
@@ -106,6 +110,8 @@ class Replica:
         self.apply_queued = False
         self.failed_commands = 0
         self.halted: str | None = None
+        self.snapshot_due: Index = 0
+        self.snapshot_problem: str | None = None
         self.broken: str | None = None
         self.seen_term: Term = core.term
         self.seen_role = core.role
@@ -154,6 +160,8 @@ class Replica:
     def apply_slice(self, until_s: float) -> bool:
         """Apply what is committed, until the stopwatch passes `until_s`; return whether more is left."""
         core = self.core
+        if self.applied < core.log.start.index:
+            return False  # a snapshot is on its way to the disk, and then to the machine
         more = False
         while self.applied < self.committed and self.halted is None and not more:
             for record in core.log.records(self.applied + 1, self.committed, _READ_BYTES):
@@ -199,7 +207,7 @@ class Replica:
                 result = apply(entries[index - base], context)
             except BaseException as problem:
                 if environmental(problem) or not isinstance(problem, Exception):
-                    self._halt(index, problem)
+                    self.halt(f"applying index {index}", problem)
                     if isinstance(problem, KeyboardInterrupt | SystemExit):
                         raise
                     return False
@@ -242,8 +250,22 @@ class Replica:
             )
         return None
 
-    def _halt(self, index: Index, problem: BaseException) -> None:
-        self.halted = f"applying index {index}: {type(problem).__name__}: {problem}"
+    def pass_over(self, index: Index) -> None:
+        """A snapshot stands for what is up to `index`: what came of the commands waiting there is not known here."""
+        text = f"group {self.group_id}: a snapshot took the place of the command's entry"
+        while self.waiting and self.waiting[0].first <= index:
+            self.waiting.popleft().fail(self.budget, lambda: OutcomeUnknown(text))
+
+    def restored(self, index: Index, time_ms: int) -> None:
+        """The machine has the state as of `index`, and the replicated clock is at `time_ms` there."""
+        self.halted = None
+        self.applied = index
+        self.committed = max(self.committed, index)
+        self.context.time_ms = max(self.context.time_ms, time_ms)
+
+    def halt(self, doing: str, problem: BaseException) -> None:
+        """The machine's state is not what it should be, by a failure of the environment: apply nothing more."""
+        self.halted = f"{doing}: {type(problem).__name__}: {problem}"
         log.error("group %d: replica halted: %s", self.group_id, self.halted, exc_info=problem)
         while self.waiting:
             self.waiting.popleft().fail(

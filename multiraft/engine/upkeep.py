@@ -11,7 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from multiraft.engine.replica import Replica
-from multiraft.messages import Append, AskRemoved
+from multiraft.messages import Append, AskRemoved, InstallSnapshot
 from multiraft.raft import Role
 from multiraft.types import NOBODY, GroupId, Index, NodeId
 
@@ -76,7 +76,7 @@ class Upkeep:
             replica = engine.replicas.get(message.group_id)
             if replica is None or replica.broken is not None:
                 continue
-            if type(message) is Append:
+            if type(message) is Append or type(message) is InstallSnapshot:
                 if replica.leads:
                     replica.core.poke(message.to)
                     engine.mark(replica)
@@ -142,6 +142,7 @@ class Upkeep:
             core = replica.core
             if replica.leads:
                 core.check_quorum(now)
+                core.ask_after_snapshots(now)
                 if not replica.leads:
                     engine.note(replica, now)
             elif replica.broken is None and not self._is_minded(replica):

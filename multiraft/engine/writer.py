@@ -19,19 +19,26 @@ from multiraft.engine.replica import Replica
 from multiraft.messages import RaftMessage
 from multiraft.ports import Clock, Store, WriteBatch
 from multiraft.raft import Ready
+from multiraft.raft.ready import SnapshotWrite
 from multiraft.types import Index, Term
 
 
 class Persisted:
-    """What one replica is to be told when the batch is on disk: the arguments of its core's `persisted`."""
+    """What one replica is to be told when the batch is on disk: the arguments of its core's `persisted`.
 
-    __slots__ = ("index", "replica", "saved_term", "term")
+    snapshot  what it carried of a snapshot, if anything
+    """
 
-    def __init__(self, replica: Replica, index: Index, term: Term, saved_term: Term) -> None:
+    __slots__ = ("index", "replica", "saved_term", "snapshot", "term")
+
+    def __init__(
+        self, replica: Replica, index: Index, term: Term, saved_term: Term, snapshot: SnapshotWrite | None
+    ) -> None:
         self.replica = replica
         self.index = index
         self.term = term
         self.saved_term = saved_term
+        self.snapshot = snapshot
 
 
 Promise: TypeAlias = tuple[Replica, list[RaftMessage]]
@@ -126,6 +133,8 @@ class LogWriter:
         batch, group_id = pending.batch, replica.group_id
         if ready.deleted:
             batch.delete_records(group_id, ready.deleted)
+        if ready.snapshot is not None:
+            batch.put_snapshot(group_id, ready.snapshot.snapshot, ready.snapshot.log_start)
         for record in ready.records:
             batch.put_record(group_id, record)
         hard_state = ready.hard_state
@@ -136,7 +145,7 @@ class LogWriter:
         pending.writes += 1
         index, term = ready.last
         saved_term = hard_state.term if hard_state is not None else 0
-        pending.persisted.append(Persisted(replica, index, term, saved_term))
+        pending.persisted.append(Persisted(replica, index, term, saved_term, ready.snapshot))
         if ready.after_persist:
             pending.promises.append((replica, ready.after_persist))
         if batch.size_bytes >= self._batch_bytes:

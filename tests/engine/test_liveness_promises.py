@@ -371,6 +371,40 @@ def test_L24_a_new_replica_refuses_claims_below_its_term(new_rig: NewRig) -> Non
     assert rig.take_events() == []
 
 
+def test_L24_an_acknowledgement_for_another_replica_does_not_count(new_rig: NewRig) -> None:
+    """The group's replica on the peer has been replaced; what it acknowledged was said for the old one."""
+    rig = new_rig().connect("a")
+    rig.node.lead(1, 5, [("a", 1)], START)
+    rig.node.tick(START + 0.1)
+    rig.beat("a", ack=rig.last_beat("a").sequence)
+    assert rig.node.contact_s(1, 5, "a") == START + 0.1
+    rig.node.lead(1, 5, [("a", 9)], START + 0.2)
+    assert rig.node.contact_s(1, 5, "a") == -math.inf
+    rig.node.tick(START + 0.3)
+    rig.beat("a", ack=rig.last_beat("a").sequence)
+    assert rig.node.contact_s(1, 5, "a") == START + 0.3
+
+
+def test_L24_a_claim_is_judged_for_the_replica_that_it_names(new_rig: NewRig) -> None:
+    rig = new_rig().connect("a")
+    rig.claim("a", 1, 9, replica_id=2)
+    assert [(one.group_id, one.my_term) for one in rig.take("a") if type(one) is Refuse] == [(1, 0)]
+    assert rig.terms[1] == 5
+    rig.claim("a", 1, 9, replica_id=3)  # another replica at the same term: answered anew
+    assert [(one.group_id, one.my_term) for one in rig.take("a") if type(one) is Refuse] == [(1, 0)]
+    rig.replica_ids[1] = 3
+    rig.node.replica_created(1, START)
+    assert [(one.group_id, one.my_term) for one in rig.take("a") if type(one) is Refuse] == [(1, 9)]
+
+
+def test_L19_the_claim_toward_another_replica_minds_nobody(new_rig: NewRig) -> None:
+    rig = new_rig().connect("a")
+    rig.follow("a", 1, 5)
+    assert rig.node.watched(1, 5)
+    rig.replica_ids[1] = 2
+    assert not rig.node.watched(1, 5)
+
+
 def test_L24_a_peer_without_the_replica_does_not_count_until_it_has_it(new_rig: NewRig) -> None:
     rig = new_rig().connect("a")
     rig.node.lead(1, 5, [("a", 1)], START)

@@ -12,8 +12,16 @@ from tests.mutants.core_mutants import CORE_MUTANTS
 from tests.mutants.core_rules_mutants import CORE_RULES_MUTANTS
 from tests.mutants.engine_mutants import ENGINE_MUTANTS
 from tests.mutants.liveness_mutants import LIVENESS_MUTANTS
+from tests.mutants.membership_mutants import MEMBERSHIP_MUTANTS
 from tests.mutants.storage_mutants import STORAGE_MUTANTS
 
-MUTANTS: Final = (*STORAGE_MUTANTS, *CORE_MUTANTS, *CORE_RULES_MUTANTS, *LIVENESS_MUTANTS, *ENGINE_MUTANTS)
+MUTANTS: Final = (
+    *STORAGE_MUTANTS,
+    *CORE_MUTANTS,
+    *CORE_RULES_MUTANTS,
+    *LIVENESS_MUTANTS,
+    *ENGINE_MUTANTS,
+    *MEMBERSHIP_MUTANTS,
+)
 
 invariant(len({one.name for one in MUTANTS}) == len(MUTANTS), "two mutants have the same name")

@@ -234,6 +234,24 @@ def test_a_restarted_member_rejoins_without_an_election(play: Play) -> None:
     play(scenario)
 
 
+def test_a_membership_outlives_a_restart(play: Play) -> None:
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        membership = await cluster.nodes["a"].group(GROUP).demote("c")
+        for name in "abc":
+            await cluster.until(lambda name=name: cluster.nodes[name].membership(GROUP) == membership)
+        cluster.crash()
+        found = {}
+        for name in "abc":
+            node = cluster.make(name)
+            await node.start()
+            cluster.nodes[name] = node
+            found[name] = node.membership(GROUP)
+        assert all(one == membership for one in found.values())
+
+    play(scenario)
+
+
 def test_the_directory_follows_and_routes_calls_to_where_the_group_lives(play: Play) -> None:
     async def scenario(ledgers: Any) -> None:
         cluster = ledgers.cluster

@@ -221,6 +221,16 @@ def test_a_learner_that_never_answered_or_is_silent_is_not_promoted(cluster: Mak
         made.core(1).propose_membership([Promote(4)], 0)
 
 
+def test_a_learner_whose_rounds_are_slow_is_not_promoted(cluster: Make, replica: Make) -> None:
+    made = world(cluster, replica, learners=(4,))
+    made.beat()
+    peer = made.core(1).progress[4]
+    assert made.core(1).caught_up(4)
+    peer.caught_up = False
+    with pytest.raises(NotReady, match="caught up"):
+        made.core(1).propose_membership([Promote(4)], 0)
+
+
 def test_refusals_append_nothing(cluster: Make, replica: Make) -> None:
     made = world(cluster, replica)
     last = made.core(1).last_index
@@ -263,6 +273,25 @@ def test_a_removal_can_commit_what_the_larger_quorum_could_not(cluster: Make, re
     last = made.propose(1, b"y")
     assert made.core(1).membership.index == index
     assert made.core(1).commit == last  # two of three
+
+
+def test_a_smaller_quorum_commits_what_it_holds_at_once(cluster: Make, replica: Make) -> None:
+    made = world(cluster, replica, voters=4)
+    leader = made.core(1)
+    leader.propose_membership([Remove(4)], 0)
+    made.isolate(4)
+    made[1].take()
+    leader.propose([b"x"], COMMANDS, 0)
+    last = leader.last_index
+    made.isolate(3)
+    made[1].persist()
+    leader.progress[2].match = last  # two of four hold what came after the change, three of four the change
+    leader.progress[3].match = last - 1
+    leader._advance_commit()
+    assert leader.commit == last - 1
+    made[1].persist()
+    assert leader.membership.voters == (1, 2, 3)
+    assert leader.commit == last
 
 
 def test_from_one_to_two_nodes_the_newcomer_may_be_down(cluster: Make, replica: Make) -> None:

@@ -67,11 +67,11 @@ def test_a_second_service_gets_ids_of_its_own() -> None:
 
 def test_declaring_again_changes_nothing() -> None:
     directory = applied(create_service_command(COUNTERS, NODES))
-    state = directory.state()
+    state = directory.snapshot()
     told: list[int] = []
     directory.subscribe(lambda changed: told.append(changed.map.version))
     assert decode_version(directory.apply(create_service_command(COUNTERS, ["d", "e", "f"]), CONTEXT)) == 1
-    assert directory.state() == state
+    assert directory.snapshot() == state
     assert told == []
 
 
@@ -105,14 +105,14 @@ def test_a_newer_release_adds_its_methods() -> None:
 )
 def test_a_refusal_names_its_reason_and_changes_nothing(command: bytes, exception: str, words: str) -> None:
     directory = applied(create_service_command(COUNTERS, NODES), register_node_command("a", "127.0.0.1:7001"))
-    state = directory.state()
+    state = directory.snapshot()
     told: list[int] = []
     directory.subscribe(lambda changed: told.append(changed.map.version))
     with pytest.raises(CommandFailed) as refused:
         directory.apply(command, CONTEXT)
     assert refused.value.exception == exception
     assert words in refused.value.detail
-    assert directory.state() == state
+    assert directory.snapshot() == state
     assert told == []
 
 
@@ -193,7 +193,7 @@ def test_the_same_commands_leave_the_same_bytes(sequence: list[bytes]) -> None:
     versions: list[int] = []
     other.subscribe(lambda changed: versions.append(changed.map.version))
     assert outcomes(one, sequence) == outcomes(other, sequence)
-    assert one.state() == other.state()
+    assert one.snapshot() == other.snapshot()
 
 
 @given(commands, commands)
@@ -201,10 +201,10 @@ def test_a_restored_directory_goes_on_as_the_original(before: list[bytes], after
     original = Directory()
     outcomes(original, before)
     restored = applied(register_node_command("left over", "127.0.0.1:3"))
-    restored.restore(original.state())
-    assert restored.state() == original.state()
+    restored.restore(original.snapshot())
+    assert restored.snapshot() == original.snapshot()
     assert outcomes(restored, after) == outcomes(original, after)
-    assert restored.state() == original.state()
+    assert restored.snapshot() == original.snapshot()
 
 
 @given(commands)
@@ -213,7 +213,7 @@ def test_every_command_may_be_sent_twice(sequence: list[bytes]) -> None:
     creations = [command for command in sequence if b"create_service" in command]
     outcomes(once, creations)
     outcomes(twice, [command for command in creations for _ in range(2)])
-    assert once.state() == twice.state()
+    assert once.snapshot() == twice.snapshot()
 
 
 def test_restoring_says_so_and_refuses_other_bytes() -> None:
@@ -221,14 +221,14 @@ def test_restoring_says_so_and_refuses_other_bytes() -> None:
     directory = Directory()
     told: list[int] = []
     directory.subscribe(lambda changed: told.append(changed.map.version))
-    directory.restore(source.state())
+    directory.restore(source.snapshot())
     assert told == [1]
-    state = directory.state()
+    state = directory.snapshot()
     plain = msgpack.unpackb(state)
     for damaged in (b"", b"\xc1", msgpack.packb([]), msgpack.packb([1, *plain[1:]]), msgpack.packb([*plain[:5], None])):
         with pytest.raises(WireError):
             directory.restore(damaged)
-    assert directory.state() == state
+    assert directory.snapshot() == state
 
 
 @pytest.mark.parametrize("answer", [b"", b"\xc1", msgpack.packb("x")])

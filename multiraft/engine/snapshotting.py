@@ -1,0 +1,113 @@
+"""Snapshots of state machines: when one is taken, what it holds, and how a machine gets one.
+
+    data   format (1 byte) | the replicated clock, milliseconds (8 bytes, big-endian) | what `Machine.snapshot` returned
+
+A group's founding is the one snapshot without data: every machine starts there by itself.
+
+Rules of this file: a machine that cannot say its state, or says more than one message may carry, is told of once, and
+its log grows on; one that cannot take a state halts its own replica; what a snapshot covers is never applied again.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from typing import TYPE_CHECKING, Final
+
+from multiraft.engine.replica import Replica
+from multiraft.errors import CorruptRecord
+from multiraft.raft.ready import SnapshotWrite
+from multiraft.types import Snapshot
+
+if TYPE_CHECKING:
+    from multiraft.engine.engine import Engine
+
+STATE_FORMAT: Final = 1
+_HEAD: Final = struct.Struct(">BQ")
+log: Final = logging.getLogger("multiraft.engine")
+
+
+class Snapshotting:
+    """The snapshots of one engine's replicas."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        limits = engine.limits
+        self._entries = limits.snapshot_entries
+        self._trailing = limits.trailing_entries
+        self._most_bytes = limits.entry_bytes
+
+    def open(self, replica: Replica) -> None:
+        """Give the machine of a replica that has just been opened what its stored snapshot holds."""
+        snapshot = self._engine.store.read_snapshot(replica.group_id)
+        if snapshot is not None and snapshot.data:
+            self._restore(replica, snapshot)
+
+    def stored(self, replica: Replica, write: SnapshotWrite) -> None:
+        """A snapshot is on disk; one that a leader sent goes to the machine now, unless a later one came after it."""
+        core, snapshot = replica.core, write.snapshot
+        if write.installs and core.log.start.index == snapshot.index:
+            log.info("group %d: a snapshot of index %d takes the place of the log", replica.group_id, snapshot.index)
+            replica.pass_over(snapshot.index)
+            self._restore(replica, snapshot)
+        core.snapshot_stored(snapshot.index)
+
+    def _restore(self, replica: Replica, snapshot: Snapshot) -> None:
+        try:
+            time_ms = 0
+            if snapshot.data:
+                time_ms, state = unpack_state(snapshot.data)
+                replica.machine.restore(state)
+        except BaseException as problem:
+            replica.halt(f"restoring the snapshot of index {snapshot.index}", problem)
+            if not isinstance(problem, Exception):
+                raise
+            return
+        replica.restored(snapshot.index, time_ms)
+
+    def consider(self, replica: Replica) -> None:
+        """Take a snapshot if the applied log has become long enough. Called after a slice of applying."""
+        applied = replica.applied
+        if not self._entries or applied < replica.snapshot_due or replica.halted is not None:
+            return
+        core = replica.core
+        length = applied - core.log.start.index
+        if length <= self._entries:
+            replica.snapshot_due = core.log.start.index + self._entries + 1
+        elif applied > core.snapshot_index and core.may_compact():
+            data = self._take(replica)
+            if data is None:
+                replica.snapshot_due = applied + length  # twice as long a log until the next attempt
+                return
+            with self._engine.touching(replica, self._engine.pacing.now()):
+                core.compact(data, self._trailing)
+
+    def _take(self, replica: Replica) -> bytes | None:
+        """Return the data of a snapshot of the machine as it is; None, having said why, where there can be none."""
+        try:
+            data = pack_state(replica.context.time_ms, replica.machine.snapshot())
+            if len(data) <= self._most_bytes:
+                return data
+            problem = f"its state has {len(data)} bytes; entry_bytes allows {self._most_bytes}"
+        except Exception as failure:
+            problem = f"{type(failure).__name__}: {failure}"
+        if replica.snapshot_problem is None:
+            log.warning("group %d: no snapshot is taken, so its log grows: %s", replica.group_id, problem)
+        replica.snapshot_problem = problem
+        return None
+
+
+def pack_state(time_ms: int, state: bytes) -> bytes:
+    """Return the data of a snapshot: the replicated clock and the machine's state. Raises TypeError: no bytes."""
+    if type(state) is not bytes:
+        raise TypeError(f"snapshot() returned {type(state).__name__}, not bytes")
+    return _HEAD.pack(STATE_FORMAT, time_ms) + state
+
+
+def unpack_state(data: bytes) -> tuple[int, bytes]:
+    """Return (time_ms, state) of what `pack_state` returned. Raises CorruptRecord."""
+    if len(data) < _HEAD.size or data[0] != STATE_FORMAT:
+        raise CorruptRecord(
+            f"a snapshot's data is of format {data[:1].hex() or 'none'}; this version reads {STATE_FORMAT}"
+        )
+    return _HEAD.unpack_from(data)[1], data[_HEAD.size :]

@@ -27,7 +27,7 @@ from multiraft.raft import LEADER, Raft
 from multiraft.records import Record
 from multiraft.storage import MemoryDisk
 from multiraft.testing.platter import holds
-from multiraft.types import NOBODY, GroupId, Index, NodeId, ReplicaId, Term
+from multiraft.types import FOUNDING_INDEX, NOBODY, GroupId, Index, Membership, NodeId, ReplicaId, Term
 
 _READ_BYTES: Final = 4 * 1024 * 1024
 
@@ -44,10 +44,11 @@ class GroupRecord:
     records     records seen already, by (first index, term): their checksums
     committed   the term of every index that was committed
     commit      the highest of them
+    memberships the membership of every index at which one took effect; membership_index: the newest
     lost        nodes whose disk has lost what it had acknowledged: they do not count for durable commits
     """
 
-    __slots__ = ("commit", "committed", "entries", "leaders", "lost", "records")
+    __slots__ = ("commit", "committed", "entries", "leaders", "lost", "membership_index", "memberships", "records")
 
     def __init__(self) -> None:
         self.leaders: dict[Term, tuple[NodeId, int, ReplicaId]] = {}
@@ -56,6 +57,8 @@ class GroupRecord:
         self.committed: dict[Index, Term] = {}
         self.commit: Index = 0
         self.lost: set[NodeId] = set()
+        self.memberships: dict[Index, Membership] = {}
+        self.membership_index: Index = 0
 
 
     def forget_term(self, term: Term) -> None:
@@ -67,7 +70,7 @@ class GroupRecord:
 class Seen:
     """What a replica showed when it was looked at last."""
 
-    __slots__ = ("applied", "commit", "last", "last_term", "leader", "match", "role", "term")
+    __slots__ = ("applied", "commit", "last", "last_term", "leader", "match", "membership", "role", "term")
 
     def __init__(self, core: Raft) -> None:
         self.term = core.term
@@ -78,6 +81,7 @@ class Seen:
         self.last: Index = 0
         self.last_term: Term = 0
         self.match: dict[ReplicaId, Index] = {}
+        self.membership = core.membership
 
 
 class Invariants:
@@ -170,6 +174,8 @@ class Invariants:
         seen.term, seen.role, seen.leader = core.term, core.role, core.leader
         seen.commit, seen.applied = core.commit, replica.applied
         seen.last, seen.last_term = core.last_index, core.log.last_term
+        if core.membership is not seen.membership:
+            self._membership_changed(where, core, group, seen)
 
     def _elected(self, node_id: NodeId, incarnation: int, core: Raft, group: GroupRecord) -> None:
         self.counts["elections"] += 1
@@ -192,6 +198,24 @@ class Invariants:
                 f"leader completeness: {where}: {node_id} was elected with {had} at index {index}, "
                 f"where an entry of term {group.committed[index]} was committed"
             )
+
+    def _membership_changed(self, where: str, core: Raft, group: GroupRecord, seen: Seen) -> None:
+        membership = seen.membership = core.membership
+        if group.memberships.setdefault(membership.index, membership) != membership:
+            self._report(
+                f"state machine safety: {where}: at index {membership.index} the membership {membership} took effect; "
+                f"elsewhere it was {group.memberships[membership.index]}"
+            )
+        elif membership.index > group.membership_index:
+            group.membership_index = membership.index
+            if membership.index > FOUNDING_INDEX:
+                self.counts["memberships"] += 1
+                node_id = membership.nodes.get(core.replica_id, "?")
+                names = ", ".join(membership.nodes[voter] for voter in membership.voters)
+                rest = [membership.nodes[one] for one in membership.learners]
+                said = f"voters {names}" + (f", learners {', '.join(rest)}" if rest else "")
+                said += ", joint" if membership.outgoing else ""
+                self._said(node_id, core.group_id, f"membership {membership.index} in effect: {said}", True)
 
     def _look_at_leader(self, where: str, core: Raft, group: GroupRecord) -> None:
         if core.leader == NOBODY or core.role is LEADER:
@@ -260,15 +284,16 @@ class Invariants:
         if core.commit > group.commit:
             self.counts["commits"] += 1
             group.commit = core.commit
-            self._look_at_quorum(where, core, group)
+            if core.role is LEADER and core.commit > log.start.index:
+                self._look_at_quorum(where, core, group, seen.membership)
 
-    def _look_at_quorum(self, where: str, core: Raft, group: GroupRecord) -> None:
-        """What is newly committed is on the disks of a quorum; of both quorums in a joint membership."""
+    def _look_at_quorum(self, where: str, core: Raft, group: GroupRecord, membership: Membership) -> None:
+        """What is newly committed is on the disks of a quorum; of both quorums in a joint membership.
+
+        membership  the one before this turn, by which the leader has counted: what has committed may have changed it
+        """
         index = core.commit
-        if index <= core.log.start.index:
-            return
         term = group.committed[index]
-        membership = core.membership
         for voters in (membership.voters, membership.outgoing):
             if not voters:
                 continue

@@ -131,7 +131,7 @@ class Observer:
         self._cluster = cluster
 
     def _said(self, node_id: NodeId, group_id: GroupId, what: str, story: bool) -> None:
-        say = self.trace.say if story and "leader" in what else self.trace.detail
+        say = self.trace.say if story and what.startswith(("leader", "membership")) else self.trace.detail
         say(node_id, f"group {group_id}: {what}")
 
     def disk(self, node_id: NodeId) -> MemoryDisk:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from multiraft.errors import CorruptRecord
 from multiraft.records import Record
 from multiraft.storage import MemoryDisk, layout
-from multiraft.types import GroupId, HardState, Index, LogStart, Term
+from multiraft.types import U64_MAX, GroupId, HardState, Index, LogStart, Term
 
 
 @lru_cache(maxsize=4096)
@@ -68,7 +68,7 @@ def holds(disk: MemoryDisk, group_id: GroupId, index: Index, term: Term) -> bool
 
 def last_entry(disk: MemoryDisk, group_id: GroupId) -> tuple[Index, Term]:
     """Return index and term of the last entry on the disk; of the log's start where there is none."""
-    key = disk.key_at_or_below(layout.log_end_key(group_id))
+    key = disk.key_at_or_below(layout.record_key(group_id, U64_MAX))
     if key is not None and key >= layout.record_key(group_id, 0):
         raw = disk.read(key)
         if raw is not None:

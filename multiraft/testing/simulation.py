@@ -270,6 +270,7 @@ class Simulation:
 
 def draw_limits(rng: Random) -> Limits:
     """Draw the settings of all nodes of a run."""
+    snapshot_entries = rng.choice([0, 10, 40, 200])
     return Limits(
         request_timeout_ms=rng.choice([1_500, 3_000, 10_000]),
         batch_bytes=rng.choice([4096, 1024 * 1024]),
@@ -277,6 +278,8 @@ def draw_limits(rng: Random) -> Limits:
         writes_in_flight=rng.choice([1, 4]),
         log_cache_bytes=rng.choice([0, 64 * 1024 * 1024]),
         commit_delay_ms=rng.choice([0, 5, 50]),
+        snapshot_entries=snapshot_entries,
+        trailing_entries=rng.choice([0, snapshot_entries // 4, snapshot_entries // 2]) if snapshot_entries else 1_000,
         apply_slice_ms=1_000,  # of real time: never over, or one seed would not be one run
     )
 

@@ -271,6 +271,12 @@ class Invariants:
         log = core.log
         first = max(seen.commit, log.start.index) + 1
         committed = group.committed
+        start = log.start
+        if start.index > seen.commit and committed.setdefault(start.index, start.term) != start.term:
+            self._report(
+                f"state machine safety: {where}: its snapshot ends with an entry of term {start.term} at index "
+                f"{start.index}; elsewhere one of term {committed[start.index]} was committed there"
+            )
         while first <= core.commit:
             for record in log.records(first, core.commit, _READ_BYTES):
                 term = record.term

@@ -9,6 +9,7 @@ they are, and then one fault after another. What is hurt stays hurt until anothe
     disks       hold, slow_disk, full, fail_write, fail_read, crash_at_write, mend
     code        failpoint
     leadership  transfer, coup
+    membership  add, remove, replace, promote, demote
 
 Rules of this file: nothing random but what the schedule's `rng` says; every fault is said in the timeline; a fault that
 finds nothing to hurt does nothing and counts for nothing.
@@ -26,10 +27,11 @@ from typing import Any, Final, TypeVar
 
 from multiraft.errors import MultiRaftError, NotCommitted, NotRunning, StartError
 from multiraft.failpoints import FAILPOINTS, Action
+from multiraft.group import Group
 from multiraft.testing.cluster import MemoryCluster
 from multiraft.testing.trace import Trace
-from multiraft.testing.virtual import VirtualLoop
-from multiraft.types import GroupId, NodeId
+from multiraft.testing.virtual import NodeKilled, VirtualLoop
+from multiraft.types import DIRECTORY_GROUP, GroupId, Membership, NodeId
 
 T = TypeVar("T")
 Deed = Callable[[], Coroutine[Any, Any, bool]]
@@ -74,6 +76,7 @@ class Schedule:
         self._groups = groups
         self._deeds: dict[str, Deed] = {name: getattr(self, f"_{name}") for name in KINDS}
         self._rates = CAREFUL_RATES if careful_clocks else WILD_RATES
+        self._changing: set[asyncio.Task[None]] = set()
         self._pace_s = rng.choice([0.05, 0.3, 1.0, 3.0])
 
     @staticmethod
@@ -103,6 +106,8 @@ class Schedule:
         for name in cluster.names:
             if name not in cluster.nodes:
                 await self._start_one(name)
+        if self._changing:
+            await asyncio.wait(self._changing)  # each has its own time
 
     # ----------------------------------------------------------------------------------------------------- helpers
 
@@ -425,10 +430,73 @@ class Schedule:
         cluster.heal()
         return True
 
+    # --------------------------------------------------------------------------------------------------- membership
 
+    def _group(self) -> GroupId | None:
+        """Choose a group whose members may change: any but the directory."""
+        return self._any([group_id for group_id in self._groups() if group_id != DIRECTORY_GROUP])
+
+    def _begin(self, what: str, group_id: GroupId, change: Callable[[Group], Coroutine[Any, Any, Membership]]) -> bool:
+        """Have a membership change made by a node that is up, beside everything else that goes on."""
+        name = self._any(self._up())
+        if name is None:
+            return False
+        self._say(f"group {group_id}: {what}, asked of {name}")
+        call = change(self.cluster.nodes[name].group(group_id))
+        task = asyncio.get_running_loop().create_task(self._change(f"group {group_id}: {what}", name, call))
+        self._changing.add(task)
+        task.add_done_callback(self._changing.discard)
+        return True
+
+    async def _change(self, what: str, name: NodeId, call: Coroutine[Any, Any, Membership]) -> None:
+        try:
+            membership = await self.cluster.on(name, call)
+            self._say(f"{what}: done, membership {membership.index}")
+        except (MultiRaftError, NodeKilled) as problem:
+            self._say(f"{what}: {type(problem).__name__}: {problem}")
+
+    def _patience_s(self) -> float:
+        return self._rng.choice([1.0, 5.0, 20.0])
+
+    async def _add(self) -> bool:
+        group_id, node_id, voter = self._group(), self._rng.choice(self.cluster.names), self._rng.random() < 0.7
+        patience_s = self._patience_s()
+        if group_id is None:
+            return False
+        what = f"add {node_id}{'' if voter else ' as a learner'}"
+        return self._begin(what, group_id, lambda group: group.add(node_id, voter=voter, timeout_s=patience_s))
+
+    async def _remove(self) -> bool:
+        group_id, node_id, patience_s = self._group(), self._rng.choice(self.cluster.names), self._patience_s()
+        if group_id is None:
+            return False
+        return self._begin(f"remove {node_id}", group_id, lambda group: group.remove(node_id, timeout_s=patience_s))
+
+    async def _replace(self) -> bool:
+        group_id, patience_s = self._group(), self._patience_s()
+        old, new = self._rng.choice(self.cluster.names), self._rng.choice(self.cluster.names)
+        if group_id is None:
+            return False
+        what = f"replace {old} by {new}"
+        return self._begin(what, group_id, lambda group: group.replace(old, new, timeout_s=patience_s))
+
+    async def _promote(self) -> bool:
+        group_id, node_id, patience_s = self._group(), self._rng.choice(self.cluster.names), self._patience_s()
+        if group_id is None:
+            return False
+        return self._begin(f"promote {node_id}", group_id, lambda group: group.promote(node_id, timeout_s=patience_s))
+
+    async def _demote(self) -> bool:
+        group_id, node_id, patience_s = self._group(), self._rng.choice(self.cluster.names), self._patience_s()
+        if group_id is None:
+            return False
+        return self._begin(f"demote {node_id}", group_id, lambda group: group.demote(node_id, timeout_s=patience_s))
+
+
+NO_DEEDS: Final = ("_start_one", "_change")
 KINDS: Final = tuple(
     name[1:]
     for name, value in vars(Schedule).items()
-    if asyncio.iscoroutinefunction(value) and name.startswith("_") and name != "_start_one"
+    if asyncio.iscoroutinefunction(value) and name.startswith("_") and name not in NO_DEEDS
 )
 """Every kind of fault, in the order of this file."""

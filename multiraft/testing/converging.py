@@ -39,6 +39,7 @@ class Converging:
         try:
             await self._cluster.ready(SETTLE_S)
         except (MultiRaftError, TimeoutError) as problem:
+            self._portray()
             raise Violation(f"liveness: {SETTLE_S:g} s after all faults ended: {problem}") from problem
         await self._until(lambda: not self._missing())
 
@@ -50,8 +51,26 @@ class Converging:
         try:
             await self._cluster.until(condition, SETTLE_S)
         except TimeoutError:
+            self._portray()
             what = "; ".join(self._missing() + self._apart())
             raise Violation(f"liveness: {SETTLE_S:g} s after all faults ended: {what}") from None
+
+    def _portray(self) -> None:
+        """Put into the timeline how each replica stands, for whoever looks for what is missing."""
+        for group_id in self._simulation.groups():
+            for name, engine in self._engines().items():
+                replica = engine.replicas.get(group_id)
+                if replica is None:
+                    continue
+                core = replica.core
+                members = core.latest_membership()
+                said = (
+                    f"{core.role.name.lower()} {core.replica_id} in term {core.term}, leader {core.leader}, log "
+                    f"{core.log.start.index}-{core.last_index} of term {core.log.last_term}, commit {core.commit}, "
+                    f"applied {replica.applied}, deadline {core.deadline:.3f}, "
+                    f"voters {members.voters} {members.outgoing or ''}, learners {members.learners}"
+                )
+                self._simulation.trace.say(name, f"group {group_id}: {said}")
 
     def _missing(self) -> list[str]:
         """Say which group lacks its one leader, or a replica."""

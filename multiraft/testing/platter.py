@@ -10,7 +10,7 @@ from functools import lru_cache
 from multiraft.errors import CorruptRecord
 from multiraft.records import Record
 from multiraft.storage import MemoryDisk, layout
-from multiraft.types import U64_MAX, GroupId, HardState, Index, LogStart, Term
+from multiraft.types import U64_MAX, GroupId, HardState, Index, LogStart, ReplicaId, Term
 
 
 @lru_cache(maxsize=4096)
@@ -79,3 +79,13 @@ def last_entry(disk: MemoryDisk, group_id: GroupId) -> tuple[Index, Term]:
                 return 0, 0
     start = log_start(disk, group_id)
     return (start.index, start.term) if start is not None else (0, 0)
+
+
+def removed(disk: MemoryDisk, group_id: GroupId, replica_id: ReplicaId) -> bool:
+    """Whether the disk says that this replica was removed from its group: nothing of it needs to be kept then."""
+    key = layout.tombstone_key(group_id)
+    raw = disk.read(key)
+    try:
+        return raw is not None and replica_id <= layout.decode_tombstone(key, raw).replica_id
+    except CorruptRecord:
+        return False

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from multiraft.engine.replica import Replica
 from multiraft.messages import (
@@ -24,8 +25,11 @@ from multiraft.messages import (
 )
 from multiraft.raft import LEADER
 from multiraft.storage import MemoryDisk
-from multiraft.testing.platter import hard_state, last_entry
+from multiraft.testing.platter import hard_state, last_entry, removed
 from multiraft.types import GroupId, NodeId, Term
+
+
+_PROMISING: Final = frozenset((AppendAnswer, PreVoteAnswer, RequestVote, VoteAnswer))
 
 
 class Promises:
@@ -53,6 +57,8 @@ class Promises:
     def sends(self, to: NodeId, messages: Sequence[NodeMessage]) -> None:
         """These are handed to the transport now."""
         for message in messages:
+            if type(message) in _PROMISING and removed(self._disk, message.group_id, message.sender):  # type: ignore[union-attr]
+                continue
             if isinstance(message, AppendAnswer):
                 self._answers(to, message)
             elif isinstance(message, VoteAnswer):

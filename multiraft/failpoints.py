@@ -78,6 +78,15 @@ BIND_BEFORE_FILE: Final = _place(
 OPEN_BEFORE_FILE: Final = _place(
     41, "open.before-file", "a new incarnation is in the database, not in the identity file"
 )
+SNAPSHOT_BEFORE_SAVE: Final = _place(50, "snapshot.before-save", "a machine has said its state; nothing is written")
+SNAPSHOT_AFTER_SAVE: Final = _place(
+    51, "snapshot.after-save", "a snapshot, taken or sent, is synced; nothing follows yet"
+)
+SNAPSHOT_BEFORE_RESTORE: Final = _place(52, "snapshot.before-restore", "one that a leader sent is synced, not restored")
+SNAPSHOT_AFTER_RESTORE: Final = _place(
+    53, "snapshot.after-restore", "one that a leader sent was restored; none was told"
+)
+MEMBERSHIP_IN_EFFECT: Final = _place(60, "membership.in-effect", "a membership has taken effect; only its core knows")
 CLOSE_BEFORE_RECORD: Final = _place(
     70, "close.before-record", "a stop has ended all else; no closing record is written"
 )

@@ -115,11 +115,13 @@ class Running:
         self.hosting.check(stored)
         self.forming = Forming(store, config.members, setup.rng, self._send_forming, self._formed)
         self.forming.check()
-        self.directory.subscribe(self._directory_changed)
+        # What a snapshot tells the directory is acted on only when all that is here already has been taken up.
         self.hosting.open_stored(stored)
+        self.directory.subscribe(self._directory_changed)
         await transport.start(self)
         self.engine.begin()
         self.forming.begin()
+        self._directory_changed(self.directory)
         setup.services.bind(self.router)
         self._tasks.append(
             self._loop.create_task(

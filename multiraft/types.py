@@ -73,8 +73,11 @@ class Membership:
         return replica_id in self.voters or replica_id in self.outgoing
 
     def removed(self, replica_id: ReplicaId) -> bool:
-        """Whether `replica_id` took part once and does no longer. Ids are never used again, so it never will."""
-        return NOBODY < replica_id < self.next_replica_id and replica_id not in self.nodes
+        """Whether `replica_id` took part once and does no longer. Ids are never used again, so it never will.
+
+        An empty replica, which knows of nobody, knows of nobody's removal either.
+        """
+        return NOBODY < replica_id < self.next_replica_id and replica_id not in self.nodes and bool(self.nodes)
 
     def replica_on(self, node_id: NodeId) -> ReplicaId:
         """Return the replica that lives on `node_id`; NOBODY if the group has none there."""
@@ -90,9 +93,12 @@ def founding_membership(nodes: tuple[NodeId, ...]) -> Membership:
     return Membership(FOUNDING_INDEX, voters, dict(zip(voters, nodes, strict=True)), len(nodes) + 1)
 
 
-def unborn_membership(replica_id: ReplicaId) -> Membership:
-    """Return what an empty replica knows of its group before the leader has told it anything: nobody takes part."""
-    return Membership(0, (), {}, replica_id)
+def unborn_membership() -> Membership:
+    """Return what an empty replica knows of its group before the leader has told it anything.
+
+    Nobody takes part, and no id is known to have been given out, so nobody is taken for removed either.
+    """
+    return Membership(0, (), {}, 1)
 
 
 @dataclass(frozen=True, slots=True)

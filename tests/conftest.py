@@ -22,6 +22,10 @@ _JOIN_S: Final = 5.0
 """How long a thread that has been told to end may still take."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--refresh-transcripts", action="store_true", help="write the transcripts of tests/raft anew")
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_running() -> Iterator[None]:
     """Fail a test that leaves a thread or a child process behind."""

@@ -351,6 +351,60 @@ def test_a_machine_of_bytes_gets_them_as_they_are() -> None:
         adapt(typing.cast(Any, object()))
 
 
+# ---------------------------------------------------------------------------------------------------- snapshots
+
+
+class Tally(StateMachine):
+    def __init__(self) -> None:
+        self.values: dict[str, int] = {}
+        self.order: list[str] = []
+
+    @command(key="name")
+    def add(self, name: str) -> int:
+        self.values[name] = self.values.get(name, 0) + 1
+        self.order.append(name)
+        return self.values[name]
+
+
+class Own(Tally):
+    """Saves itself in its own way."""
+
+    def snapshot(self) -> bytes:
+        return b",".join(name.encode() for name in self.order)
+
+    def restore(self, state: bytes) -> None:
+        Tally.__init__(self)
+        for name in state.decode().split(","):
+            self.add(name)
+
+
+@pytest.mark.parametrize("machine", [Tally, Own])
+def test_a_machine_is_saved_and_restored_by_its_attributes_or_in_its_own_way(machine: type[Tally]) -> None:
+    first, second = machine(), machine()
+    for name in ("a", "b", "a"):
+        adapt(first).apply(msgpack.packb(["add", name]), CONTEXT)
+    second.add("z")
+    adapt(second).restore(adapt(first).snapshot())
+    assert vars(second) == vars(first) == {"values": {"a": 2, "b": 1}, "order": ["a", "b", "a"]}
+    assert adapt(second).snapshot() == adapt(first).snapshot()
+    assert second.add("a") == 3
+    assert first.values["a"] == 2
+
+
+def test_a_machine_with_other_attributes_says_which_and_what_to_do() -> None:
+    shop = Shop()
+    shop.add("x")
+    with pytest.raises(TypeError, match=r"Shop.stock\['x'\]: a Stock cannot be .* define snapshot\(\) and restore\(\)"):
+        adapt(shop).snapshot()
+
+
+def test_a_machine_of_bytes_has_to_say_its_state_itself() -> None:
+    with pytest.raises(NotImplementedError, match="Echo does not define snapshot"):
+        adapt(Echo()).snapshot()
+    with pytest.raises(NotImplementedError, match="Echo does not define restore"):
+        adapt(Echo()).restore(b"")
+
+
 # ------------------------------------------------------------------------------------------- whose fault it is
 
 

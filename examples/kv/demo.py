@@ -388,6 +388,9 @@ class _Demo:
 
     async def _stay(self) -> None:
         """Say what can be tried, and wait for Ctrl-C."""
+        stop = asyncio.Event()  # before anything is said: whoever reads it may press Ctrl-C at once
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         nodes = list(self.cluster.nodes.values())
         first = nodes[0].url
         self._title("the cluster stays until Ctrl-C; try in another terminal")
@@ -403,9 +406,6 @@ class _Demo:
             f"kill -9 {self._pid(0)}   # node {nodes[0].node_id}; the other two go on",
         ):
             self._say(line)
-        stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         await stop.wait()
         self._say("stopping")
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING
 
+from multiraft import failpoints
 from multiraft.engine.replica import Replica
 from multiraft.raft import LEADER
 
@@ -66,6 +67,8 @@ class Observing:
 
     def membership_changed(self, replica: Replica, led: bool, now: float) -> None:
         """Another membership has taken effect; `led`: this replica led until then, and may still."""
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.MEMBERSHIP_IN_EFFECT)
         membership, before = replica.core.membership, replica.seen_membership
         replica.seen_membership = membership
         # What comes of a snapshot may not name its leader yet, to whom the answer is still to go.

@@ -139,7 +139,7 @@ class Residents:
                 )
             return
         log.info("group %d: replica %d is made, as node %s asks", group_id, replica_id, node_id)
-        stored = StoredReplica(descriptor, unborn_membership(replica_id), HardState(), LogStart(), 0, 0)
+        stored = StoredReplica(descriptor, unborn_membership(), HardState(), LogStart(), 0, 0)
         self.make(stored, machine, self.came)
 
     def make(self, stored: StoredReplica, machine: Machine, then: Callable[[Replica], None]) -> None:

@@ -14,6 +14,7 @@ import logging
 import struct
 from typing import TYPE_CHECKING, Final
 
+from multiraft import failpoints
 from multiraft.engine.replica import Replica
 from multiraft.errors import CorruptRecord
 from multiraft.raft.ready import SnapshotWrite
@@ -45,11 +46,17 @@ class Snapshotting:
 
     def stored(self, replica: Replica, write: SnapshotWrite) -> None:
         """A snapshot is on disk; one that a leader sent goes to the machine now, unless a later one came after it."""
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.SNAPSHOT_AFTER_SAVE)
         core, snapshot = replica.core, write.snapshot
         if write.installs and core.log.start.index == snapshot.index:
             log.info("group %d: a snapshot of index %d takes the place of the log", replica.group_id, snapshot.index)
+            if failpoints.armed is not None:
+                failpoints.armed(failpoints.SNAPSHOT_BEFORE_RESTORE)
             replica.pass_over(snapshot.index)
             self._restore(replica, snapshot)
+            if failpoints.armed is not None:
+                failpoints.armed(failpoints.SNAPSHOT_AFTER_RESTORE)
         core.snapshot_stored(snapshot.index)
 
     def _restore(self, replica: Replica, snapshot: Snapshot) -> None:
@@ -79,6 +86,8 @@ class Snapshotting:
             if data is None:
                 replica.snapshot_due = applied + length  # twice as long a log until the next attempt
                 return
+            if failpoints.armed is not None:
+                failpoints.armed(failpoints.SNAPSHOT_BEFORE_SAVE)
             with self._engine.touching(replica, self._engine.pacing.now()):
                 core.compact(data, self._trailing)
 

@@ -149,7 +149,7 @@ class Upkeep:
                 engine.counters["audit_repairs"] += 1
                 log.error("group %d: nobody was responsible for it; it campaigns soon", group_id)
                 engine.view.electable([group_id], now)
-            elif replica.broken is None and core.leader == NOBODY:
+            elif replica.broken is None and core.leader == NOBODY and core.deadline != inf:
                 self._ask_whether_removed(replica)
         del self._to_audit[-share:]
 

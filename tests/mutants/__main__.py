@@ -3,6 +3,7 @@
     python -m tests.mutants               all of them
     python -m tests.mutants L07 sync      those whose name contains one of these
     python -m tests.mutants --list        what there is
+    python -m tests.mutants random ...    random changes of the core instead: see random_run.py
 
 The checkout is copied; nothing in it is changed. First all named tests must pass as the code is. Then each mutant is
 put into a copy, its tests are run, and the file is put back. Ends with 1 when a mutant survives, when its change does
@@ -16,11 +17,8 @@ from __future__ import annotations
 
 import argparse
 import ast
-import itertools
 import os
 import re
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,15 +29,15 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Final
 
+from tests.mutants.checkout import copy_checkout, rewrite, run_pytest
 from tests.mutants.mutant import Mutant
 from tests.mutants.mutants import MUTANTS
+from tests.mutants.random_run import main as run_random
 
-ROOT: Final = Path(__file__).resolve().parent.parent.parent
 WORKS: Final = "tests/node/test_outcomes.py::test_a_command_returns_its_result_from_every_node"
 """Three nodes form a cluster, elect, write and read; nothing goes wrong meanwhile."""
 TEST_TIMEOUT_S: Final = 60
 RUN_TIMEOUT_S: Final = 180
-SECONDS: Final = itertools.count(1_000_000_000)
 SUMMARY: Final = re.compile(r"^(FAILED|ERROR) (\S+::\S+?)(?:\[.*)?(?: - .*)?$", re.MULTILINE)
 
 
@@ -54,6 +52,8 @@ class Outcome:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the mutants that the arguments name; return the exit status."""
+    if arguments and arguments[0] == "random":
+        return run_random(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", help="run only those whose name contains one of these")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="how many at the same time")
@@ -82,25 +82,6 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {problem}", file=sys.stderr)
     print(f"{len(sound) - bad} of {len(chosen)} caught by every test named for them")
     return 1 if bad or len(sound) < len(chosen) else 0
-
-
-def copy_checkout(target: Path) -> Path:
-    """Copy what the tests need, links as links."""
-    shutil.copytree(
-        ROOT, target, symlinks=True, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info")
-    )
-    return target
-
-
-def rewrite(path: Path, text: str) -> None:
-    """Write a version of a file that was never there before.
-
-    Bytecode is told from that of another version by the file's size and the second of its writing alone: so each
-    version gets a second of its own.
-    """
-    path.write_text(text, encoding="utf-8")
-    second = next(SECONDS)
-    os.utime(path, (second, second))
 
 
 def misfit(copy: Path, mutant: Mutant) -> str | None:
@@ -148,26 +129,12 @@ def run_tests(copy: Path, tests: Sequence[str]) -> tuple[set[str], str]:
     """Run `tests` in `copy`. Return those that failed, without brackets, and what was said if they could not be run."""
     if not tests:
         return set(), ""
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", f"--timeout={TEST_TIMEOUT_S}"]
-    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(copy.parent / "bytecode")}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    try:
-        run = subprocess.run(
-            [*command, *tests],
-            cwd=copy,
-            env=environment,
-            timeout=RUN_TIMEOUT_S,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-    except subprocess.TimeoutExpired:
+    code, said = run_pytest(copy, ["--tb=no", f"--timeout={TEST_TIMEOUT_S}", *tests], RUN_TIMEOUT_S)
+    if code is None:
         return set(), f"not finished within {RUN_TIMEOUT_S} s"
-    found = SUMMARY.findall(run.stdout)
-    if run.returncode not in (0, 1) or any(word == "ERROR" for word, _ in found) or (run.returncode == 1 and not found):
-        return set(), run.stdout[-2_000:] or f"pytest ended with {run.returncode} and said nothing"
+    found = SUMMARY.findall(said)
+    if code not in (0, 1) or any(word == "ERROR" for word, _ in found) or (code == 1 and not found):
+        return set(), said[-2_000:] or f"pytest ended with {code} and said nothing"
     return {test for _, test in found}, ""
 
 

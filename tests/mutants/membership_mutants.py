@@ -250,7 +250,7 @@ REPLICAS: Final = (
         "removed-learner-not-told",
         "a replica that nobody leads asks whether it was removed",
         UPKEEP,
-        "            elif replica.broken is None and core.leader == NOBODY:",
+        "            elif replica.broken is None and core.leader == NOBODY and core.deadline != inf:",
         "            elif replica.broken is None and not core.membership.nodes:",
         (f"{NODES}::test_a_learner_that_was_away_when_it_was_removed_learns_it_on_return",),
     ),

@@ -30,6 +30,12 @@ class Ledger(BytesStateMachine):
             raise ValueError("no such question")
         return b" ".join(self.kept)
 
+    def snapshot(self) -> bytes:
+        return b" ".join(self.kept)
+
+    def restore(self, state: bytes) -> None:
+        self.kept = state.split()
+
 
 class Ledgers:
     """A cluster whose nodes serve "ledger" on one group, 16; `services` are the handles by node name."""

@@ -426,7 +426,7 @@ def make_replica(
     members = membership or founding_membership(tuple(f"n{one}" for one in range(1, voters + 1)))
     disk = make_disk(terms, max(term, *terms, 1), vote, 0 if empty else commit, run, empty)
     if empty:
-        members = unborn_membership(replica_id)
+        members = unborn_membership()
     else:
         disk.snapshot = Snapshot(1, 1, members)
     settings = CoreSettings(ET, inflight_messages, inflight_bytes, append_bytes)

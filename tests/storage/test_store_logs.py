@@ -191,7 +191,7 @@ async def test_load_replicas_of_an_empty_store(place: Place) -> None:
 async def test_a_replica_that_was_created_empty_is_loaded(place: Place) -> None:
     store = place.open()
     batch = store.batch()
-    batch.create_replica(ReplicaDescriptor(40, 9, "kv"), unborn_membership(9), HardState(), LogStart())
+    batch.create_replica(ReplicaDescriptor(40, 9, "kv"), unborn_membership(), HardState(), LogStart())
     await place.write(store, batch)
     (replica,) = store.load_replicas()
     assert (replica.last_index, replica.last_term, replica.hard_state) == (0, 0, HardState())

@@ -49,9 +49,7 @@ async def collect(place: Place, store: Store, group_id: int = GROUP, limit: int 
 
 async def create_empty(place: Place, store: Store, replica_id: int) -> None:
     batch = store.batch()
-    batch.create_replica(
-        ReplicaDescriptor(GROUP, replica_id, "kv"), unborn_membership(replica_id), HardState(), LogStart()
-    )
+    batch.create_replica(ReplicaDescriptor(GROUP, replica_id, "kv"), unborn_membership(), HardState(), LogStart())
     await place.write(store, batch)
 
 
@@ -178,7 +176,7 @@ async def test_leftovers_can_go_in_the_batch_that_creates_the_next_replica(place
     await remove(place, store, Tombstone(GROUP, 1, 8))
     batch = store.batch()
     batch.delete_leftovers(store.read_leftovers(GROUP, 100))
-    batch.create_replica(ReplicaDescriptor(GROUP, 5, "kv"), unborn_membership(5), HardState(), LogStart())
+    batch.create_replica(ReplicaDescriptor(GROUP, 5, "kv"), unborn_membership(), HardState(), LogStart())
     await place.write(store, batch)
     (replica,) = store.load_replicas()
     assert (replica.descriptor.replica_id, replica.last_index) == (5, 0)

@@ -33,7 +33,7 @@ async def test_a_founded_replica_has_its_initial_state_as_a_snapshot_and_an_empt
     assert store.read_snapshot(GROUP) == Snapshot(1, 1, founding_membership(("n1", "n2", "n3")))
     assert store.read_snapshot(GROUP + 1) is None
     batch = store.batch()
-    batch.create_replica(ReplicaDescriptor(GROUP + 1, 9, "kv"), unborn_membership(9), HardState(), LogStart())
+    batch.create_replica(ReplicaDescriptor(GROUP + 1, 9, "kv"), unborn_membership(), HardState(), LogStart())
     await place.write(store, batch)
     assert store.read_snapshot(GROUP + 1) is None
     assert [replica.snapshot_index for replica in store.load_replicas()] == [1, 0]

@@ -1,0 +1,25 @@
+"""Random mutants of the core that nothing can notice, each with its reason.
+
+Rules of this file: a mutant stands here only where the code does the same with it and without it, as far as any user of
+the core can tell; where a test could notice, the test is what is missing. Names are those that `random_run.py` prints.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+EXPLAINED: Final[dict[str, str]] = {
+    "election Elections._become_leader: [self._timer_due = False => pass]": "read only when a deadline has passed; the "
+    "leader's is at infinity, and whatever sets another one sets this as well",
+    "election Elections.check_quorum: [self._now = now => pass]": "read only to make the next tick due at once, for which "
+    "an earlier time does as well, and for the office of a group's only voter, who is in contact with itself at any time",
+    "raft Raft.tick: [self._now = now => pass]": "as with check_quorum; a campaign sets it by itself",
+    "replication Replication._held: held.append([0 => 1] if peer is None or peer.state is LOST else peer.match)": "the "
+    "entry at 1 is the founding, which is committed already; what is compared lies above it",
+    "replication Replication._round_of: rounds.append(-1 if [peer is None => dropped] or peer.state is LOST else "
+    "peer.acked_round)": "a leader has progress of every member: both change together",
+    "replication Replication._merge: low = max(record.first, self.commit + [1 => 0])": "the entry at the commit has the "
+    "record's term, as was checked just before, so starting there finds the same",
+    "state ReplicaState.__init__: self._office_since = [-math.inf => (math.inf)]": "read by leaders only, and set anew by "
+    "taking office",
+}

@@ -73,11 +73,8 @@ class Membership:
         return replica_id in self.voters or replica_id in self.outgoing
 
     def removed(self, replica_id: ReplicaId) -> bool:
-        """Whether `replica_id` took part once and does no longer. Ids are never used again, so it never will.
-
-        An empty replica, which knows of nobody, knows of nobody's removal either.
-        """
-        return NOBODY < replica_id < self.next_replica_id and replica_id not in self.nodes and bool(self.nodes)
+        """Whether `replica_id` took part once and does no longer. Ids are never used again, so it never will."""
+        return NOBODY < replica_id < self.next_replica_id and replica_id not in self.nodes
 
     def replica_on(self, node_id: NodeId) -> ReplicaId:
         """Return the replica that lives on `node_id`; NOBODY if the group has none there."""

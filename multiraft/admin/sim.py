@@ -33,7 +33,7 @@ class SimulationFailed(Exception):
 @click.option("--first-seed", type=int, default=1, show_default=True, help="The first of them.")
 @click.option("--jobs", type=click.IntRange(1, 256), help="Processes at once.  [default: one for each processor]")
 @click.option("--nodes", type=click.IntRange(1, 7), help="How many nodes.  [default: drawn, 1 to 7]")
-@click.option("--faults", metavar="KINDS", help="The kinds of faults, separated by commas.  [default: drawn]")
+@click.option("--faults", metavar="FAULTS", help="The kinds of faults, separated by commas.  [default: drawn]")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def sim(
     seed: int | None,
@@ -56,13 +56,13 @@ def sim(
       multiraft sim --seed 17 --trace            what happens in seed 17
       multiraft sim --seed 17 --trace 17.txt     the same, into a file
     """
-    from multiraft.testing.schedule import KINDS
+    from multiraft.testing.schedule import FAULTS
     from multiraft.testing.simulation import Options
 
     kinds = [kind.strip() for kind in faults.split(",")] if faults is not None else None
     for kind in kinds or []:
-        if kind not in KINDS:
-            raise click.UsageError(f"there is no kind of fault {kind!r}; there are {', '.join(KINDS)}")
+        if kind not in FAULTS:
+            raise click.UsageError(f"there is no kind of fault {kind!r}; there are {', '.join(FAULTS)}")
     again = f"{f' --nodes {nodes}' if nodes else ''}{f' --faults {faults}' if faults else ''}"
     if seed is not None:
         _one(seed, trace, Options(nodes, kinds, details=trace is not None), as_json, again)

@@ -140,7 +140,7 @@ def _reports(body: Body, seeds: Sequence[int], jobs: int, options: Options | Non
     try:
         while True:
             for seed in waiting:
-                under_way.add(executor.submit(run_simulation, seed, body, options))
+                under_way.add(executor.submit(_elsewhere, seed, body, options))
                 if len(under_way) >= jobs * _AHEAD:
                     break
             if not under_way:
@@ -154,6 +154,15 @@ def _reports(body: Body, seeds: Sequence[int], jobs: int, options: Options | Non
         raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _elsewhere(seed: int, body: Body, options: Options | None) -> Report:
+    """Run a seed in a process of its own; what was raised there may be of a kind that cannot travel."""
+    report = run_simulation(seed, body, options)
+    report.error = None
+    if not report.failure:
+        report.story.clear()
+    return report
 
 
 def _ignore_interrupts() -> None:

@@ -74,7 +74,7 @@ class Schedule:
         self._rng = rng
         self._trace = trace
         self._groups = groups
-        self._deeds: dict[str, Deed] = {name: getattr(self, f"_{name}") for name in KINDS}
+        self._deeds: dict[str, Deed] = {name: getattr(self, f"_{name}") for name in FAULTS}
         self._rates = CAREFUL_RATES if careful_clocks else WILD_RATES
         self._changing: set[asyncio.Task[None]] = set()
         self._pace_s = rng.choice([0.05, 0.3, 1.0, 3.0])
@@ -82,7 +82,7 @@ class Schedule:
     @staticmethod
     def _draw_kinds(rng: Random) -> list[str]:
         share = rng.choice([0.15, 0.4, 0.4, 1.0])
-        return [name for name in KINDS if name in ALWAYS or rng.random() < share]
+        return [name for name in FAULTS if name in ALWAYS or rng.random() < share]
 
     # ------------------------------------------------------------------------------------------------------ running
 
@@ -494,7 +494,7 @@ class Schedule:
 
 
 NO_DEEDS: Final = ("_start_one", "_change")
-KINDS: Final = tuple(
+FAULTS: Final = tuple(
     name[1:]
     for name, value in vars(Schedule).items()
     if asyncio.iscoroutinefunction(value) and name.startswith("_") and name not in NO_DEEDS

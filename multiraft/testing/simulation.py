@@ -66,6 +66,7 @@ class Report:
     """What one run came to.
 
     failure      why it failed; empty if it did not
+    error        what was raised, unless it came from another process
     story        the newest lines of its timeline; all, with details, if they were asked for
     virtual_s    how long it was on the loop's own time
     faults       what took effect, by kind
@@ -75,6 +76,7 @@ class Report:
 
     seed: int
     failure: str = ""
+    error: Exception | None = None
     story: list[str] = field(default_factory=list)
     virtual_s: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
@@ -110,6 +112,7 @@ class Simulation:
         self._config = config
         self._task = asyncio.current_task()
         self._violation: Violation | None = None
+        self._client_failure: BaseException | None = None
         self._ran = False
         self._calling = True
         self._make_slow(config)
@@ -184,6 +187,8 @@ class Simulation:
         if self.rng.random() < 0.7:
             await cluster.ready()
         calling = [loop.create_task(self._client(number, step), name=f"client {number}") for number in range(clients)]
+        for task in calling:
+            task.add_done_callback(self._client_ended)
         await schedule.run()
         await schedule.end()
         converging = Converging(self)
@@ -204,6 +209,12 @@ class Simulation:
                 await step(rng)
             except MultiRaftError as problem:
                 self.trace.detail(f"client{number}", f"{type(problem).__name__}: {problem}")
+
+    def _client_ended(self, client: asyncio.Task[None]) -> None:
+        """What a client raises ends the run at once, not only when everybody is waited for."""
+        if not client.cancelled() and client.exception() is not None and self._task is not None:
+            self._client_failure = self._client_failure or client.exception()
+            self._task.cancel()
 
     async def _answered(self, calling: Sequence[asyncio.Task[None]]) -> None:
         """Nothing is wrong any more, so no call may take longer than its time."""
@@ -231,8 +242,11 @@ class Simulation:
                 self._task.cancel()
 
     def raise_violation(self) -> None:
+        """Raise what was found, or what a client raised; nothing where there is neither."""
         if self._violation is not None:
-            raise self._violation
+            raise self._violation from None
+        if self._client_failure is not None:
+            raise self._client_failure from None
 
     def judge(self) -> None:
         """Judge the answers of every service. Raises Violation; what is undecided is in the report."""
@@ -258,6 +272,7 @@ class Simulation:
         return Report(
             self.seed,
             str(self._violation or ""),
+            None,
             self.trace.story(),
             self.loop.now_s,
             +self.cluster.faults,
@@ -301,10 +316,15 @@ def run_simulation(seed: int, body: Body, options: Options | None = None) -> Rep
     except Exception as problem:
         if not reports:
             reports.append(Report(seed))
-        reports[0].failure = reports[0].failure or f"{type(problem).__name__}: {problem}"
+        reports[0].failure = reports[0].failure or describe_failure(problem)
+        reports[0].error = problem if not isinstance(problem, Violation) else None
     finally:
         logger.setLevel(level)
     return reports[0]
+
+
+def describe_failure(problem: Exception) -> str:
+    return str(problem) if isinstance(problem, Violation) else f"{type(problem).__name__}: {problem}"
 
 
 async def _whole(seed: int, body: Body, options: Options | None, reports: list[Report]) -> None:

@@ -48,6 +48,7 @@ class Limits:
     apply_slice_ms               longest stretch of applying before the node looks at its peers again
     slow_command_ms              a single command or query that takes longer is named in the log
     commit_delay_ms              a follower is told of a commit after this long if no append told it before
+    clock_drift_ppm              no node's clock gains or loses more than this, in millionths; leases rely on it
     handshake_timeout_ms         a connection that has not said hello by then is closed
     request_timeout_ms           default time for a command or query
     sweep_ms                     one pass of the audit that every replica has someone responsible for it
@@ -71,6 +72,7 @@ class Limits:
     apply_slice_ms: int = _setting(5, 1, 1_000)
     slow_command_ms: int = _setting(100, 1, 600_000)
     commit_delay_ms: int = _setting(5, 0, 1_000)
+    clock_drift_ppm: int = _setting(10_000, 100, 500_000)
     handshake_timeout_ms: int = _setting(5_000, 50, 600_000)
     request_timeout_ms: int = _setting(5_000, 1, 3_600_000)
     sweep_ms: int = _setting(10_000, 100, 600_000)
@@ -85,6 +87,9 @@ class Limits:
             if type(value) is not int or not low <= value <= high:
                 raise ConfigError(f"{item.name} = {value!r}: must be a whole number from {low} to {high}")
         self._require(self.election_timeout_ms >= 3 * self.beat_ms, "election_timeout_ms", "at least 3 x beat_ms")
+        drift = self.clock_drift_ppm / 1e6
+        lease_ms = self.election_timeout_ms * (1 - drift) / (1 + drift)
+        self._require(lease_ms > 2 * self.beat_ms, "clock_drift_ppm", "so small that a lease outlives two beats")
         self._require(self.key_bytes <= self.entry_bytes, "key_bytes", "at most entry_bytes")
         self._require(self.entry_bytes <= self.pending_bytes, "pending_bytes", "at least entry_bytes")
         self._require(2 * self.entry_bytes <= self.outbox_bytes, "outbox_bytes", "at least 2 x entry_bytes")

@@ -14,9 +14,11 @@ import logging
 import struct
 from asyncio import Future
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from multiraft.engine.engine import Engine
+from multiraft.engine.following import READ_INDEX_CALL
+from multiraft.engine.local import Seen
 from multiraft.engine.waiting import fail_future
 from multiraft.errors import InvalidRequest, MultiRaftError, OutcomeUnknown, ReadFailed
 from multiraft.outcome import decode_outcome, encode_outcome
@@ -25,9 +27,10 @@ from multiraft.raft import LEADER
 from multiraft.types import GroupId, NodeId
 
 _GROUP: Final = struct.Struct(">Q")
-CallKind = Literal["propose", "read", "change", "membership"]
-_OF_GROUPS: Final = frozenset(("propose", "read", "change", "membership"))
-_HARMLESS: Final = frozenset(("read", "membership"))
+T = TypeVar("T")
+CallKind = Literal["propose", "read", "lease", "change", "membership"]
+_OF_GROUPS: Final = frozenset(("propose", "read", "lease", "change", "membership"))
+_HARMLESS: Final = frozenset(("read", "lease", "membership"))
 """Calls that change nothing, so that they may be asked again whatever became of them."""
 log: Final = logging.getLogger("multiraft.forwarding")
 
@@ -56,14 +59,36 @@ class Forwarding:
     def read_local(self, group_id: GroupId, query: bytes, timeout_s: float) -> Future[bytes]:
         """Read from this node's replica, as `Engine.read`; ReadFailed after `timeout_s` at the latest."""
         future = self._engine.read(group_id, query)
-        return self._within(future, timeout_s, lambda: ReadFailed("no answer in time; retry"))
+        return self._within(future, timeout_s, _late)
 
     def ask_local(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float) -> Future[bytes]:
-        """Change, or look at, the membership of a group that this node leads; see `Changing.ask`."""
-        future = self._engine.changing.ask(group_id, kind, body)
-        return self._within(future, timeout_s, lambda: OutcomeUnknown("no answer in time; it may happen later"))
+        """Have this node's replica do what is rarer than proposing and reading, as `_act`; it does so if it leads."""
+        future = self._act(kind, group_id, body)
+        if future.done():
+            return future
+        error = _late if kind in _HARMLESS else lambda: OutcomeUnknown("no answer in time; it may happen later")
+        return self._within(future, timeout_s, error)
 
-    def _within(self, future: Future[bytes], timeout_s: float, error: Callable[[], MultiRaftError]) -> Future[bytes]:
+    def read_nearby(self, group_id: GroupId, query: bytes, stale_s: float | None, timeout_s: float) -> Future[Seen]:
+        """Read from this node's replica, whoever leads: as `Following.read`, or `read_stale` where `stale_s` is given.
+
+        ReadFailed after `timeout_s` at the latest.
+        """
+        following = self._engine.following
+        future = following.read(group_id, query) if stale_s is None else following.read_stale(group_id, query, stale_s)
+        return future if future.done() else self._within(future, timeout_s, _late)
+
+    def has_replica(self, group_id: GroupId) -> bool:
+        return group_id in self._replicas
+
+    def clock_s(self) -> float:
+        """Read the clock that ages are counted on."""
+        return self._engine.clocks.real()
+
+    def age_s(self, since_s: float) -> float:
+        return self._engine.following.age_s(since_s)
+
+    def _within(self, future: Future[T], timeout_s: float, error: Callable[[], MultiRaftError]) -> Future[T]:
         # The engine itself ends every call after its default timeout; a timer is only for those who want it sooner.
         if timeout_s < self._default_s:
             handle = self._loop.call_later(timeout_s, _expire, future, error)
@@ -118,7 +143,7 @@ class Forwarding:
 
     def on_call(self, method: str, handler: Callable[[bytes], bytes]) -> None:
         """Answer peers' calls of `method` with what `handler(body)` returns."""
-        if method in _OF_GROUPS:
+        if method in _OF_GROUPS or method == READ_INDEX_CALL:
             raise ValueError(f"{method!r} is answered by the node itself")
         self._handlers[method] = handler
 
@@ -129,7 +154,10 @@ class Forwarding:
         if timeout_s <= 0.0:
             return
         if method not in _OF_GROUPS:
-            reply(self._handled(method, body))
+            if method == READ_INDEX_CALL:
+                self._tell_index(body, reply)
+            else:
+                reply(self._handled(method, body))
             return
         if len(body) < _GROUP.size:
             reply(encode_outcome(InvalidRequest("a forwarded call names no group")))
@@ -143,11 +171,23 @@ class Forwarding:
         future.add_done_callback(lambda done: reply(_outcome_of(done)))
 
     def _act(self, method: str, group_id: GroupId, body: bytes) -> Future[bytes]:
+        """Propose, read, read by lease, or look at or change who takes part (see `Changing.ask`)."""
         if method == "propose":
             return self._engine.propose(group_id, body)
         if method == "read":
             return self._engine.read(group_id, body)
+        if method == "lease":
+            return self._engine.leases.read(group_id, body)
         return self._engine.changing.ask(group_id, method, body)
+
+    def _tell_index(self, body: bytes, reply: Callable[[bytes], None]) -> None:
+        """Answer a follower's question: see `Following.answer`, whose answers are read by `Following` alone."""
+        try:
+            answer = self._engine.following.answer(body)
+        except InvalidRequest as problem:
+            reply(encode_outcome(problem))
+        else:
+            answer.add_done_callback(lambda done: reply(done.result()))
 
     def _handled(self, method: str, body: bytes) -> bytes:
         handler = self._handlers.get(method)
@@ -162,7 +202,11 @@ class Forwarding:
             return encode_outcome(InvalidRequest(f"{method}: {type(problem).__name__}: {problem}"))
 
 
-def _expire(future: Future[bytes], error: Callable[[], MultiRaftError]) -> None:
+def _late() -> ReadFailed:
+    return ReadFailed("no answer in time; retry")
+
+
+def _expire(future: Future[Any], error: Callable[[], MultiRaftError]) -> None:
     if not future.done():
         fail_future(future, error())
 

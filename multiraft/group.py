@@ -15,11 +15,12 @@ from functools import partial
 from typing import Any, Final, Literal, Protocol
 
 from multiraft.config import Limits
+from multiraft.consistency import Consistency
 from multiraft.errors import InvalidRequest
 from multiraft.members import Members
 from multiraft.types import GroupId, Membership, NodeId
 
-CallKind = Literal["propose", "read", "change", "membership"]
+CallKind = Literal["propose", "read", "lease", "change", "membership"]
 Unsubscribe = Callable[[], None]
 
 _log: Final = logging.getLogger(__name__)
@@ -35,6 +36,11 @@ class GroupHost(Protocol):
         self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float | None
     ) -> Coroutine[Any, Any, bytes]:
         """Bring `body` to the group's leader, wherever it is; None means the node's default timeout."""
+
+    def read_as(
+        self, group_id: GroupId, query: bytes, how: Consistency, timeout_s: float | None
+    ) -> Coroutine[Any, Any, tuple[bytes, float]]:
+        """Answer `query` in the way chosen; return the answer and its age in milliseconds."""
 
     def leads(self, group_id: GroupId) -> bool:
         """Return whether this node's replica leads the group."""
@@ -81,14 +87,41 @@ class Group:
             self._check("command", command, timeout_s)
         return self._host.call(self.group_id, "propose", command, timeout_s)
 
-    def read(self, query: bytes, timeout_s: float | None = None) -> Coroutine[Any, Any, bytes]:
+    def read(
+        self, query: bytes, timeout_s: float | None = None, *, lease: bool = False, local: bool = False
+    ) -> Coroutine[Any, Any, bytes]:
         """Ask the group's state machine; linearizable: it sees every command acknowledged before.
+
+        lease  have the leader answer without asking a quorum while its lease lasts; it trusts the cluster's clocks
+               not to drift apart by more than clock_drift_ppm, which is why it must be asked for
+        local  have this node's replica answer, after it has caught up with the leader's index; the leader, where
+               this node has none
 
         Raises InvalidRequest at once; awaited: any other NotCommitted, CommandFailed (the query itself raised).
         """
         if type(query) is not bytes or len(query) > self._entry_bytes or timeout_s is not None:
             self._check("query", query, timeout_s)
+        if lease or local:
+            return self._answer(query, Consistency(lease, local), timeout_s)
         return self._host.call(self.group_id, "read", query, timeout_s)
+
+    async def _answer(self, query: bytes, how: Consistency, timeout_s: float | None) -> bytes:
+        answer, _ = await self._host.read_as(self.group_id, query, how, timeout_s)
+        return answer
+
+    def read_stale(
+        self, query: bytes, stale_ms: int, timeout_s: float | None = None
+    ) -> Coroutine[Any, Any, tuple[bytes, float]]:
+        """Ask this node's replica, at once where what it holds is at most `stale_ms` milliseconds old.
+
+        Where it is older, or this node has no replica, the answer is linearizable. Return the answer and its age in
+        milliseconds: whatever any client of the cluster could see that long ago is in it. The age is an upper bound,
+        measured by this node's own clock; it is above `stale_ms` only if a linearizable answer took so long to get.
+
+        Raises as `read` does.
+        """
+        self._check("query", query, timeout_s)
+        return self._host.read_as(self.group_id, query, Consistency(stale_ms=stale_ms), timeout_s)
 
     def _check(self, what: str, body: bytes, timeout_s: float | None) -> None:
         if type(body) is not bytes:

@@ -188,6 +188,27 @@ class TimeoutNow:
         self.to = to
 
 
+class Committed:
+    """The entry at `index`, of `index_term`, is committed: true for ever, whoever says it, and in whatever term.
+
+    What a replica without a vote tells one that asks for its vote and does not get it. The change that took the vote
+    away may be committed there alone, and whoever asks may need nothing but to know that.
+    """
+
+    CODE: ClassVar[int] = 10
+    __slots__ = ("group_id", "index", "index_term", "sender", "term", "to")
+
+    def __init__(
+        self, group_id: GroupId, index: Index, index_term: Term, sender: ReplicaId, term: Term, to: ReplicaId
+    ) -> None:
+        self.group_id = group_id
+        self.index = index
+        self.index_term = index_term
+        self.sender = sender
+        self.term = term
+        self.to = to
+
+
 class InstallSnapshot:
     """Take this state in place of your log up to `index`; answered by an AppendAnswer, as an append would be.
 
@@ -221,7 +242,16 @@ class InstallSnapshot:
 
 
 RaftMessage: TypeAlias = (
-    PreVote | PreVoteAnswer | RequestVote | VoteAnswer | Append | AppendAnswer | CommitTo | TimeoutNow | InstallSnapshot
+    PreVote
+    | PreVoteAnswer
+    | RequestVote
+    | VoteAnswer
+    | Append
+    | AppendAnswer
+    | CommitTo
+    | TimeoutNow
+    | InstallSnapshot
+    | Committed
 )
 
 # ----------------------------------------------------------------------------------------------------- liveness

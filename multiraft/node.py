@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 
 from multiraft import failpoints
 from multiraft.config import Limits, NodeConfig
+from multiraft.consistency import Consistency
 from multiraft.engine.replica import Replica
 from multiraft.errors import InvalidRequest, MultiRaftError, NotReady, NotRunning
 from multiraft.group import CallKind, Group, Unsubscribe
@@ -268,6 +269,12 @@ class Node:
         """Bring `body` to the group's leader; see Group.propose and Group.read."""
         running = self._running or self._here()
         return running.router.call(group_id, kind, body, timeout_s)
+
+    def read_as(
+        self, group_id: GroupId, query: bytes, how: Consistency, timeout_s: float | None
+    ) -> Coroutine[Any, Any, tuple[bytes, float]]:
+        """Answer `query` in the way chosen; see Group.read and Group.read_stale."""
+        return self._here().router.read_as(group_id, query, how, timeout_s)
 
     def leader(self, group_id: GroupId) -> NodeId | None:
         """Return the node that leads the group, as far as this node's replica knows."""

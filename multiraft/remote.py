@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Any, Final, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from multiraft.config import Limits
+from multiraft.consistency import LINEARIZABLE, Consistency, consistency_of
 from multiraft.errors import ConfigError, InvalidRequest, NotRunning
 from multiraft.methods import Method
 
@@ -43,6 +44,14 @@ class ServiceCaller(Protocol):
     def read_any(self, query: bytes, timeout_s: float | None) -> Awaitable[bytes]:
         """Ask one shard, whichever is nearest."""
 
+    def read_as(
+        self, where: bytes | int | None, query: bytes, how: Consistency, timeout_s: float | None
+    ) -> Awaitable[tuple[bytes, float]]:
+        """Ask the shard of a key, the shard of an id, or (None) whichever is nearest, in the way chosen.
+
+        Return the answer and its age in milliseconds.
+        """
+
     def read_shard(self, shard_id: int, query: bytes, timeout_s: float | None) -> Awaitable[bytes]: ...
 
     def shard_ids(self, timeout_s: float | None) -> Awaitable[Sequence[int]]:
@@ -68,12 +77,19 @@ class ServiceBinding:
 class _Remote(Generic[P, R]):
     """What commands and queries have in common. Immutable: options make a copy."""
 
-    __slots__ = ("_binding", "_method", "_timeout_s")
+    __slots__ = ("_binding", "_how", "_method", "_timeout_s")
 
-    def __init__(self, method: Method, binding: ServiceBinding | None, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        method: Method,
+        binding: ServiceBinding | None,
+        timeout_s: float | None = None,
+        how: Consistency | None = None,
+    ) -> None:
         self._method = method
         self._binding = binding
         self._timeout_s = timeout_s
+        self._how = how
 
     def __repr__(self) -> str:
         service = f"service {self._binding.name!r}" if self._binding else "no service"
@@ -106,13 +122,21 @@ class _Remote(Generic[P, R]):
             )
         return key, body
 
-    def _with(self, timeout_ms: int | None) -> Self:
+    def _with(
+        self, timeout_ms: int | None, stale_ms: int | None = None, lease: bool = False, local: bool = False
+    ) -> Self:
         timeout_s = self._timeout_s
         if timeout_ms is not None:
             if type(timeout_ms) is not int or timeout_ms < 1:
                 raise InvalidRequest(f"timeout_ms = {timeout_ms!r}: must be a whole number of milliseconds, at least 1")
             timeout_s = timeout_ms / 1_000
-        return type(self)(self._method, self._binding, timeout_s)
+        how = consistency_of(lease, local, stale_ms)
+        return type(self)(self._method, self._binding, timeout_s, self._how if how is None else how)
+
+    async def _aged(self, caller: ServiceCaller, where: bytes | None, body: bytes) -> tuple[R, float]:
+        raw, age_ms = await caller.read_as(where, body, self._how or LINEARIZABLE, self._timeout_s)
+        result: R = self._method.decode_result(raw)
+        return result, age_ms
 
 
 class RemoteCommand(_Remote[P, R]):
@@ -146,16 +170,40 @@ class RemoteQuery(_Remote[P, R]):
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         caller = self._caller()
         key, body = self._encode(caller, args, kwargs)
+        if self._how is not None:
+            return (await self._aged(caller, key, body))[0]
         result: R = self._method.decode_result(await caller.read(key, body, self._timeout_s))
         return result
 
-    def with_options(self, *, timeout_ms: int | None = None, stale_ms: int | None = None) -> RemoteQuery[P, R]:
-        """Return this query with other options: `timeout_ms` in place of the node's request_timeout_ms.
+    async def aged(self, *args: P.args, **kwargs: P.kwargs) -> tuple[R, float]:
+        """Return the result and its age in milliseconds: whatever anybody could see that long ago is in it.
 
-        Raises InvalidRequest for `stale_ms`, which is reserved: stale reads are not supported yet.
+        An upper bound, by the clock of the node that is called. Above `stale_ms` only if an answer that was
+        linearizable took so long to get.
         """
-        _refuse_stale(stale_ms)
-        return self._with(timeout_ms)
+        caller = self._caller()
+        key, body = self._encode(caller, args, kwargs)
+        return await self._aged(caller, key, body)
+
+    def with_options(
+        self,
+        *,
+        timeout_ms: int | None = None,
+        stale_ms: int | None = None,
+        lease: bool = False,
+        local: bool = False,
+    ) -> RemoteQuery[P, R]:
+        """Return this query with other options. Of the last three, those given take the place of all that were set.
+
+        timeout_ms  in place of the node's request_timeout_ms
+        stale_ms    answered by the replica on this node, at once where it is at most so old; `aged` tells the age
+        lease       linearizable without a round, by the leader while its lease lasts; trusts the clocks of all nodes
+                    not to drift apart by more than clock_drift_ppm, which is why it must be asked for
+        local       linearizable, by the replica on this node after it has caught up with the leader's index
+
+        Where this node has no replica, the leader answers for `stale_ms` and `local`. Raises InvalidRequest.
+        """
+        return self._with(timeout_ms, stale_ms, lease, local)
 
 
 class RemoteShardQuery(_Remote[P, R]):
@@ -169,8 +217,16 @@ class RemoteShardQuery(_Remote[P, R]):
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         caller = self._caller()
         _, body = self._encode(caller, args, kwargs)
+        if self._how is not None:
+            return (await self._aged(caller, None, body))[0]
         result: R = self._method.decode_result(await caller.read_any(body, self._timeout_s))
         return result
+
+    async def aged(self, *args: P.args, **kwargs: P.kwargs) -> tuple[R, float]:
+        """Ask one shard; return the result and its age in milliseconds, as `RemoteQuery.aged` does."""
+        caller = self._caller()
+        _, body = self._encode(caller, args, kwargs)
+        return await self._aged(caller, None, body)
 
     async def on_each_shard(self, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[tuple[int, R], None]:
         """Ask every shard; yield (shard id, its result) in order of the shards' ranges.
@@ -187,7 +243,7 @@ class RemoteShardQuery(_Remote[P, R]):
             while waiting or asked:
                 while waiting and len(asked) < SHARDS_AT_ONCE:
                     shard_id = waiting.popleft()
-                    asked.append((shard_id, asyncio.ensure_future(caller.read_shard(shard_id, body, self._timeout_s))))
+                    asked.append((shard_id, asyncio.ensure_future(self._ask(caller, shard_id, body))))
                 shard_id, answer = asked[0]
                 result: R = self._method.decode_result(await answer)
                 asked.popleft()
@@ -197,15 +253,18 @@ class RemoteShardQuery(_Remote[P, R]):
                 answer.cancel()
             await asyncio.gather(*[answer for _, answer in asked], return_exceptions=True)
 
-    def with_options(self, *, timeout_ms: int | None = None, stale_ms: int | None = None) -> RemoteShardQuery[P, R]:
-        """Return this query with other options: `timeout_ms` in place of the node's request_timeout_ms.
+    async def _ask(self, caller: ServiceCaller, shard_id: int, body: bytes) -> bytes:
+        if self._how is None:
+            return await caller.read_shard(shard_id, body, self._timeout_s)
+        return (await caller.read_as(shard_id, body, self._how, self._timeout_s))[0]
 
-        Raises InvalidRequest for `stale_ms`, which is reserved: stale reads are not supported yet.
-        """
-        _refuse_stale(stale_ms)
-        return self._with(timeout_ms)
-
-
-def _refuse_stale(stale_ms: int | None) -> None:
-    if stale_ms is not None:
-        raise InvalidRequest("stale_ms: stale reads are not supported yet; leave it out for a linearizable read")
+    def with_options(
+        self,
+        *,
+        timeout_ms: int | None = None,
+        stale_ms: int | None = None,
+        lease: bool = False,
+        local: bool = False,
+    ) -> RemoteShardQuery[P, R]:
+        """Return this query with other options: those of `RemoteQuery.with_options`. Raises InvalidRequest."""
+        return self._with(timeout_ms, stale_ms, lease, local)

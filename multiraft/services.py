@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
+from multiraft.consistency import Consistency
 from multiraft.engine.machine import Machine
 from multiraft.errors import CommandFailed, ConfigError, NotCommitted, NotRunning, OutcomeUnknown
 from multiraft.remote import ServiceBinding
@@ -38,9 +39,19 @@ class BytesService:
         """Have the shard of `key` apply `command`; return its result. Raises as `Group.propose`."""
         return await self._caller().propose(key, command, timeout_s)
 
-    async def read(self, key: bytes, query: bytes, timeout_s: float | None = None) -> bytes:
-        """Ask the shard of `key`, linearizably. Raises as `Group.read`."""
+    async def read(
+        self, key: bytes, query: bytes, timeout_s: float | None = None, *, lease: bool = False, local: bool = False
+    ) -> bytes:
+        """Ask the shard of `key`, linearizably. Options and errors are those of `Group.read`."""
+        if lease or local:
+            return (await self._caller().read_as(key, query, Consistency(lease, local), timeout_s))[0]
         return await self._caller().read(key, query, timeout_s)
+
+    async def read_stale(
+        self, key: bytes, query: bytes, stale_ms: int, timeout_s: float | None = None
+    ) -> tuple[bytes, float]:
+        """Ask the shard of `key`; return the answer and its age in milliseconds. Otherwise as `Group.read_stale`."""
+        return await self._caller().read_as(key, query, Consistency(stale_ms=stale_ms), timeout_s)
 
     def _caller(self) -> ServiceRoute:
         caller = self._binding.caller

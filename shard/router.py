@@ -20,6 +20,8 @@ from random import Random
 from typing import Any, Final, Protocol
 
 from multiraft.config import Limits
+from multiraft.consistency import Consistency
+from multiraft.engine.local import Seen
 from multiraft.errors import (
     DeadlineExceeded,
     Halted,
@@ -34,7 +36,7 @@ from multiraft.errors import (
     WrongShard,
 )
 from multiraft.group import CallKind
-from multiraft.shard.shard_map import ServiceShards, ShardMap
+from multiraft.shard.shard_map import ServiceShards, Shard, ShardMap
 from multiraft.types import GroupId, NodeId
 
 BACKOFF_FIRST_S: Final = 0.01
@@ -56,7 +58,19 @@ class GroupCaller(Protocol):
         """Ask this node's replica. Raises, or the future gets, NotLeader if it does not lead."""
 
     def ask_local(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float) -> Future[bytes]:
-        """Change, or look at, who takes part. Raises, or the future gets, NotLeader if this node does not lead."""
+        """Do what is rarer (see `Router.call`). Raises, or the future gets, NotLeader if this node does not lead."""
+
+    def read_nearby(self, group_id: GroupId, query: bytes, stale_s: float | None, timeout_s: float) -> Future[Seen]:
+        """Ask this node's replica, whoever leads; at once where it is at most `stale_s` old. Raises Halted."""
+
+    def has_replica(self, group_id: GroupId) -> bool:
+        """Return whether a replica of the group is here."""
+
+    def clock_s(self) -> float:
+        """Read the clock that `Seen.since_s` is a reading of."""
+
+    def age_s(self, since_s: float) -> float:
+        """Return how many seconds ago, at most, that clock read `since_s`."""
 
     def leads(self, group_id: GroupId) -> bool:
         """Return whether this node's replica leads the group."""
@@ -134,7 +148,8 @@ class Router:
     ) -> Coroutine[Any, Any, bytes]:
         """Bring `body` to the group's leader and return its answer.
 
-        kind       "propose" or "read"; "change" or "membership" for who takes part
+        kind       "propose" or "read"; "lease" for a read that needs no round while the leader's lease lasts; "change"
+                   or "membership" for who takes part
         timeout_s  seconds in all, over all attempts; None: request_timeout_ms
 
         Raises NotReady or DeadlineExceeded when the time is up and nothing happened (the message names the last
@@ -235,6 +250,57 @@ class Router:
         late.__cause__ = cause
         return late
 
+    # ------------------------------------------------------------------------------------- reads of all kinds
+
+    def read_as(
+        self, group_id: GroupId, query: bytes, how: Consistency, timeout_s: float | None = None
+    ) -> Coroutine[Any, Any, tuple[bytes, float]]:
+        """Answer `query` in the way chosen; return the answer and its age in milliseconds, an upper bound.
+
+        A read that this node's replica does not answer goes to the leader, whose answer is linearizable and as old as
+        the call. Raises as `call` does, for a read.
+        """
+        if timeout_s is None:
+            timeout_s = self._default_s
+        return self._read_as(group_id, query, how, self._now() + timeout_s, timeout_s)
+
+    async def _read_as(
+        self, group_id: GroupId, query: bytes, how: Consistency, deadline: float, timeout_s: float
+    ) -> tuple[bytes, float]:
+        caller = self._caller
+        since_s = caller.clock_s()
+        if how.nearby and caller.has_replica(group_id):
+            stale_s = how.stale_ms / 1_000 if how.stale_ms is not None else None
+            part_s = min(timeout_s, max(timeout_s / 2, READ_LEAST_S))  # as in `_ask`
+            try:
+                answer, since_s = await caller.read_nearby(group_id, query, stale_s, part_s)
+            except (Halted, *_PASSING) as problem:
+                since_s = caller.clock_s()
+                answer = await self._search(group_id, "read", query, deadline, timeout_s, problem)
+        else:
+            answer = await self._run(group_id, "lease" if how.lease else "read", query, deadline, timeout_s)
+        return answer, caller.age_s(since_s) * 1_000
+
+    async def read_key_as(
+        self, service: str, key: bytes, query: bytes, how: Consistency, timeout_s: float | None = None
+    ) -> tuple[bytes, float]:
+        """Answer `query` from the shard of `key`; waits for newer maps as `call_key` does. Otherwise as `read_as`."""
+        timeout_s = self._default_s if timeout_s is None else timeout_s
+        deadline = self._now() + timeout_s
+        while True:
+            version = self.map.version
+            shards = await self._shards(service, deadline, timeout_s)
+            timeout_s = deadline - self._now()
+            try:
+                return await self._read_as(shards.find(key).group_id, query, how, deadline, timeout_s)
+            except WrongShard:
+                if not await self._newer_map(version, deadline):
+                    raise
+
+    def has_replica(self, group_id: GroupId) -> bool:
+        """Return whether a replica of the group is on this node."""
+        return self._caller.has_replica(group_id)
+
     # ----------------------------------------------------------------------------------------------- by key
 
     async def call_key(
@@ -326,10 +392,32 @@ class ServiceRoute:
 
     async def read_shard(self, shard_id: int, query: bytes, timeout_s: float | None) -> bytes:
         """Ask the shard of that id. Raises InvalidRequest if the service has none."""
-        shard = (await self._router.shards(self.name, timeout_s)).by_id(shard_id)
-        if shard is None:
-            raise InvalidRequest(f"service {self.name!r} has no shard {shard_id}")
+        shard = self._shard(await self._router.shards(self.name, timeout_s), shard_id)
         return await self._router.call(shard.group_id, "read", query, timeout_s)
+
+    async def read_as(
+        self, where: bytes | int | None, query: bytes, how: Consistency, timeout_s: float | None
+    ) -> tuple[bytes, float]:
+        """Ask the shard of a key, the shard of an id, or (None) one that is near, in the way chosen.
+
+        Return the answer and its age in milliseconds. Raises InvalidRequest if there is no shard of that id.
+        """
+        router = self._router
+        if type(where) is bytes:
+            return await router.read_key_as(self.name, where, query, how, timeout_s)
+        shards = await router.shards(self.name, timeout_s)
+        near = router.has_replica if how.nearby else router.leads
+        if where is None:
+            shard = next((each for each in shards.shards if near(each.group_id)), shards.shards[0])
+        else:
+            shard = self._shard(shards, where)
+        return await router.read_as(shard.group_id, query, how, timeout_s)
+
+    def _shard(self, shards: ServiceShards, shard_id: int | bytes) -> Shard:
+        shard = shards.by_id(shard_id) if type(shard_id) is int else None
+        if shard is None:
+            raise InvalidRequest(f"service {self.name!r} has no shard {shard_id!r}")
+        return shard
 
     async def shard_ids(self, timeout_s: float | None) -> list[int]:
         return [shard.shard_id for shard in (await self._router.shards(self.name, timeout_s)).shards]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from multiraft.config import Limits
+from multiraft.consistency import Consistency
 from multiraft.errors import InvalidRequest, NotReady
 from multiraft.group import CallKind, Group, GroupHost
 from multiraft.types import GroupId, Membership, NodeId, founding_membership
@@ -21,6 +22,7 @@ class Host:
     def __init__(self) -> None:
         self.limits = Limits(entry_bytes=100, key_bytes=10)
         self.calls: list[tuple[GroupId, str, bytes, float | None]] = []
+        self.chosen: list[tuple[GroupId, bytes, Consistency, float | None]] = []
         self.leading = False
         self.current: Membership | None = founding_membership(("a", "b", "c"))
         self.membership_watchers: list[Callable[[Membership], None]] = []
@@ -34,6 +36,12 @@ class Host:
     ) -> Coroutine[Any, Any, bytes]:
         self.calls.append((group_id, kind, body, timeout_s))
         return self._answer()
+
+    async def read_as(
+        self, group_id: GroupId, query: bytes, how: Consistency, timeout_s: float | None
+    ) -> tuple[bytes, float]:
+        self.chosen.append((group_id, query, how, timeout_s))
+        return b"seen", 12.5
 
     def leads(self, group_id: GroupId) -> bool:
         return self.leading
@@ -84,6 +92,33 @@ async def test_commands_and_queries_go_to_the_leader(host: Host, group: Group) -
     assert await group.read(b"query", 0.5) == b"done"
     assert host.calls == [(17, "propose", b"command", None), (17, "read", b"query", 0.5)]
     assert repr(group) == "<group 17>"
+
+
+async def test_other_kinds_of_reads_are_chosen_by_call(host: Host, group: Group) -> None:
+    assert await group.read(b"query", lease=True) == b"seen"
+    assert await group.read(b"query", 0.5, local=True) == b"seen"
+    assert await group.read_stale(b"query", 500) == (b"seen", 12.5)
+    assert host.chosen == [
+        (17, b"query", Consistency(lease=True), None),
+        (17, b"query", Consistency(local=True), 0.5),
+        (17, b"query", Consistency(stale_ms=500), None),
+    ]
+    assert host.calls == []
+
+
+@pytest.mark.parametrize("stale_ms", [-1, 0.5, True, 24 * 3_600_000 + 1])
+def test_an_age_that_is_none_is_refused_at_once(group: Group, stale_ms: Any) -> None:
+    with pytest.raises(InvalidRequest, match="stale_ms"):
+        _ = group.read_stale(b"query", stale_ms)
+
+
+def test_options_that_contradict_each_other_are_refused_at_once(group: Group) -> None:
+    with pytest.raises(InvalidRequest, match="lease: only the leader has one"):
+        _ = group.read(b"query", lease=True, local=True)
+    with pytest.raises(InvalidRequest, match="local = 1"):
+        _ = group.read(b"query", local=1)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="a query of 101 bytes"):
+        _ = group.read_stale(b"x" * 101, 500)
 
 
 @pytest.mark.parametrize(

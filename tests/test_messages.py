@@ -21,6 +21,7 @@ from multiraft.messages import (
     AppendAnswer,
     AskRemoved,
     Beat,
+    Committed,
     CommitTo,
     CreateReplica,
     Form,
@@ -129,7 +130,7 @@ def test_each_kind_comes_back_as_itself(kind: Any) -> None:
 
 
 def test_codes_are_unique_and_slots_sorted_and_in_the_order_of_arguments() -> None:
-    assert len({kind.CODE for kind in KINDS}) == len(KINDS) == 22
+    assert len({kind.CODE for kind in KINDS}) == len(KINDS) == 23
     for kind in KINDS:
         assert list(kind.__slots__) == sorted(kind.__slots__)
         assert list(inspect.signature(kind).parameters) == list(kind.__slots__)
@@ -137,6 +138,7 @@ def test_codes_are_unique_and_slots_sorted_and_in_the_order_of_arguments() -> No
 
 GOLDEN: list[tuple[Message, str]] = [
     (CommitTo(1, 2, 3, 4, 5), "07" + "".join(f"{number:016x}" for number in (1, 2, 3, 4, 5))),
+    (Committed(1, 2, 3, 4, 5, 6), "0a" + "".join(f"{number:016x}" for number in (1, 2, 3, 4, 5, 6))),
     (AppendAnswer(True, 1, 2, 3, 4, 5, 6, 7), "0601" + "".join(f"{n:016x}" for n in (1, 2, 3, 4, 5, 6, 7))),
     (RequestVote(False, 1, 2, 3, 4, 5, 6), "0300" + "".join(f"{number:016x}" for number in (1, 2, 3, 4, 5, 6))),
     (PreVote(1, 2, 3, 4, 5, 6), "01" + "".join(f"{number:016x}" for number in (1, 2, 3, 4, 5, 6))),

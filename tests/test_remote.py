@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from multiraft.config import Limits
+from multiraft.consistency import Consistency
 from multiraft.engine.machine import Context
 from multiraft.errors import CommandFailed, InvalidRequest, NotRunning
 from multiraft.remote import SHARDS_AT_ONCE, ServiceBinding
@@ -72,6 +73,7 @@ class LocalCaller:
         self.limits = limits if limits is not None else Limits()
         self.timeouts: list[float | None] = []
         self.keys: list[bytes] = []
+        self.chosen: list[tuple[bytes | int | None, Consistency]] = []
         self.running = 0
         self.most_running = 0
         self.all_asked = asyncio.Event()
@@ -91,6 +93,13 @@ class LocalCaller:
 
     def read_any(self, query: bytes, timeout_s: float | None) -> Awaitable[bytes]:
         return self._answer(self.machines[1].query(query), timeout_s)
+
+    async def read_as(
+        self, where: bytes | int | None, query: bytes, how: Consistency, timeout_s: float | None
+    ) -> tuple[bytes, float]:
+        self.chosen.append((where, how))
+        machine = self.machines[where if type(where) is int else 1]
+        return await self._answer(machine.query(query), timeout_s), 12.5
 
     async def read_shard(self, shard_id: int, query: bytes, timeout_s: float | None) -> bytes:
         self.running += 1
@@ -136,10 +145,6 @@ async def test_options_make_a_copy() -> None:
 
 def test_options_that_cannot_be_are_refused() -> None:
     shop = handle(LocalCaller())
-    with pytest.raises(InvalidRequest, match="stale reads are not supported yet"):
-        shop.find.with_options(stale_ms=500)
-    with pytest.raises(InvalidRequest, match="stale reads are not supported yet"):
-        shop.names.with_options(stale_ms=500)
     for wrong in (0, -1, 1.5, True):
         with pytest.raises(InvalidRequest, match="timeout_ms"):
             shop.add.with_options(timeout_ms=typing.cast(int, wrong))
@@ -156,6 +161,43 @@ async def test_limits_hold_to_the_byte() -> None:
     with pytest.raises(InvalidRequest, match="more than entry_bytes"):
         await shop.names("x" * 100)
     assert caller.keys == [b"12345678"]
+
+
+async def test_queries_choose_how_they_are_answered() -> None:
+    caller = LocalCaller()
+    shop = handle(caller)
+    await shop.add("nail")
+    stale = shop.find.with_options(stale_ms=500)
+    assert await stale("nail") == Stock(1, ["shelf"])
+    assert await stale.with_options(timeout_ms=250).aged("nail") == (Stock(1, ["shelf"]), 12.5)
+    assert await shop.find.with_options(lease=True)("nail") == Stock(1, ["shelf"])
+    assert await shop.find.aged("nail") == (Stock(1, ["shelf"]), 12.5)
+    assert await shop.names.with_options(local=True)() == ["nail"]
+    assert await shop.names.aged() == (["nail"], 12.5)
+    assert caller.chosen == [
+        (b"nail", Consistency(stale_ms=500)),
+        (b"nail", Consistency(stale_ms=500)),
+        (b"nail", Consistency(lease=True)),
+        (b"nail", Consistency()),
+        (None, Consistency(local=True)),
+        (None, Consistency()),
+    ]
+    assert caller.timeouts == [None, None, 0.25, None, None, None, None]
+
+
+async def test_each_shard_is_asked_in_the_way_chosen() -> None:
+    caller = LocalCaller(shards=2)
+    found = [pair async for pair in handle(caller).names.with_options(stale_ms=0).on_each_shard()]
+    assert found == [(1, []), (2, [])]
+    assert caller.chosen == [(1, Consistency(stale_ms=0)), (2, Consistency(stale_ms=0))]
+
+
+def test_options_that_make_no_sense_are_refused_at_once() -> None:
+    shop = handle(LocalCaller())
+    with pytest.raises(InvalidRequest, match="stale_ms = -1"):
+        shop.find.with_options(stale_ms=-1)
+    with pytest.raises(InvalidRequest, match="lease: only the leader has one"):
+        shop.names.with_options(lease=True, stale_ms=500)
 
 
 async def test_calls_need_a_running_node() -> None:

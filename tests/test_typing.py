@@ -68,6 +68,7 @@ async def main(node: Node) -> None:
     reveal_type(await counters.add("hits"))  # reveals: int
     reveal_type(await counters.add("hits", amount=2))  # reveals: int
     reveal_type(await counters.get.with_options(stale_ms=500)("hits"))  # reveals: int
+    reveal_type(await counters.get.with_options(stale_ms=500).aged("hits"))  # reveals: tuple[int, float]
     reveal_type(await counters.add.with_options(timeout_ms=500)("hits"))  # reveals: int
     reveal_type(await counters.item("hits", deep=True))  # reveals: Item | None
     reveal_type(await counters.total())  # reveals: int
@@ -126,7 +127,7 @@ def judge(revealed: dict[int, str], wrong: set[int]) -> None:
 
 
 def test_the_program_has_lines_of_both_kinds() -> None:
-    assert len(REVEALS) == 10
+    assert len(REVEALS) == 11
     assert len(WRONG) == 11
 
 

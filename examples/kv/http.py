@@ -1,6 +1,9 @@
 """The HTTP API of the key-value store. Every node serves it, and any node answers for all keys.
 
-    GET    /kv/{key}            the value, as it is; 404 when absent. Linearizable
+    GET    /kv/{key}            the value, as it is; 404 when absent. Linearizable. One of these may be said:
+                                ?local=1 answered by this node's replica, linearizable all the same; ?stale_ms= by this
+                                node's replica, at once if it is at most so old; ?lease=1 by the leader without asking
+                                a quorum, which trusts clocks. The header Age-Ms says how old the answer may be, at most
     PUT    /kv/{key}            store the body
     DELETE /kv/{key}            {"deleted": whether it was there}
     POST   /cas/{key}           {"expected": base64 or null for absent, "value": base64}
@@ -32,6 +35,7 @@ import binascii
 import heapq
 import json
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -60,6 +64,7 @@ BATCH_LIMIT_BYTES: Final = 4 * 1024 * 1024
 """Largest body of POST /batch."""
 _CAS_LIMIT_BYTES: Final = 4 * VALUE_LIMIT_BYTES  # two values in base64, and some room
 SCAN_LIMIT: Final = 10_000
+STALE_LIMIT_MS: Final = 3_600_000
 _SCAN_SHARE: Final = 64
 _APPLY_POLL_S: Final = 0.01
 _APPLY_WAIT_S: Final = 10.0
@@ -163,12 +168,20 @@ class _Api:
     # ---------------------------------------------------------------------------------------------- one key
 
     async def get(self, request: web.Request) -> web.Response:
-        _parameters(request)
+        asked = _parameters(request, "lease", "local", "stale_ms")
         key = _key(request, "/kv/")
-        value = await self._store.get(key)
+        headers = {}
+        if asked:
+            lease, local = (bool(_whole_number(name, asked.get(name, "0"), 0, 1)) for name in ("lease", "local"))
+            stale_ms = _whole_number("stale_ms", asked["stale_ms"], 0, STALE_LIMIT_MS) if "stale_ms" in asked else None
+            query = self._store.get.with_options(lease=lease, local=local, stale_ms=stale_ms)
+            value, age_ms = await query.aged(key)
+            headers["Age-Ms"] = str(math.ceil(age_ms))
+        else:
+            value = await self._store.get(key)
         if value is None:
             raise ApiError(404, f"there is no key {key!r}", "PUT stores one; GET /scan?prefix= lists what there is")
-        return web.Response(body=value, content_type="application/octet-stream")
+        return web.Response(body=value, content_type="application/octet-stream", headers=headers)
 
     async def put(self, request: web.Request) -> web.Response:
         _parameters(request)

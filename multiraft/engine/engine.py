@@ -28,7 +28,9 @@ from multiraft import failpoints
 from multiraft.config import Limits
 from multiraft.engine.applying import Applying
 from multiraft.engine.changing import Changing
+from multiraft.engine.following import Following
 from multiraft.engine.incoming import Incoming
+from multiraft.engine.leases import Leases
 from multiraft.engine.liveness import Liveness, LivenessSettings
 from multiraft.engine.machine import Machine
 from multiraft.engine.observing import Observing
@@ -145,20 +147,19 @@ class Engine:
         self.residents = Residents(self, store.load_tombstones())
         self.changing = Changing(self)
         self._started_s = self._next_beat_s = now = self.pacing.now()
+        settings = LivenessSettings(self._beat_s, self._election_timeout_s, limits.clock_drift_ppm / 1e6)
         self.liveness = Liveness(
-            node_id,
-            store.incarnation,
-            peers,
-            LivenessSettings(self._beat_s, self._election_timeout_s),
-            rng,
-            self.view,
-            self.outgoing.urgent,
-            clocks.real,
-            now,
+            node_id, store.incarnation, peers, settings, rng, self.view, self.outgoing.urgent, clocks.real, now
         )
         self.reading = Reading(self.liveness, self._request_timeout_s, self.mark)
+        self.leases = Leases(self, settings, loop)
+        self.following = Following(self, transport, settings, loop)
 
     # ------------------------------------------------------------------------------------------------- lifecycle
+
+    @property
+    def running(self) -> bool:
+        return self._running
 
     def begin(self) -> None:
         """Start the ticker; from now on the engine acts by itself."""
@@ -171,6 +172,7 @@ class Engine:
         self._running = False
         self.pacing.cancel()
         self.upkeep.stop()
+        self.following.stop()
         self.writer.stop()
         for replica in self.replicas.values():
             replica.fail_everything(reason)

@@ -38,6 +38,11 @@ class LivenessSettings:
         self.election_timeout_s = election_timeout_s
         self.drift = drift
 
+    @property
+    def lease_s(self) -> float:
+        """How long a lease lasts, on its leader's clock, which may lose while a follower's gains (L14)."""
+        return self.election_timeout_s * (1.0 - self.drift) / (1.0 + self.drift)
+
 
 class Led:
     """One group that this node leads.
@@ -66,7 +71,7 @@ class Leading:
         self.tellings: dict[NodeId, Telling] = {}
         self._node_id = node_id
         self._timeout_s = settings.election_timeout_s
-        self._lease_s = settings.election_timeout_s * (1.0 - settings.drift) / (1.0 + settings.drift)
+        self._lease_s = settings.lease_s
         self._led: dict[GroupId, Led] = {}
         self._young: deque[tuple[float, GroupId, Term]] = deque()
 

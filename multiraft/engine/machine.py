@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from multiraft.errors import CommandFailed
+from multiraft.errors import CommandFailed, MultiRaftError
 from multiraft.types import GroupId, Index, Term
 
 _DETAIL_CHARACTERS: Final = 1_000
@@ -84,3 +84,8 @@ def command_failed(failure: Exception) -> CommandFailed:
     except Exception as problem:
         detail = f"(its text cannot be had: {type(problem).__name__})"
     return CommandFailed(type(failure).__name__, detail[:_DETAIL_CHARACTERS])
+
+
+def query_failed(failure: Exception) -> MultiRaftError:
+    """Return what the caller of a query gets when the query raised `failure`: a refusal of its own kind, or that."""
+    return failure if isinstance(failure, MultiRaftError) else command_failed(failure)

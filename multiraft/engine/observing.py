@@ -81,5 +81,6 @@ class Observing:
                     self._engine.residents.tell_removed(replica, gone, before.nodes[gone])
         self._engine.changing.took_effect(replica)
         self.on_membership(replica)
-        if membership.removed(replica.core.replica_id):
+        # Who led may be the only one to know: the others need its word until one of them says that it was removed.
+        if not led and membership.removed(replica.core.replica_id):
             self._engine.residents.remove(replica, membership.index)

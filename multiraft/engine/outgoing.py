@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 from multiraft.messages import (
     Append,
     AppendAnswer,
+    Committed,
     CommitTo,
     HostingMessage,
     InstallSnapshot,
@@ -27,7 +28,7 @@ from multiraft.ports import Transport
 from multiraft.types import GroupId, NodeId
 
 _Repaired: TypeAlias = Append | AppendAnswer | CommitTo | InstallSnapshot
-_URGENT: Final = frozenset((PreVote, PreVoteAnswer, RequestVote, VoteAnswer, TimeoutNow))
+_URGENT: Final = frozenset((Committed, PreVote, PreVoteAnswer, RequestVote, VoteAnswer, TimeoutNow))
 
 
 class Outgoing:

@@ -18,7 +18,7 @@ from multiraft.engine.liveness import Liveness
 from multiraft.engine.replica import Replica
 from multiraft.engine.waiting import Reads
 from multiraft.errors import ReadFailed
-from multiraft.types import NodeId
+from multiraft.types import Index, NodeId
 
 
 class Reading:
@@ -35,12 +35,23 @@ class Reading:
     def add(self, replica: Replica, query: bytes, future: Future[bytes], now: float) -> None:
         """Have `query` answered in the round that the coming turn begins."""
         reads = replica.reads
-        if reads is None or not reads.futures:  # none, or none whose time has not run out
-            reads = replica.reads = Reads(now + self._timeout_s)
-            self._deadlines.append(reads)
-            self._arrived.append(replica)
+        if reads is None or reads.finished:  # none, or none whose time has not run out
+            reads = self._open(replica, now)
         reads.queries.append(query)
         reads.futures.append(future)
+
+    def ask(self, replica: Replica, asker: Future[Index], now: float) -> None:
+        """Have `asker` get the index that a read must reach, confirmed by that round; nothing is read here."""
+        reads = replica.reads
+        if reads is None or reads.finished:
+            reads = self._open(replica, now)
+        reads.askers.append(asker)
+
+    def _open(self, replica: Replica, now: float) -> Reads:
+        reads = replica.reads = Reads(now + self._timeout_s)
+        self._deadlines.append(reads)
+        self._arrived.append(replica)
+        return reads
 
     def resume(self, replica: Replica) -> None:
         """Reads that came before the leader's own-term commit may have become possible."""
@@ -99,7 +110,7 @@ class Reading:
 
     def expire(self, now: float) -> None:
         """Fail the reads whose time has run out."""
-        while self._deadlines and (self._deadlines[0].deadline_s <= now or not self._deadlines[0].futures):
+        while self._deadlines and (self._deadlines[0].deadline_s <= now or self._deadlines[0].finished):
             self._deadlines.popleft().fail(lambda: ReadFailed("leadership was not confirmed in time; retry"))
         for round_id in list(self._rounds):
             if not any(round_id in replica.rounds for replica in self._rounds[round_id]):

@@ -16,9 +16,18 @@ from math import inf
 from typing import Final
 
 from multiraft import failpoints
-from multiraft.engine.machine import Context, Machine, command_failed, environmental
+from multiraft.engine.local import LocalReads
+from multiraft.engine.machine import Context, Machine, command_failed, environmental, query_failed
 from multiraft.engine.waiting import Budget, Proposals, Reads, fail_future
-from multiraft.errors import CommandFailed, Halted, MultiRaftError, NotCommitted, NotLeader, OutcomeUnknown
+from multiraft.errors import (
+    CommandFailed,
+    Halted,
+    MultiRaftError,
+    NotCommitted,
+    NotLeader,
+    OutcomeUnknown,
+    ReadFailed,
+)
 from multiraft.ports import Clock
 from multiraft.raft import LEADER, Raft
 from multiraft.records import COMMANDS, Record
@@ -34,6 +43,7 @@ class Replica:
     queued, queued_futures  commands that the next turn proposes, and their callers; same length
     waiting                 proposed batches, ascending by first index, until their entries are applied or replaced
     reads                   queries that wait for a turn; then in `rounds` by round id; then in `confirmed`
+    local                   reads that this replica answers whoever leads; None before the first one
     committed               apply up to here: committed, and on this disk
     failed_commands         how many commands raised, since the start
     halted                  why applying has stopped; None while it has not
@@ -60,6 +70,7 @@ class Replica:
         "failed_commands",
         "group_id",
         "halted",
+        "local",
         "machine",
         "queued",
         "queued_bytes",
@@ -106,6 +117,7 @@ class Replica:
         self.reads: Reads | None = None
         self.rounds: dict[int, Reads] = {}
         self.confirmed: deque[tuple[Index, Reads]] = deque()
+        self.local: LocalReads | None = None
         self.dirty = False
         self.apply_queued = False
         self.failed_commands = 0
@@ -137,9 +149,15 @@ class Replica:
     def refusal(self) -> MultiRaftError:
         """Why this replica takes no command or query now."""
         if self.broken is not None:
-            return Halted(f"group {self.group_id}: the replica here has stopped: {self.broken}")
+            return self.stopped()
         if self.core.role is not LEADER:
             return NotLeader(self.group_id, self.leader_node)
+        return self.stopped()
+
+    def stopped(self) -> Halted:
+        """What whoever asks this very replica is told once it is halted or broken."""
+        if self.broken is not None:
+            return Halted(f"group {self.group_id}: the replica here has stopped: {self.broken}")
         return Halted(f"group {self.group_id}: the replica here has halted: {self.halted}")
 
     # ------------------------------------------------------------------------------------------------- proposing
@@ -175,6 +193,8 @@ class Replica:
         core.applied_to(self.applied)
         if self.confirmed:
             self._answer_confirmed()
+        if self.local is not None:
+            self.local.applied(self.applied, self.machine)
         return more
 
     def _apply_record(self, record: Record, until_s: float) -> bool:
@@ -262,6 +282,8 @@ class Replica:
         self.applied = index
         self.committed = max(self.committed, index)
         self.context.time_ms = max(self.context.time_ms, time_ms)
+        if self.local is not None:
+            self.local.applied(index, self.machine)
 
     def halt(self, doing: str, problem: BaseException) -> None:
         """The machine's state is not what it should be, by a failure of the environment: apply nothing more."""
@@ -272,6 +294,8 @@ class Replica:
                 self.budget, lambda: OutcomeUnknown(f"group {self.group_id}: replica halted: {self.halted}")
             )
         self.fail_reads(self.refusal)
+        if self.local is not None:
+            self.local.fail(self.stopped)
 
     # --------------------------------------------------------------------------------------------------- reading
 
@@ -279,6 +303,8 @@ class Replica:
         """Leadership at `round_id` is confirmed: its queries may run once `index` is applied."""
         reads = self.rounds.pop(round_id, None)
         if reads is not None:
+            if reads.askers:
+                reads.tell(index)
             self.confirmed.append((index, reads))
             if self.applied >= index:
                 self._answer_confirmed()
@@ -294,8 +320,7 @@ class Replica:
                 try:
                     future.set_result(query(body))
                 except Exception as problem:
-                    error = problem if isinstance(problem, MultiRaftError) else None
-                    fail_future(future, error or command_failed(problem))
+                    fail_future(future, query_failed(problem))
             reads.queries, reads.futures = [], []
 
     def fail_reads(self, error: Callable[[], MultiRaftError]) -> None:
@@ -315,6 +340,8 @@ class Replica:
         _, futures, size_bytes = self.take_queued()
         Proposals(0, 0, futures, size_bytes, 0.0).fail(self.budget, lambda: NotCommitted(reason))
         self.fail_reads(lambda: NotCommitted(reason))
+        if self.local is not None:
+            self.local.fail(lambda: ReadFailed(reason))
 
 
 def _not_bytes(result: object) -> Exception:

@@ -8,8 +8,8 @@ exactly once.
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from multiraft.errors import MultiRaftError
 from multiraft.types import Index, Term
@@ -60,28 +60,46 @@ class Proposals:
 
 
 class Reads:
-    """The queries of one group that wait for one confirmation of leadership."""
+    """The queries of one group that wait for one confirmation of leadership.
 
-    __slots__ = ("deadline_s", "futures", "queries")
+    queries, futures  what is asked of the state machine here, and by whom; same length
+    askers            those who want only the index, to read from a replica of their own
+    """
+
+    __slots__ = ("askers", "deadline_s", "futures", "queries")
 
     def __init__(self, deadline_s: float) -> None:
         self.queries: list[bytes] = []
         self.futures: list[Future[bytes]] = []
+        self.askers: list[Future[Index]] = []
         self.deadline_s = deadline_s
+
+    @property
+    def finished(self) -> bool:
+        """Whether nobody waits any more."""
+        return not self.futures and not self.askers
+
+    def tell(self, index: Index) -> None:
+        """Leadership is confirmed: tell `index` to those who asked for it."""
+        for asker in self.askers:
+            if not asker.done():
+                asker.set_result(index)
+        self.askers = []
 
     def fail(self, error: Callable[[], MultiRaftError]) -> None:
         fail_all(self.futures, error)
-        self.queries, self.futures = [], []
+        fail_all(self.askers, error)
+        self.queries, self.futures, self.askers = [], [], []
 
 
-def fail_all(futures: list[Future[bytes]], error: Callable[[], MultiRaftError]) -> None:
+def fail_all(futures: Sequence[Future[Any]], error: Callable[[], MultiRaftError]) -> None:
     """Set `error()` on every future that is not done; each gets an exception object of its own."""
     for future in futures:
         if not future.done():
             fail_future(future, error())
 
 
-def fail_future(future: Future[bytes], error: BaseException) -> None:
+def fail_future(future: Future[Any], error: BaseException) -> None:
     """Set `error`. A caller that was cancelled in the same moment never looks, which is no mistake worth a warning."""
     future.set_exception(error)
     future.exception()

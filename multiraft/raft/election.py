@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from multiraft.messages import PreVote, PreVoteAnswer, RequestVote, TimeoutNow, VoteAnswer
+from multiraft.messages import Committed, PreVote, PreVoteAnswer, RequestVote, TimeoutNow, VoteAnswer
 from multiraft.raft.progress import LOST, REPLICATE, Progress
 from multiraft.raft.quorum import elected, hopeless, majority_time
 from multiraft.raft.ready import CANDIDATE, FOLLOWER, LEADER, PRE_CANDIDATE
@@ -165,6 +165,21 @@ class Elections(Reconfiguration):
         self._answers.append(
             PreVoteAnswer(message.term, granted, self.group_id, self.replica_id, self.term, message.sender)
         )
+        if not granted and not self.membership.is_voter(self.replica_id):
+            self._tell_committed(message)
+
+    def _tell_committed(self, message: PreVote) -> None:
+        """Tell one that asks in vain what it may have and not know to be committed: that may be all that it lacks.
+
+        A leader that a change took the vote from may be the only one to know that the change is committed. It cannot
+        lead again, and its log may be longer than those that could: they need its vote as long as they do not know.
+        """
+        log = self.log
+        index = min(self.commit, message.last_index)
+        if index >= log.start.index and index > FOUNDING_INDEX:
+            self._messages.append(
+                Committed(self.group_id, index, log.term(index), self.replica_id, self.term, message.sender)
+            )
 
     def _on_request_vote(self, message: RequestVote, now: float) -> None:
         """Judge a candidate, also one that is not in the membership yet (section 4.2.3 has a server vote for any)."""

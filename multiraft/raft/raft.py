@@ -19,6 +19,7 @@ from multiraft.errors import NotLeader, NotReady, invariant
 from multiraft.messages import (
     Append,
     AppendAnswer,
+    Committed,
     CommitTo,
     InstallSnapshot,
     PreVote,
@@ -92,6 +93,8 @@ class Raft(Elections):
             self._on_append(message, now)
         elif isinstance(message, CommitTo):
             self._on_commit_to(message)
+        elif isinstance(message, Committed):
+            self._on_committed(message)
         elif isinstance(message, InstallSnapshot):
             self._on_install(message, now)
         elif isinstance(message, PreVote):

@@ -12,7 +12,10 @@ is appended. What makes that safe:
     no hurry        a replica becomes a voter only as a learner that has caught up and answers (section 4.2.1)
 
 A leader that a change takes the vote from says what it committed, asks the best of the others to take over, and steps
-down. A joint membership that may be left by itself is left by whoever leads, exactly once.
+down. Where that was lost on its way, the others do not know that the change is committed, and need its vote, until they
+ask for it: who has no vote answers with what it knows to be committed (`Committed`).
+
+A joint membership that may be left by itself is left by whoever leads, exactly once.
 
 Rules of this file: `membership` changes in `_take_effect` alone, in the order of the log; `_changes` are the indexes of
 all membership entries in the log that have not taken effect, ascending.

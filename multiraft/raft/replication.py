@@ -13,7 +13,7 @@ by id.
 from __future__ import annotations
 
 from multiraft.errors import invariant
-from multiraft.messages import Append, AppendAnswer, CommitTo, TimeoutNow
+from multiraft.messages import Append, AppendAnswer, Committed, CommitTo, TimeoutNow
 from multiraft.raft.progress import LOST, PROBE, SNAPSHOT, Progress
 from multiraft.raft.quorum import majority_index
 from multiraft.raft.ready import FOLLOWER, LEADER
@@ -281,6 +281,11 @@ class Replication(ReplicaState):
             commit = min(message.commit, self._verified)
             if commit > self.commit:
                 self.commit = commit
+
+    def _on_committed(self, message: Committed) -> None:
+        log, index = self.log, message.index
+        if self.role is not LEADER and self.commit < index <= log.last_index and log.term(index) == message.index_term:
+            self.commit = index
 
     def _accept(self, leader: ReplicaId, index: Index) -> None:
         answers = self._answers

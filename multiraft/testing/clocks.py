@@ -1,6 +1,7 @@
 """A clock for every node: it may run fast or slow, and its owner may be stopped or asleep.
 
     rate          how many of its seconds pass in one true second: a bad crystal
+    skew_s        how wrong its wall clock is, which is otherwise the true time: nobody keeps it
     pause         nothing of the node runs; its clocks go on (SIGSTOP, a long garbage collection, a starved container)
     suspend       nothing of the node runs, and its timers do not either; the clock that never stops goes on
                   (the machine sleeps: CLOCK_MONOTONIC stands, CLOCK_BOOTTIME jumps)
@@ -8,8 +9,8 @@
 A node lives on its clock by context: everything that it schedules carries the clock along (CURRENT_CLOCK). Its parts
 hold a NodeLoop, so that what others set going in it, a client's call or a test's, is the node's all the same.
 
-Rules of this file: a clock never goes back, and no time of it is skipped when its rate changes; a timer never fires
-before its time by its owner's clock.
+Rules of this file: a clock, but for the wall clock, never goes back, and no time of it is skipped when its rate
+changes; a timer never fires before its time by its owner's clock.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ Ts = TypeVarTuple("Ts")
 
 RATE_LEAST: Final = 0.2
 RATE_MOST: Final = 5.0
+WALL_AT_START_S: Final = 1_750_000_000.0
+"""What wall clocks say when the loop's own time is 0."""
 _FOREVER: Final = float("inf")
 
 
@@ -38,7 +41,7 @@ class NodeClock:
 
     stopped  nothing of the node runs now
     held     what waits until it goes on, in order
-    faults   counts what is done to it: "rate", "pause", "suspend"
+    faults   counts what is done to it: "rate", "skew", "pause", "suspend"
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class NodeClock:
         self.faults: Counter[str] = faults if faults is not None else Counter()
         self._loop = loop
         self._rate = 1.0
+        self._skew_s = 0.0
         self._since_true_s = loop.now_s
         self._since_s = start_s
         # What the never-stopping clock is ahead of the other: all sleep so far.
@@ -69,6 +73,10 @@ class NodeClock:
         passed_s = self._loop.now_s - self._since_true_s
         return self._since_s + self._slept_s + passed_s * self._rate
 
+    def wall(self) -> float:
+        """Seconds since 1970, as this machine believes; may go back when it is set."""
+        return WALL_AT_START_S + self._loop.now_s + self._skew_s
+
     def true_time(self, when: float) -> float:
         """Return the loop's own time at which `time()` reaches `when`; not earlier by the smallest fraction."""
         true_s = self._since_true_s + (when - self._since_s) / self._rate
@@ -78,7 +86,7 @@ class NodeClock:
 
     def clocks(self) -> Clocks:
         """Return all the time that reaches the node."""
-        return Clocks(self.boottime, self.boottime, self.time)
+        return Clocks(self.boottime, self.wall, self.time)
 
     # ------------------------------------------------------------------------------------------------- disturbing
 
@@ -97,6 +105,18 @@ class NodeClock:
             asleep_s = max(0.0, self._since_true_s - self._loop.now_s)
             self._slept_s += asleep_s * (rate - self._rate)
             self._set_base(max(self._loop.now_s, self._since_true_s), rate)
+
+    @property
+    def skew_s(self) -> float:
+        """How many seconds its wall clock is ahead of the true time. May be set at any time."""
+        return self._skew_s
+
+    @skew_s.setter
+    def skew_s(self, skew_s: float) -> None:
+        if skew_s != self._skew_s:
+            if skew_s:
+                self.faults["skew"] += 1
+            self._skew_s = skew_s
 
     def pause(self) -> None:
         """Stop the node where it is, as SIGSTOP does. Idempotent."""
@@ -155,7 +175,9 @@ class NodeLoop(asyncio.AbstractEventLoop):
     def call_soon(
         self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> Handle:
-        return self.virtual.call_soon(callback, *args, context=context or self.context)
+        if context is not None:
+            return self.virtual.call_soon(callback, *args, context=context)
+        return self.virtual.add_ready(VirtualHandle(callback, args, self.virtual, self.context, self.clock))
 
     def call_soon_threadsafe(
         self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None

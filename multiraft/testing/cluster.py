@@ -289,6 +289,7 @@ class MemoryCluster:
             disk.mend()
         for loop in self._loops.values():
             loop.clock.rate = 1.0
+            loop.clock.skew_s = 0.0
             loop.clock.resume()
 
     # ------------------------------------------------------------------------------------------------------- looking

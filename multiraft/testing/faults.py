@@ -29,6 +29,7 @@ FAULT_KINDS: Final[dict[str, str]] = {
     "slow": "a write took time",
     "disk_stall": "a disk stopped writing, or stopped telling",
     "rate": "a clock began to run fast or slow",
+    "skew": "a wall clock was set wrong",
     "pause": "a process was stopped and went on later",
     "suspend": "a machine slept",
     "cut": "a direction was cut: connections broke",

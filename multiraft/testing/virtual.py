@@ -184,6 +184,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._ready.append(handle)
         return handle
 
+    def add_ready(self, handle: VirtualHandle) -> VirtualHandle:
+        """Let `handle` run in its turn: the short way for who knows its context and clock."""
+        if self._closed:
+            raise RuntimeError("the loop is closed")
+        self._ready.append(handle)
+        return handle
+
     def call_later(
         self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
@@ -297,7 +304,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             except NodeKilled:
                 continue
             except BaseException as problem:
-                said = f"Exception in callback {handle._callback!r}"
+                said = f"Exception in callback {getattr(handle._callback, '__qualname__', 'of another kind')}"
                 self.call_exception_handler({"message": said, "exception": problem, "handle": handle})
 
     def _why_dead(self) -> str:

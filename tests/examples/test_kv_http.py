@@ -108,6 +108,18 @@ async def test_put_get_delete_through_different_nodes(http: aiohttp.ClientSessio
     assert (await ask(http, "GET", urls[2] + "/kv/basic"))[0] == 404
 
 
+async def test_a_value_is_read_in_the_way_chosen_and_says_how_old_it_may_be(
+    http: aiohttp.ClientSession, urls: Urls
+) -> None:
+    assert (await ask(http, "PUT", urls[0] + "/kv/ways", b"1"))[0] == 204
+    for url in urls:
+        for way in ("lease=1", "local=1", "stale_ms=0", "stale_ms=60000", "lease=0"):
+            status, body, response = await ask(http, "GET", f"{url}/kv/ways?{way}")
+            assert (status, body) == (200, b"1")
+            assert 0 <= int(response.headers["Age-Ms"]) < 30_000
+        assert "Age-Ms" not in (await ask(http, "GET", url + "/kv/ways"))[2].headers
+
+
 @pytest.mark.parametrize("key", ["a b", "dir/sub/leaf", "/", "..", "./x", "ä☃", "%2F", "a?b#c", "\x00\n", "a+b", "~"])
 async def test_any_text_is_a_key(http: aiohttp.ClientSession, urls: Urls, key: str) -> None:
     assert (await ask(http, "PUT", urls[0] + key_path(key), b"odd"))[0] == 204
@@ -235,6 +247,11 @@ BAD_INPUT: list[tuple[str, str, bytes | None, int, str]] = [
     ("PUT", "/scan", b"x", 405, "has no PUT"),
     ("PUT", "/kv/", b"x", 400, "the key is empty"),
     ("PUT", "/kv/%FF%FE", b"x", 400, "the key is not UTF-8"),
+    ("GET", "/kv/bad?stale_ms=-1", None, 400, "stale_ms = '-1'"),
+    ("GET", "/kv/bad?stale_ms=soon", None, 400, "stale_ms = 'soon'"),
+    ("GET", "/kv/bad?local=yes", None, 400, "local = 'yes'"),
+    ("GET", "/kv/bad?lease=1&local=1", None, 400, "lease: only the leader has one"),
+    ("PUT", "/kv/bad?local=1", b"x", 400, "'local' is not a parameter"),
     ("PUT", "/kv/bad?ttl=3", b"x", 400, "'ttl' is not a parameter"),
     ("PUT", LONG_KEY, b"x", 413, f"the key has {KEY_LIMIT_BYTES + 1} bytes"),
     ("PUT", "/kv/bad", b"v" * (VALUE_LIMIT_BYTES + 1), 413, "the value has more than"),

@@ -222,7 +222,7 @@ LIVENESS_MUTANTS: Final = (
         "L14-no-drift",
         "a lease allows for the drift of both clocks",
         LEADING,
-        "* (1.0 - settings.drift) / (1.0 + settings.drift)",
+        "* (1.0 - self.drift) / (1.0 + self.drift)",
         "* 1.0",
         (f"{PROMISES}::test_L14_a_lease_allows_for_the_drift_of_both_clocks",),
     ),

@@ -93,7 +93,7 @@ IN_THE_LOG: Final = (
         REPLICATION,
         "        if membership.outgoing:\n            index = min(index, self._held(membership.outgoing))\n",
         "",
-        ("tests/raft/test_replication.py",),
+        ("tests/raft/test_replication.py::TestLeader::test_a_joint_membership_needs_both_halves",),
     ),
     Mutant(
         "joint-left-twice",

@@ -13,6 +13,7 @@ from tests.mutants.core_rules_mutants import CORE_RULES_MUTANTS
 from tests.mutants.engine_mutants import ENGINE_MUTANTS
 from tests.mutants.liveness_mutants import LIVENESS_MUTANTS
 from tests.mutants.membership_mutants import MEMBERSHIP_MUTANTS
+from tests.mutants.reads_mutants import READS_MUTANTS
 from tests.mutants.storage_mutants import STORAGE_MUTANTS
 
 MUTANTS: Final = (
@@ -22,6 +23,7 @@ MUTANTS: Final = (
     *LIVENESS_MUTANTS,
     *ENGINE_MUTANTS,
     *MEMBERSHIP_MUTANTS,
+    *READS_MUTANTS,
 )
 
 invariant(len({one.name for one in MUTANTS}) == len(MUTANTS), "two mutants have the same name")

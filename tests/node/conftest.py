@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -37,19 +38,51 @@ class Ledger(BytesStateMachine):
         self.kept = state.split()
 
 
+class NodeClock:
+    """One node's real clock: runs at a rate of the loop's, and jumps when its machine was suspended."""
+
+    def __init__(self, rate: float = 1.0) -> None:
+        self._rate = rate
+        self._read_s = 1_000.0
+        self._at_s = 0.0
+
+    def __call__(self) -> float:
+        now_s = asyncio.get_running_loop().time()
+        self._read_s += (now_s - self._at_s) * self._rate
+        self._at_s = now_s
+        return self._read_s
+
+    def run_at(self, rate: float) -> None:
+        """From now on, run at `rate` times the loop's."""
+        self()
+        self._rate = rate
+
+    def suspend(self, seconds: float) -> None:
+        self._read_s += seconds
+
+
 class Ledgers:
-    """A cluster whose nodes serve "ledger" on one group, 16; `services` are the handles by node name."""
+    """A cluster whose nodes serve "ledger" on one group, 16, or more; `services` are the handles by node name.
+
+    rates  how fast each node's real clock runs; 1 where nothing is said
+    """
 
     GROUP = 16
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, rates: dict[str, float] | None = None, shards: int = 1, **options: Any) -> None:
         self.services: dict[str, BytesService] = {}
+        self.clocks: dict[str, NodeClock] = {}
+        self._rates = rates or {}
+        self._shards = shards
         options.setdefault("limits", Limits(request_timeout_ms=3_000))
         self.replicas: int = options.pop("replicas", 3)
         self.cluster = MemoryCluster(self._declare, **options)
 
     def _declare(self, node: Node) -> None:
-        self.services[node.node_id] = node.bytes_service("ledger", Ledger, initial_shards=1, replicas=self.replicas)
+        name = node.node_id
+        self.services[name] = node.bytes_service("ledger", Ledger, initial_shards=self._shards, replicas=self.replicas)
+        self.clocks.setdefault(name, NodeClock(self._rates.get(name, 1.0)))
+        node._setup.clocks = node._setup.clocks._replace(real=self.clocks[name])
 
     async def leader(self) -> str:
         """Wait until exactly one node leads the group, and return it."""

@@ -427,6 +427,6 @@ def test_a_machine_that_cannot_restore_halts_its_replica_and_no_other(monkeypatc
 
 @pytest.mark.parametrize(("entries", "trailing"), [(1, 1), (10, 6), (1_999, 1_000)])
 def test_a_log_that_would_be_too_long_again_at_once_is_refused(entries: int, trailing: int) -> None:
-    with pytest.raises(ConfigError, match="trailing_entries = .*: must be at most half of snapshot_entries"):
+    with pytest.raises(ConfigError, match=r"trailing_entries = .*: must be at most half of snapshot_entries"):
         Limits(snapshot_entries=entries, trailing_entries=trailing)
     assert Limits(snapshot_entries=0, trailing_entries=trailing).trailing_entries == trailing

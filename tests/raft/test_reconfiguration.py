@@ -387,6 +387,7 @@ def test_an_explicit_joint_change_waits_for_its_end(cluster: Make, replica: Make
 
 def test_a_removed_leader_steps_down_after_commit_and_hands_over(cluster: Make, replica: Make) -> None:
     made = world(cluster, replica)
+    made.trace.clear()
     index = made.core(1).propose_membership([Remove(1)], 0)
     made.settle()
     assert made.core(1).role is Role.FOLLOWER

@@ -56,13 +56,17 @@ class Storm:
 
     # ------------------------------------------------------------------------------------------------- what happens
 
-    def run(self) -> None:
-        actions = [
+    def actions(self) -> list[tuple[int, Callable[[Any], None]]]:
+        """Return what may happen, and how often."""
+        return [
             (300, self.deliver), (200, self.drive), (120, self.sync), (80, self.propose), (100, self.tick),
             (4, self.crash), (60, self.restart), (30, self.poke), (40, self.claim), (30, self.release),
             (25, self.tell), (2, self.transfer), (60, self.read), (20, self.trim), (2, self.judge),
             (5, self.part), (5, self.campaign), (self.compactions, self.compact),
         ]  # fmt: skip
+
+    def run(self) -> None:
+        actions = self.actions()
         # Each run has a weather of its own: slow disks here, hasty campaigns there.
         weights = [weight * self.chance.choice((0.2, 1.0, 1.0, 3.0)) for weight, _ in actions]
         for _, act in self.chance.choices(actions, weights, k=STEPS):

@@ -15,6 +15,7 @@ from multiraft.membership import unpack_membership
 from multiraft.messages import (
     Append,
     AppendAnswer,
+    Committed,
     CommitTo,
     InstallSnapshot,
     PreVote,
@@ -37,6 +38,7 @@ KINDS: Final[dict[str, type[RaftMessage]]] = {
     "append": Append,
     "append-answer": AppendAnswer,
     "commit": CommitTo,
+    "committed": Committed,
     "timeout-now": TimeoutNow,
     "snapshot": InstallSnapshot,
 }
@@ -72,6 +74,8 @@ def _said(message: RaftMessage) -> str:
         return f"refused at {message.index}; we may agree up to {message.hint_index}@{message.hint_term}"
     if isinstance(message, CommitTo):
         return f"committed up to {message.commit}"
+    if isinstance(message, Committed):
+        return f"{message.index}@{message.index_term} is committed"
     if isinstance(message, InstallSnapshot):
         members = members_text(unpack_membership(message.membership, "a snapshot"))
         return f"snapshot of {message.index}@{message.index_term}: {members}; {len(message.data)} bytes"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from multiraft.config import Limits
+from multiraft.engine.local import Seen
 from multiraft.engine.machine import Context
 from multiraft.errors import (
     CommandFailed,
@@ -75,6 +76,18 @@ class Cluster:
 
     def ask_local(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float) -> Future[bytes]:
         return self._answer(self.node_id, kind, body, timeout_s)
+
+    def read_nearby(self, group_id: GroupId, query: bytes, stale_s: float | None, timeout_s: float) -> Future[Seen]:
+        raise AssertionError("asked for by reads of other kinds alone; see test_router_reads.py")
+
+    def has_replica(self, group_id: GroupId) -> bool:
+        return False
+
+    def clock_s(self) -> float:
+        return self.now
+
+    def age_s(self, since_s: float) -> float:
+        return self.now - since_s
 
     def leads(self, group_id: GroupId) -> bool:
         return self.leader == self.node_id

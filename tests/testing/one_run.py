@@ -34,6 +34,12 @@ class Tally(BytesStateMachine):
     def query(self, query: bytes) -> bytes:
         return b"%d" % self.count
 
+    def snapshot(self) -> bytes:
+        return b"%d" % self.count
+
+    def restore(self, state: bytes) -> None:
+        self.count = int(state)
+
 
 class Run:
     """A run: a fault about every 200 ms, four clients, and in the end a cluster that agrees."""
@@ -42,7 +48,7 @@ class Run:
         self.rng = Random(seed)
         self.say = say
         self.services: dict[str, BytesService] = {}
-        limits = Limits(request_timeout_ms=1_500, apply_slice_ms=1_000)
+        limits = Limits(request_timeout_ms=1_500, apply_slice_ms=1_000, snapshot_entries=10, trailing_entries=3)
         self.cluster = MemoryCluster(self._declare, NAMES, limits=limits, seed=seed)
         self.running = True
 
@@ -67,6 +73,7 @@ class Run:
         name, other = rng.sample(NAMES, 2)
         deeds: dict[str, Callable[[], object]] = {
             "rate": lambda: setattr(cluster.clock(name), "rate", rng.choice([0.2, 0.9, 1.1, 5.0])),
+            "skew": lambda: setattr(cluster.clock(name), "skew_s", rng.uniform(-100.0, 100.0)),
             "pause": lambda: self.pause(name),
             "suspend": lambda: cluster.clock(name).suspend(rng.random() * 3),
             "cut": lambda: network.cut(name, other),

@@ -109,6 +109,24 @@ def test_a_sleeping_machine_can_be_woken() -> None:
     on_clock(story)
 
 
+def test_a_wall_clock_is_true_unless_it_is_set_wrong() -> None:
+    async def story(node: NodeLoop) -> None:
+        clock, wall = node.clock, node.clock.clocks().wall
+        before_s = wall()
+        clock.rate = 5.0
+        await asyncio.sleep(10.0)
+        assert wall() - before_s == 10.0
+        clock.skew_s = -60.0
+        assert wall() - before_s == -50.0
+        clock.skew_s = 0.0
+        clock.suspend(5.0)
+        await asyncio.sleep(5.0)
+        assert wall() - before_s == 15.0
+        assert clock.faults["skew"] == 1
+
+    on_clock(story)
+
+
 def test_rates_out_of_what_is_simulated_are_refused() -> None:
     async def story(node: NodeLoop) -> None:
         for rate in (0.0, 0.19, 5.1, -1.0):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from multiraft import MultiRaftError, NotRunning, StorageError
+from multiraft import Limits, MultiRaftError, NotRunning, StorageError
 from multiraft.failpoints import FAILPOINTS, number_of
-from multiraft.testing import FAULT_KINDS, MemoryCluster, run_virtual
+from multiraft.testing import FAULT_KINDS, run_virtual
 
 if TYPE_CHECKING:
     from tests.testing.conftest import Fleet
@@ -191,10 +191,17 @@ def test_clocks_of_any_rate_lose_nothing(play: Play, rates: tuple[float, ...]) -
     play(story)
 
 
-def test_a_real_loop_has_no_clocks_of_nodes() -> None:
+def test_on_a_real_loop_a_cluster_works_and_has_no_clocks_of_nodes(make_fleet: Any) -> None:
     async def main() -> None:
-        with pytest.raises(RuntimeError, match="virtual time"):
-            MemoryCluster(lambda _: None).clock("a")
+        fleet: Fleet = make_fleet(limits=Limits(beat_ms=20, election_timeout_ms=150))
+        async with fleet.cluster as cluster:
+            await cluster.ready()
+            cluster.crash("b")
+            assert await fleet.write(3, at="a") == 3
+            await cluster.restart("b")
+            await fleet.assert_kept()
+            with pytest.raises(RuntimeError, match="virtual time"):
+                cluster.clock("a")
 
     asyncio.run(main())
 
@@ -324,6 +331,7 @@ def test_every_kind_of_fault_counts_itself(play: Play) -> None:
         cluster.isolate("c", by="stall")
         cluster.heal()
         cluster.clock("a").rate = 2.0
+        cluster.clock("a").skew_s = -3_600.0
         cluster.clock("b").pause()
         cluster.clock("c").suspend(1.0)
         await cluster.run_for(2.0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ SEEDS_PER_FAULT: Final = 40
 SEEDS_PER_PLACE: Final = 100
 """Something must have happened at each failpoint once in so many seeds."""
 _AHEAD: Final = 4
+_LOOK_S: Final = 0.2
 
 
 @dataclass(slots=True)
@@ -137,23 +139,49 @@ def _reports(body: Body, seeds: Sequence[int], jobs: int, options: Options | Non
     executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=_ignore_interrupts)
     waiting = iter(seeds)
     under_way: set[Future[Report]] = set()
-    try:
-        while True:
-            for seed in waiting:
-                under_way.add(executor.submit(_elsewhere, seed, body, options))
-                if len(under_way) >= jobs * _AHEAD:
+    with _Interrupts() as interrupts:
+        try:
+            while True:
+                for seed in waiting:
+                    under_way.add(executor.submit(_elsewhere, seed, body, options))
+                    if len(under_way) >= jobs * _AHEAD:
+                        break
+                if not under_way:
                     break
-            if not under_way:
-                break
-            ended, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-            for future in ended:
-                yield future.result()
-    except BaseException:
-        for child in multiprocessing.active_children():
-            child.terminate()
-        raise
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+                ended, under_way = wait(under_way, _LOOK_S, FIRST_COMPLETED)
+                interrupts.raise_pending()
+                for future in ended:
+                    yield future.result()
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+class _Interrupts:
+    """Keeps a Ctrl-C until it can be obeyed: raised while a process is being started, it would leave half of one."""
+
+    def __init__(self) -> None:
+        self._came = False
+        self._before: Any = None
+
+    def __enter__(self) -> _Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, *_: object) -> None:
+        self._came = True
+
+    def raise_pending(self) -> None:
+        if self._came:
+            raise KeyboardInterrupt
 
 
 def _elsewhere(seed: int, body: Body, options: Options | None) -> Report:

@@ -80,7 +80,7 @@ def simulate(
         asks = "request" in signature.parameters
         parameters = [parameter for parameter in signature.parameters.values() if parameter.name != "cluster"]
         if not asks:
-            parameters.append(inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY, default=None))
+            parameters.append(inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY))
         run.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
         return run
 

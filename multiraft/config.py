@@ -40,6 +40,7 @@ class Limits:
     key_bytes                    largest routing key
     inflight_messages            appends on the way to one follower of one group
     inflight_bytes               the same, in bytes
+    uncommitted_bytes            a group's log beyond its commit: past it nothing is proposed; one entry always fits
     outbox_bytes                 queued for one peer
     pending_bytes                proposals accepted and not yet answered, per node
     frame_bytes                  largest frame between nodes; longer messages travel in pieces
@@ -64,6 +65,7 @@ class Limits:
     key_bytes: int = _setting(4 * _KIB, 1, _MIB)
     inflight_messages: int = _setting(256, 1, 65_536)
     inflight_bytes: int = _setting(8 * _MIB, 64 * _KIB, 1024 * _MIB)
+    uncommitted_bytes: int = _setting(64 * _MIB, 64 * _KIB, 4096 * _MIB)
     outbox_bytes: int = _setting(64 * _MIB, 256 * _KIB, 4096 * _MIB)
     pending_bytes: int = _setting(64 * _MIB, 64 * _KIB, 4096 * _MIB)
     frame_bytes: int = _setting(256 * _KIB, 4 * _KIB, 4 * _MIB)

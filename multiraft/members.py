@@ -37,6 +37,7 @@ Ask = Callable[[str, bytes, float], Coroutine[Any, Any, bytes]]
 CHANGE_TIMEOUT_S: Final = 60.0
 _LOOK_S: Final = 1.0
 _AGAIN_S: Final = 0.05
+_NOT_REACHED: Final = "the group's leader was not reached"
 
 
 class Members:
@@ -47,7 +48,7 @@ class Members:
         self._now = now
         self._timeout_s = CHANGE_TIMEOUT_S if timeout_s is None else timeout_s
         self._deadline_s = now() + self._timeout_s
-        self._waiting_for = "the group's leader was not reached"
+        self._waiting_for = _NOT_REACHED
 
     async def add(self, node_id: NodeId, voter: bool) -> Membership:
         """Give the group a replica on `node_id`; return the membership in which it votes (`voter`), or learns."""
@@ -55,12 +56,11 @@ class Members:
             view = await self._look()
             members = view.in_effect
             replica_id = members.replica_on(node_id)
-            if replica_id in members.voters or (replica_id != NOBODY and not voter):
+            if replica_id in members.voters or (replica_id in members.learners and not voter):
                 return members
             if members.joint or view.latest.index != members.index:
                 await self._next(view, f"a membership change of index {view.latest.index} is under way")
             elif replica_id == NOBODY:
-                self._waiting_for = "the change was not made yet"
                 await self._change(members, [AddLearner(node_id, joining=voter)])
             elif replica_id not in members.joining:
                 await self._promote(view, replica_id)
@@ -134,19 +134,21 @@ class Members:
         if view.in_effect.joint or view.latest.index != view.in_effect.index:
             await self._next(view, f"a membership change of index {view.latest.index} is under way")
         else:
-            self._waiting_for = waiting_for or self._waiting_for
-            await self._change(view.in_effect, changes)
+            await self._change(view.in_effect, changes, waiting_for)
 
-    async def _change(self, members: Membership, changes: Sequence[Change]) -> None:
-        """Ask for one change of `members`; whatever comes of it is seen by looking again."""
+    async def _change(self, members: Membership, changes: Sequence[Change], waiting_for: str = "") -> None:
+        """Ask for one change of `members`; whatever comes of it is seen by looking again.
+
+        waiting_for  what it waits for where it is put off; empty: whatever it was put off with
+        """
         left_s = self._left_s()
         try:
             await self._ask("change", encode_change(changes, members.index), min(left_s, _LOOK_S))
-        except (ChangePending, MembershipChanged, OutcomeUnknown):
-            await asyncio.sleep(_AGAIN_S)
-        except (ChangeRefused, InvalidRequest, NotRunning):
-            raise
-        except NotCommitted:
+        except (NotCommitted, OutcomeUnknown) as problem:
+            final = isinstance(problem, (ChangeRefused, InvalidRequest, NotRunning))
+            if final and not isinstance(problem, (ChangePending, MembershipChanged)):
+                raise
+            self._waiting_for = waiting_for or f"the change was put off: {problem}"
             await asyncio.sleep(_AGAIN_S)
 
     async def _look(self, known: int | None = None) -> MembershipView:
@@ -159,7 +161,9 @@ class Members:
                 raise OutcomeUnknown(f"the leader's answer is not understood: {problem}") from problem
             except NotRunning:
                 raise
-            except (NotCommitted, OutcomeUnknown):
+            except (NotCommitted, OutcomeUnknown) as problem:
+                if wait_s == _LOOK_S or self._waiting_for == _NOT_REACHED:  # a hurried last look says nothing
+                    self._waiting_for = f"{_NOT_REACHED}: {problem}"
                 await asyncio.sleep(_AGAIN_S)
 
     async def _next(self, view: MembershipView, waiting_for: str) -> None:

@@ -18,8 +18,8 @@ import msgpack
 from multiraft.errors import CorruptRecord
 from multiraft.types import U64_MAX, Membership, NodeId, ReplicaId
 
+NODE_ID_CHARACTERS_MAX = 255
 _ID_BYTES_MAX = 64
-_NAME_CHARACTERS_MAX = 255
 
 
 def pack_membership(membership: Membership) -> bytes:
@@ -103,7 +103,7 @@ def _ids(value: object, what: str) -> tuple[ReplicaId, ...]:
 
 
 def _name(value: object, what: str) -> NodeId:
-    if type(value) is not str or not 0 < len(value) <= _NAME_CHARACTERS_MAX:
+    if type(value) is not str or not 0 < len(value) <= NODE_ID_CHARACTERS_MAX:
         raise CorruptRecord(f"{what}: a node is not a name")
     return value
 

@@ -29,7 +29,7 @@ from multiraft.services import BytesService, Services
 from multiraft.shard import Router, ShardMap
 from multiraft.shard.partition import Mode
 from multiraft.statemachine import BytesStateMachine, StateMachine
-from multiraft.status import read_log, replica_state, shards_by_group
+from multiraft.status import read_log, replica_state, shards_by_group, tombstones
 from multiraft.storage import open_leveldb
 from multiraft.transport import AiohttpTransport
 from multiraft.types import GroupId, Identity, Membership, NodeId
@@ -347,6 +347,10 @@ class Node:
         running = self._here()
         replica = running.engine.replicas[group_id]
         return replica_state(replica, self.node_id, shards_by_group(running.router.map).get(group_id))
+
+    def tombstones(self) -> list[dict[str, int]]:
+        """Describe what is left here of replicas that were removed from their groups. Raises NotRunning."""
+        return tombstones(self._here().engine)
 
     def read_log(self, group_id: GroupId, last_n: int) -> list[dict[str, Any]]:
         """Describe the last `last_n` entries of this node's replica. Raises KeyError, CorruptRecord, NotRunning."""

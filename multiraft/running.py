@@ -340,6 +340,11 @@ class Running:
                 "syncs": store.syncs,
             },
             "proposals": {"pending": engine.budget.count, "pending_bytes": engine.budget.used_bytes},
+            "reads": {
+                "by_lease": engine.leases.reads,
+                "questions": engine.following.asked,
+                "waiting_here": engine.following.budget.count,
+            },
             "counters": {**engine.counters, **transport.counters()},
         }
 

@@ -12,10 +12,11 @@ from typing import Any, Final
 
 from multiraft.engine.engine import Engine
 from multiraft.engine.replica import Replica
+from multiraft.errors import CorruptRecord
 from multiraft.raft import Role
 from multiraft.records import COMMANDS, NOOP
 from multiraft.shard import ShardMap
-from multiraft.types import GroupId, NodeId
+from multiraft.types import GroupId, Membership, NodeId
 
 _ROLES: Final = {
     Role.FOLLOWER: "follower",
@@ -38,7 +39,7 @@ def process_use() -> dict[str, Any]:
 
 
 def group_counts(engine: Engine) -> dict[str, int]:
-    """Count this node's replicas by what they do."""
+    """Count this node's replicas by what they do; `removed` are those of which a tombstone is left."""
     replicas = engine.replicas.values()
     return {
         "hosted": len(replicas),
@@ -46,6 +47,9 @@ def group_counts(engine: Engine) -> dict[str, int]:
         "followed": sum(not replica.leads and replica.leader_node is not None for replica in replicas),
         "leaderless": sum(replica.leader_node is None for replica in replicas),
         "halted": sum(replica.halted is not None or replica.broken is not None for replica in replicas),
+        "changing": sum(replica.core.change_pending for replica in replicas),
+        "learning": sum(not replica.core.membership.is_voter(replica.core.replica_id) for replica in replicas),
+        "removed": len(engine.residents.tombstones),
     }
 
 
@@ -82,8 +86,11 @@ def shards_by_group(shard_map: ShardMap) -> dict[GroupId, dict[str, Any]]:
 
 
 def replica_state(replica: Replica, node_id: NodeId, shard: dict[str, Any] | None) -> dict[str, Any]:
-    """Describe one replica; a leader also says how far each of its peers is."""
-    core, members = replica.core, replica.core.membership
+    """Describe one replica; a leader also says how far each of its peers is.
+
+    `membership` is the one in effect, `latest` the newest in the log while a change is pending, else None.
+    """
+    core = replica.core
     return {
         "group_id": replica.group_id,
         "service": replica.descriptor.service,
@@ -99,14 +106,39 @@ def replica_state(replica: Replica, node_id: NodeId, shard: dict[str, Any] | Non
         "last": core.last_index,
         "halted": replica.broken or replica.halted,
         "pending": sum(len(batch.futures) for batch in replica.waiting) + len(replica.queued),
-        "membership": {
-            "index": members.index,
-            "voters": [[peer, members.nodes[peer]] for peer in members.voters],
-            "learners": [[peer, members.nodes[peer]] for peer in members.learners],
-            "outgoing": [[peer, members.nodes[peer]] for peer in members.outgoing],
-        },
+        "membership": membership_state(core.membership),
+        "latest": _latest(replica),
         "replicas": _progress(replica) if replica.leads else [],
     }
+
+
+def _latest(replica: Replica) -> dict[str, Any] | None:
+    """The newest membership in the log where a change is pending; None also where the log does not tell."""
+    if not replica.core.change_pending:
+        return None
+    try:
+        return membership_state(replica.core.latest_membership())
+    except CorruptRecord:
+        return None
+
+
+def membership_state(members: Membership) -> dict[str, Any]:
+    """Describe a membership; a replica is [its id, its node]."""
+    return {
+        "index": members.index,
+        "voters": [[peer, members.nodes[peer]] for peer in members.voters],
+        "learners": [[peer, members.nodes[peer]] for peer in members.learners],
+        "outgoing": [[peer, members.nodes[peer]] for peer in members.outgoing],
+        "joining": [[peer, members.nodes[peer]] for peer in members.joining],
+    }
+
+
+def tombstones(engine: Engine) -> list[dict[str, int]]:
+    """Describe what is left of replicas that were removed from their groups, by group id: the newest of each."""
+    return [
+        {"group_id": group_id, "replica_id": tombstone.replica_id, "index": tombstone.index}
+        for group_id, tombstone in sorted(engine.residents.tombstones.items())
+    ]
 
 
 def _progress(replica: Replica) -> list[dict[str, Any]]:
@@ -120,6 +152,7 @@ def _progress(replica: Replica) -> list[dict[str, Any]]:
             "next": peer.next,
             "state": peer.state.name.lower(),
             "lag": max(0, core.last_index - peer.match),
+            "answers": core.answers(peer.replica_id),
         }
         for peer in core.progress.values()
         if peer.replica_id != core.replica_id
@@ -131,6 +164,7 @@ def _progress(replica: Replica) -> list[dict[str, Any]]:
         "next": core.last_index + 1,
         "state": "leader",
         "lag": 0,
+        "answers": True,
     }
     return sorted((own, *rows), key=lambda row: int(row["replica_id"]))
 

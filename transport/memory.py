@@ -69,16 +69,16 @@ class MemoryTransport(PeerTransport):
             self._dial_in(node_id, 0.0)
 
     async def close(self) -> None:
-        """Deliver what waits, unless it is stalled, and end all connections. Idempotent."""
+        """End all connections; what waited still arrives, but for what a stall keeps from leaving. Idempotent."""
         if self._closing:
             return
         for wire in self._network.wires_of(self):
             if wire.dialler is self:
                 wire.flush_now()
-        self.stop_now()
+        self.stop_now(deliver=True)
 
-    def stop_now(self) -> None:
-        """End at once; what waits is lost."""
+    def stop_now(self, deliver: bool = False) -> None:
+        """End at once; what waits is lost. `deliver`: what has left this node still arrives, as from a kernel."""
         self._network.unlisten(self._config.listen, self)
         self._end()
         for timer in (*self._waits.values(), *self._late):
@@ -86,7 +86,10 @@ class MemoryTransport(PeerTransport):
         self._waits.clear()
         self._late.clear()
         for wire in self._network.wires_of(self):
-            wire.end_now()
+            if deliver and wire.dialler is self:
+                wire.outlive()
+            else:
+                wire.end_now()
 
     def send(self, node_id: NodeId, messages: Sequence[NodeMessage], urgent: bool) -> bool:
         """Queue messages for a peer; see ports.Transport.send."""

@@ -40,9 +40,6 @@ class Wires(Protocol):
     def arrive_at(self, receiver: AbstractEventLoop, when_s: float, deliver: Callable[[], None]) -> None:
         """Call `deliver` where the receiver runs, at `when_s` of `now`."""
 
-    def listens(self, receiver: AbstractEventLoop) -> bool:
-        """Whether the receiver runs; what comes while it does not waits for it."""
-
 
 class _LoopWires:
     def now(self, receiver: AbstractEventLoop) -> float:
@@ -50,9 +47,6 @@ class _LoopWires:
 
     def arrive_at(self, receiver: AbstractEventLoop, when_s: float, deliver: Callable[[], None]) -> None:
         receiver.call_at(when_s, deliver)
-
-    def listens(self, receiver: AbstractEventLoop) -> bool:
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +160,10 @@ class MemoryNetwork:
                 break_one(other, one)
 
     def heal(self, sender: NodeId | None = None, receiver: NodeId | None = None) -> None:
-        """End cuts, stalls and disturbances of this direction; without arguments, of all. Delays stay: see `delay`."""
+        """End all but delays of this direction: cuts, stalls, disturbances, drops to come; or of all."""
+        for direction in list(self._drop_bulk):
+            if sender in (None, direction[0]) and receiver in (None, direction[1]):
+                del self._drop_bulk[direction]
         for direction in list(self._disturbed):
             if sender in (None, direction[0]) and receiver in (None, direction[1]):
                 del self._disturbed[direction]
@@ -194,11 +191,14 @@ class MemoryNetwork:
         """Let the next `count` bulk sends from `sender` to `receiver` fail, as if the outbox were full."""
         self._drop_bulk[sender, receiver] += count
 
-    def crash(self, node_id: NodeId) -> None:
-        """End a node's transport as kill -9 would: its handler hears nothing more, its peers see it go."""
+    def crash(self, node_id: NodeId, *, deliver: bool = False) -> None:
+        """End a node's transport as kill -9 would: its handler hears nothing more, its peers see it go.
+
+        deliver  what it had sent still arrives, as when its machine lives on; else it is lost with the machine
+        """
         for transport in list(self._listeners.values()):
             if transport.node_id == node_id:
-                transport.stop_now()
+                transport.stop_now(deliver)
 
     # ------------------------------------------------------------------------------------------ for transports
 

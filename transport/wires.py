@@ -54,24 +54,24 @@ class _Pipe:
 
     def _let_go(self) -> None:
         self._held = False
-        self.flush()
+        self._arrived = len(self._on_the_way)
+        self._release()
 
-    def release(self) -> None:
-        """Deliver what has arrived, unless the direction is stalled."""
+    def release_soon(self) -> None:
+        """The direction may not be stalled any more: have the receiver take what has arrived."""
+        if self._arrived:
+            self._loop.call_soon(self._release)
+
+    def _release(self) -> None:
+        """Deliver what has arrived, unless the direction is stalled. Runs where the receiver lives."""
         while self._arrived and not self._held and not self.closed and not self._network.is_stalled(*self._direction):
             self._arrived -= 1
             self._on_the_way.popleft()()
 
-    def flush(self) -> None:
-        """Deliver everything now, unless the direction is stalled or the receiver does not run."""
-        if self._network.wires.listens(self._loop):
-            self._arrived = len(self._on_the_way)
-            self.release()
-
     def _arrive(self) -> None:
         if self._arrived < len(self._on_the_way):
             self._arrived += 1
-            self.release()
+            self._release()
 
 
 class Wire:
@@ -144,8 +144,8 @@ class Wire:
 
     def resume(self) -> None:
         """A stall may have ended."""
-        self._there.release()
-        self._back.release()
+        self._there.release_soon()
+        self._back.release_soon()
         if not self._over:
             self.pump_soon()
 
@@ -154,8 +154,8 @@ class Wire:
         self.pump_soon()
 
     def flush_now(self) -> None:
+        """Put what waits in the outbox on its way."""
         self._pump()
-        self._there.flush()
 
     # ---------------------------------------------------------------------------------------------------- end
 
@@ -167,6 +167,14 @@ class Wire:
     def end_now(self) -> None:
         """End the connection, stranded or not: one of its nodes is gone."""
         self._end()
+
+    def outlive(self) -> None:
+        """The dialler is gone; what it has put on its way still arrives, and then the connection ends."""
+        if self._inbound is None or self._outbound is None:
+            self._end()
+        elif not self._over and not self._stranded:
+            self._stranded = True
+            self._there.put(self._end)
 
     def strand(self, late_s: float) -> None:
         """The dialler loses the connection; what it has sent reaches the other end `late_s` seconds from now."""

@@ -3,52 +3,55 @@
 Every command prints a table (drawn on a terminal, plain aligned text in a pipe), or with --json the answer as it came.
 What goes wrong is one line with a hint on the error stream, and an exit code.
 
-Rules of this file: nothing here changes a cluster or a store; no traceback reaches an operator; results go to the
-output stream, everything else to the error stream.
+Rules of this file: what changes a cluster stands in multiraft.admin.member_commands, the rest only looks; no traceback
+reaches an operator; results go to the output stream, everything else to the error stream.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final, NoReturn, ParamSpec, TypeVar
+from typing import Final, NoReturn
 
 import click
-from rich.console import Console
-from rich.live import Live
 
-from multiraft.admin import pages
+from multiraft.admin import member_commands, pages
 from multiraft.admin.client import (
-    DEFAULT_TIMEOUT_S,
     DEFAULT_URL,
     AdminClient,
     AdminClientError,
     BadRequest,
     BadUrl,
     CannotReach,
-    NodeFailed,
+    NotDone,
     NotFound,
 )
 from multiraft.admin.formats import printable
+from multiraft.admin.invoking import (
+    BUG,
+    INTERRUPTED,
+    NOT_FOUND,
+    OK,
+    PIPE_CLOSED,
+    REFUSED,
+    UNDONE,
+    UNHEALTHY,
+    UNREACHABLE,
+    USAGE,
+    CliError,
+    Options,
+    PipeClosed,
+    Unhealthy,
+    console,
+    present,
+    remote,
+    watchable,
+)
 from multiraft.admin.sim import SimulationFailed, sim
-from multiraft.admin.tables import Page, render_rich, show
-from multiraft.admin.view import SORTS, STATES, Facts
-
-OK: Final = 0
-UNHEALTHY: Final = 1
-USAGE: Final = 2
-UNREACHABLE: Final = 3
-NOT_FOUND: Final = 4
-REFUSED: Final = 5
-BUG: Final = 70
-INTERRUPTED: Final = 130
-PIPE_CLOSED: Final = 141
+from multiraft.admin.view import SORTS, STATES
 
 _EXIT_CODES: Final = """\b
 Exit codes:
@@ -58,40 +61,12 @@ Exit codes:
   2    wrong usage
   3    the node cannot be reached
   4    no such group, node, service or directory
-  5    refused: the node cannot answer now, or the directory is in use or cannot
-       be opened
+  5    refused: the node cannot answer now, a change would be unsafe or makes no
+       sense, or the directory is in use or cannot be opened
+  6    a change is not done in time; it may still come about
   70   a bug in this tool (MULTIRAFT_DEBUG=1 shows the traceback)
   130  interrupted (Ctrl-C)
 """
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-class CliError(Exception):
-    """Ends the command with `code` after printing `error` and `hint`."""
-
-    def __init__(self, code: int, error: str, hint: str = "") -> None:
-        super().__init__(error)
-        self.code = code
-        self.error = error
-        self.hint = hint
-
-
-class Unhealthy(Exception):
-    """The result has been printed; what it says is not good."""
-
-
-class PipeClosed(Exception):
-    """Nobody reads the output any more. Apart from BrokenPipeError, which click would turn into exit code 1."""
-
-
-@dataclass(slots=True)
-class Options:
-    """What stands before the command's name."""
-
-    url: str | None
-    timeout_s: float | None
 
 
 def _version() -> str:
@@ -111,7 +86,7 @@ def _version() -> str:
 @click.version_option(_version(), message="multiraft %(version)s")
 @click.pass_context
 def cli(context: click.Context, url: str | None, timeout: float | None) -> None:
-    """Look into a multiraft cluster.
+    """Look into a multiraft cluster, and change who takes part in its groups.
 
     Ask any node; it answers for all. The node is named by --url or by MULTIRAFT_URL. Every command knows --json.
 
@@ -122,38 +97,18 @@ def cli(context: click.Context, url: str | None, timeout: float | None) -> None:
       multiraft group 17                        one group and each of its replicas
       multiraft route user:42 --service kv      who serves this key
       multiraft log 17 --last 20                the end of a group's log
+      multiraft members 17                      who takes part in a group
+      multiraft member replace 17 n2 n4         move a replica; also add, remove, ...
+      multiraft transfer 17 n3                  have n3 lead it
       multiraft storage data/n1                 the directory of a stopped node
       multiraft --url 10.0.0.7:7101 status --watch 2
     """
     context.obj = Options(url, timeout)
 
 
-def _remote(command: Callable[..., R]) -> Callable[..., R]:
-    """Give a command the options by which a node is reached; it gets an AdminClient as its first argument."""
-
-    @click.option("--url", metavar="URL", help="Admin URL of any node (also before the command).")
-    @click.option("--timeout", type=click.FloatRange(0.1, 600), metavar="SECONDS", help="Longest wait for an answer.")
-    @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-    @click.pass_context
-    @functools.wraps(command)
-    def with_client(context: click.Context, /, *args: Any, url: str | None, timeout: float | None, **options: Any) -> R:
-        given: Options = context.obj
-        timeout_s = timeout or given.timeout_s or DEFAULT_TIMEOUT_S
-        client = AdminClient(url or given.url or DEFAULT_URL, timeout_s)
-        return command(client, *args, **options)
-
-    return with_client
-
-
-def _watchable(command: Callable[..., R]) -> Callable[..., R]:
-    return click.option(
-        "--watch", type=click.FloatRange(0.1, 3600), metavar="SECONDS", help="Show it again and again; Ctrl-C ends it."
-    )(command)
-
-
 @cli.command()
-@_watchable
-@_remote
+@watchable
+@remote
 def status(client: AdminClient, as_json: bool, watch: float | None) -> None:
     """Show every node: up or down, its groups, and what keeps it busy.
 
@@ -173,7 +128,7 @@ def status(client: AdminClient, as_json: bool, watch: float | None) -> None:
       multiraft status --watch 2
       multiraft status --json | jq '.nodes[] | select(.state == "down") | .node_id'
     """
-    _present(lambda: client.get("status"), pages.status_page, as_json, watch)
+    present(lambda: client.get("status"), pages.status_page, as_json, watch)
 
 
 @cli.command()
@@ -183,8 +138,8 @@ def status(client: AdminClient, as_json: bool, watch: float | None) -> None:
 @click.option("--state", type=click.Choice(STATES), metavar="STATE", help="Only groups in this state.")
 @click.option("--sort", metavar="COLUMN", default="group", help=f"One of {', '.join(SORTS)}; -COLUMN turns it round.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Show at most N rows.")
-@_watchable
-@_remote
+@watchable
+@remote
 def groups(client: AdminClient, as_json: bool, watch: float | None, limit: int | None, **filters: str | None) -> None:
     """List the groups of all nodes, each as its leader sees it.
 
@@ -203,12 +158,12 @@ def groups(client: AdminClient, as_json: bool, watch: float | None, limit: int |
       multiraft groups --node n2 --state leaderless
       multiraft groups --json | jq '.groups | length'
     """
-    _present(lambda: client.get("groups", params=filters), lambda a: pages.groups_page(a, limit or 0), as_json, watch)
+    present(lambda: client.get("groups", params=filters), lambda a: pages.groups_page(a, limit or 0), as_json, watch)
 
 
 @cli.command()
 @click.argument("group_id", metavar="ID", type=click.IntRange(1))
-@_remote
+@remote
 def group(client: AdminClient, group_id: int, as_json: bool) -> None:
     """Show one group: its leader, its log, and each of its replicas.
 
@@ -216,7 +171,7 @@ def group(client: AdminClient, group_id: int, as_json: bool) -> None:
     Example:
       multiraft group 17
     """
-    _present(lambda: client.get("groups", str(group_id)), pages.group_page, as_json)
+    present(lambda: client.get("groups", str(group_id)), pages.group_page, as_json)
 
 
 @cli.command()
@@ -225,7 +180,7 @@ def group(client: AdminClient, group_id: int, as_json: bool) -> None:
 @click.option(
     "--type", "type_", type=click.Choice(["str", "int", "bytes"]), help="What KEY is; bytes as hex. [default: str]"
 )
-@_remote
+@remote
 def route(client: AdminClient, key: str, service: str | None, type_: str | None, as_json: bool) -> None:
     """Show which shard, group and node serve a key.
 
@@ -236,7 +191,7 @@ def route(client: AdminClient, key: str, service: str | None, type_: str | None,
       multiraft route -- -starts-with-a-dash
     """
     params = {"key": key, "service": service, "type": type_}
-    _present(lambda: client.get("route", params=params), pages.route_page, as_json)
+    present(lambda: client.get("route", params=params), pages.route_page, as_json)
 
 
 @cli.command(short_help="Show the end of a group's log.")
@@ -246,7 +201,7 @@ def route(client: AdminClient, key: str, service: str | None, type_: str | None,
 )
 @click.option("--node", metavar="NODE", help="Show this node's copy instead of the leader's.")
 @click.option("--full", is_flag=True, help="Do not cut entries to the width (at most 64 KiB of each are shown).")
-@_remote
+@remote
 def log(client: AdminClient, group_id: int, last: int, node: str | None, full: bool, as_json: bool) -> None:
     """Show the end of a group's log, commands as calls, anything else in hex.
 
@@ -257,9 +212,9 @@ def log(client: AdminClient, group_id: int, last: int, node: str | None, full: b
       multiraft log 17 --json | jq -r '.entries[-1].entry' | base64 -d
     """
     params = {"last": last, "node": node, "entry_bytes": 65_536 if full or as_json else 1_024}
-    width = 0 if full or _console().is_terminal else 100
+    width = 0 if full or console().is_terminal else 100
     answer = functools.partial(client.get, "groups", str(group_id), "log", params=params)
-    _present(answer, lambda found: pages.log_page(found, width), as_json)
+    present(answer, lambda found: pages.log_page(found, width), as_json)
 
 
 @cli.command(short_help="Check the data directory of a stopped node.")
@@ -278,63 +233,12 @@ def storage(directory: str, as_json: bool) -> None:
     """
     from multiraft.admin.stores import inspect_store  # loads LevelDB, which the other commands do without
 
-    _present(lambda: inspect_store(directory), pages.storage_page, as_json)
+    present(lambda: inspect_store(directory), pages.storage_page, as_json)
 
 
-# ------------------------------------------------------------------------------------------------- presenting
-
-
-def _console() -> Console:
-    return Console(highlight=False)
-
-
-def _present(
-    ask: Callable[[], Facts], page: Callable[[Facts], Page], as_json: bool, watch: float | None = None
-) -> None:
-    """Print the answer. Raises Unhealthy when the answer itself says so, PipeClosed when nobody reads it."""
-    try:
-        if watch is not None:
-            _watch(ask, page, as_json, watch)
-        answer = ask()
-        if as_json:
-            click.echo(json.dumps(answer, indent=2))
-        else:
-            show(page(answer), _console())
-    except BrokenPipeError:
-        raise PipeClosed from None
-    if not answer.get("healthy", True):
-        raise Unhealthy
-
-
-def _watch(ask: Callable[[], Facts], page: Callable[[Facts], Page], as_json: bool, every_s: float) -> NoReturn:
-    """Show the answer again and again. What fails is shown too, and tried again: a watcher waits for better times."""
-
-    def look() -> Page:
-        try:
-            shown = page(ask())
-        except (CannotReach, NodeFailed) as problem:
-            shown = Page()
-            shown.line(f"error: {problem.error}", "bold red")
-            shown.line(f"       {problem.hint}")
-        shown.gap()
-        shown.line(time.strftime("%H:%M:%S") + f", every {every_s:g} s; Ctrl-C ends", "dim")
-        return shown
-
-    console = _console()
-    if as_json:
-        while True:
-            click.echo(json.dumps(ask()))
-            time.sleep(every_s)
-    if not console.is_terminal:
-        while True:
-            show(look(), console)
-            click.echo()
-            time.sleep(every_s)
-    with Live(render_rich(look(), console.width), console=console, screen=True, auto_refresh=False) as live:
-        while True:
-            time.sleep(every_s)
-            live.update(render_rich(look(), console.width), refresh=True)
-
+cli.add_command(member_commands.members)
+cli.add_command(member_commands.member)
+cli.add_command(member_commands.transfer)
 
 cli.add_command(sim)
 
@@ -363,7 +267,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BadUrl as problem:
         return _fail(USAGE, problem.error, problem.hint)
     except AdminClientError as problem:
-        codes = {CannotReach: UNREACHABLE, NotFound: NOT_FOUND, BadRequest: USAGE}
+        codes = {CannotReach: UNREACHABLE, NotFound: NOT_FOUND, BadRequest: USAGE, NotDone: UNDONE}
         return _fail(codes.get(type(problem), REFUSED), problem.error, problem.hint)
     except CliError as problem:
         return _fail(problem.code, problem.error, problem.hint)

@@ -45,8 +45,19 @@ class BadRequest(AdminClientError):
     """The node answered: the question itself is wrong."""
 
 
+class Refused(AdminClientError):
+    """The node answered: what is asked for is not done to the group as it is. Nothing was changed."""
+
+
 class NodeFailed(AdminClientError):
     """The node answered that it cannot answer now."""
+
+
+class NotDone(AdminClientError):
+    """The node answered: not done in time. It may still come about."""
+
+
+_KINDS: Final[Mapping[int, type[AdminClientError]]] = {403: Refused, 404: NotFound, 409: Refused, 504: NotDone}
 
 
 class AdminClient:
@@ -71,25 +82,39 @@ class AdminClient:
         """
         given = {name: str(value) for name, value in (params or {}).items() if value is not None}
         question = "/" + "/".join(quote(step, safe="") for step in path) + ("?" + urlencode(given) if given else "")
-        status, signed, body = self._fetch(self.url + question)
+        status, signed, raw = self._fetch(self.url + question)
         if not signed and not self.url.endswith(_MOUNTED):
-            status, signed, body = self._fetch(self.url + _MOUNTED + question)
+            status, signed, raw = self._fetch(self.url + _MOUNTED + question)
             if signed:
                 self.url += _MOUNTED
         if not signed:
             hint = "check the URL; node.status() names what a node listens on, the admin API has a port of its own"
             raise CannotReach(f"{self.url} answers, but is not the admin API of a multiraft node", hint)
-        answer = self._decoded(body)
+        return self._result(status, raw)
+
+    def post(self, *path: str, body: Mapping[str, object]) -> dict[str, Any]:
+        """Have the node do what `body` says to what is at `path`; return its JSON object.
+
+        Raises as `get`, Refused (403, 409), and NotDone (504).
+        """
+        self.get("livez")  # so that nothing is sent to a server that is no node, or to the wrong path of one
+        steps = "/".join(quote(step, safe="") for step in path)
+        status, _, raw = self._fetch(f"{self.url}/{steps}", json.dumps(body).encode())
+        return self._result(status, raw)
+
+    def _result(self, status: int, raw: bytes) -> dict[str, Any]:
+        answer = self._decoded(raw)
         if status == 200:
             return answer
-        kind = NotFound if status == 404 else BadRequest if status < 500 else NodeFailed
+        kind = _KINDS.get(status) or (BadRequest if status < 500 else NodeFailed)
         raise kind(str(answer.get("error", f"HTTP status {status}")), str(answer.get("hint", "")))
 
-    def _fetch(self, url: str) -> tuple[int, bool, bytes]:
+    def _fetch(self, url: str, data: bytes | None = None) -> tuple[int, bool, bytes]:
         """Return status, whether the admin API signed the answer, and the body."""
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"} if data is not None else {})
         try:
             try:
-                response: HTTPResponse | urllib.error.HTTPError = self._opener.open(url, timeout=self._timeout_s)
+                response: HTTPResponse | urllib.error.HTTPError = self._opener.open(request, timeout=self._timeout_s)
             except urllib.error.HTTPError as problem:
                 response = problem
             with response:

@@ -21,6 +21,7 @@ from multiraft.admin.formats import (
     seconds,
     size,
 )
+from multiraft.admin.memberships import change_text
 from multiraft.admin.tables import BAD, FAINT, GOOD, UNSURE, Cell, Column, Page
 from multiraft.admin.view import Facts
 
@@ -61,8 +62,24 @@ def status_page(answer: Facts) -> Page:
     for node in nodes:
         age = heard.get(node["node_id"], {}).get("heard_age_s")
         table.rows.append(_node_row(node, "here" if node["node_id"] == answer["asked"] else seconds(age)))
+    changes = [(node["node_id"], said) for node in nodes if (said := _changes(node))]
+    if changes:
+        page.gap()
+    for name, said in changes:
+        page.line(f"{name}: {said}")
     _add_problems(page, answer)
     return page
+
+
+def _changes(node: Facts) -> str:
+    """Say what is unsettled on a node: groups that change, replicas that learn, what removed ones have left."""
+    groups: Facts = node.get("groups", {})
+    told = (
+        ("changing", "groups change their members"),
+        ("learning", "replicas are learners"),
+        ("removed", "replicas were removed from here"),
+    )
+    return ", ".join(f"{groups[name]} {words}" for name, words in told if groups.get(name))
 
 
 def _node_row(node: Facts, heard: str) -> list[Cell]:
@@ -130,8 +147,8 @@ def _node_name(replica: Facts) -> str:
 def _member(replica: Facts, leader: str | None) -> str:
     """One replica in a few letters: `n1*` leads, `n2+5` lacks 5 entries, `n3?` did not answer, `n4!` is halted."""
     mark = "*" if replica["node_id"] == leader else ""
-    if replica["member"] == "learner":
-        mark += "(learner)"
+    if replica["member"] != "voter":
+        mark += f"({replica['member']})"
     if replica["halted"]:
         mark += "!"
     if replica["silent"] is not None:
@@ -146,6 +163,7 @@ def group_page(answer: Facts) -> Page:
     row = answer["group"]
     page.line(f"group {row['group_id']} of service {row['service']}")
     page.gap()
+    change = change_text(row["membership"], row["latest"])
     facts: list[tuple[str, Cell]] = [("state", _state(row["state"]))]
     if row["why"]:
         facts.append(("why", printable(row["why"])))
@@ -159,6 +177,7 @@ def group_page(answer: Facts) -> Page:
             "membership",
             f"as of index {row['membership']['index']}" + (" (joint)" if row["membership"].get("outgoing") else ""),
         ),
+        *([("change", (printable(change), UNSURE))] if change else []),
         ("seen by", f"node {printable(row['seen_by'])}"),
     ]
     page.facts(facts)
@@ -186,6 +205,10 @@ def group_page(answer: Facts) -> Page:
                 _remark(replica),
             ]
         )
+    for tombstone in row["tombstones"]:
+        gone = f"was removed, as of index {tombstone['index']}"
+        cells: list[Cell] = [str(tombstone["replica_id"]), printable(tombstone["node_id"]), ("removed", FAINT)]
+        table.rows.append([*cells, *[UNKNOWN] * 7, gone])
     _add_problems(page, answer)
     return page
 
@@ -197,6 +220,10 @@ def _remark(replica: Facts) -> Cell:
         return printable(f"no answer: {replica['silent']}"), BAD
     if replica["role"] is None:
         return "the node says that it hosts no such replica", BAD
+    if replica["member"] == "joining":
+        return "becomes a voter once it has caught up", UNSURE
+    if replica["member"] == "outgoing":
+        return "votes until the joint change ends", UNSURE
     return UNKNOWN
 
 
@@ -300,6 +327,11 @@ def storage_page(report: Facts) -> Page:
                 (f"{damaged} problems", BAD) if damaged else ("removed", UNSURE) if group["removed"] else ("ok", GOOD),
             ]
         )
+    if report["tombstones"]:
+        page.gap()
+        gone = page.table([Column(title, right=True) for title in ("REMOVED FROM GROUP", "REPLICA", "AS OF INDEX")])
+        for tombstone in report["tombstones"]:
+            gone.rows.append([str(tombstone[name]) for name in ("group_id", "replica_id", "index")])
     _add_problems(page, report, most=50)
     return page
 

@@ -127,7 +127,9 @@ def _show(summary: Summary, out: IO[str], again: str) -> None:
     for name in ("seeds", "virtual_hours", "elapsed_s", "seeds_per_s", "operations", "elections", "membership_changes"):
         if plain[name] or name != "elapsed_s":
             click.echo(f"{name.replace('_', ' '):<20} {plain[name]}", file=out)
-    click.echo(f"{'checked':<20} {plain['turns_checked']} turns, {plain['promises_checked']} promises, ", file=out, nl=False)
+    click.echo(
+        f"{'checked':<20} {plain['turns_checked']} turns, {plain['promises_checked']} promises, ", file=out, nl=False
+    )
     click.echo(f"{plain['applied']} applied commands", file=out)
     click.echo(f"{'undecided':<20} {len(summary.undecided)}", file=out)
     kinds = [f"{kind} {count}" for kind, count in sorted(summary.faults.items()) if not kind.startswith("failpoint ")]
@@ -143,7 +145,9 @@ def _show(summary: Summary, out: IO[str], again: str) -> None:
         click.echo(f"  again: multiraft sim --seed {seed} --trace{again}", file=out)
     if len(summary.failed) > SHOWN_FAILURES:
         click.echo(f"\n... and {len(summary.failed) - SHOWN_FAILURES} more seeds failed", file=out)
-    click.echo("all held" if summary.ok else f"NOT ALL HELD: {len(summary.failed)} of {summary.seeds} seeds failed", file=out)
+    click.echo(
+        "all held" if summary.ok else f"NOT ALL HELD: {len(summary.failed)} of {summary.seeds} seeds failed", file=out
+    )
 
 
 def _show_list(title: str, items: list[str], out: IO[str]) -> None:

@@ -21,6 +21,8 @@ Facts: TypeAlias = dict[str, Any]
 
 STATES: Final = ("ok", "unconfirmed", "halted", "leaderless")
 """Of a group, from good to bad. Unconfirmed: its followers name a leader whose node did not answer."""
+MEMBER_WORDS: Final = {"voters": "voter", "outgoing": "outgoing", "joining": "joining", "learners": "learner"}
+"""What a replica is in its group: outgoing votes until the joint change ends; joining is a learner that will vote."""
 SORTS: Final = ("group", "service", "leader", "term", "commit", "lag", "state")
 
 
@@ -115,8 +117,10 @@ def _unseen(group_id: GroupId, facts: Facts, silent: Mapping[NodeId, str]) -> Fa
     missing = [node_id for node_id in nodes if node_id in silent]
     why = f"none of its nodes answers ({', '.join(missing)})" if missing else "no node hosts it yet"
     nothing = dict.fromkeys(("leader", "term", "commit", "applied", "first", "last", "lag", "seen_by", "membership"))
+    nothing["latest"] = None
     unknown = dict.fromkeys(("replica_id", "role", "term", "last", "applied", "match", "lag", "progress", "halted"))
-    replicas = [{**unknown, "node_id": name, "member": "voter", "silent": silent.get(name)} for name in nodes]
+    told_of_none = {**unknown, "member": "voter", "answers": False}
+    replicas = [{**told_of_none, "node_id": name, "silent": silent.get(name)} for name in nodes]
     told = {
         "group_id": group_id,
         "service": facts["service"],
@@ -168,6 +172,7 @@ def merge_group(views: list[Facts], silent: Mapping[NodeId, str]) -> Facts:
         "first": best["first"],
         "last": best["last"],
         "pending": best.get("pending", 0),
+        "latest": best.get("latest"),
         "lag": max(lags, default=None),
         "seen_by": best["node_id"],
         "membership": best["membership"],
@@ -180,7 +185,7 @@ def _replicas(best: Facts, views: list[Facts], silent: Mapping[NodeId, str]) -> 
     membership = best["membership"]
     told = {row["replica_id"]: row for row in best.get("replicas", [])}
     own = {view["replica_id"]: view for view in views}
-    kinds = [(kind, member) for kind in ("voters", "outgoing", "learners") for member in membership.get(kind, [])]
+    kinds = [(kind, member) for kind in MEMBER_WORDS for member in membership.get(kind, [])]
     rows: dict[int, Facts] = {}
     for kind, (replica_id, node_id) in kinds:
         if replica_id in rows:
@@ -192,7 +197,7 @@ def _replicas(best: Facts, views: list[Facts], silent: Mapping[NodeId, str]) -> 
         rows[replica_id] = {
             "replica_id": replica_id,
             "node_id": node_id,
-            "member": "learner" if kind == "learners" else "voter",
+            "member": MEMBER_WORDS[kind],
             "role": view["role"] if view else None,
             "term": view["term"] if view else None,
             "last": last,
@@ -200,6 +205,7 @@ def _replicas(best: Facts, views: list[Facts], silent: Mapping[NodeId, str]) -> 
             "match": match,
             "lag": max(0, best["last"] - known) if known is not None else None,
             "progress": progress.get("state"),
+            "answers": view is not None and progress.get("answers") is not False,
             "halted": view["halted"] if view else None,
             "silent": silent.get(node_id) if view is None else None,
         }

@@ -15,14 +15,14 @@ from __future__ import annotations
 from asyncio import Future
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgpack
 
 from multiraft.engine.replica import Replica
 from multiraft.engine.waiting import fail_future
 from multiraft.errors import CorruptRecord, InvalidRequest, MultiRaftError, NotCommitted, NotLeader, OutcomeUnknown
-from multiraft.membership import pack_membership, unpack_membership
+from multiraft.membership import NODE_ID_CHARACTERS_MAX, pack_membership, unpack_membership
 from multiraft.raft import LEADER, AddLearner, Bind, Change, Demote, Promote, Remove
 from multiraft.types import DIRECTORY_GROUP, GroupId, Index, Membership, ReplicaId
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from multiraft.engine.engine import Engine
 
 _KINDS: Final[dict[str, type[Change]]] = {kind.__name__: kind for kind in (AddLearner, Promote, Demote, Remove, Bind)}
+
+_FIELDS: Final[dict[str, type]] = {"node_id": str, "joining": bool, "store": bytes, "replica_id": int}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +103,17 @@ class Changing:
         `Raft.propose_membership` raises, and InvalidRequest for a body that is none.
         """
         replica = self._engine.leading(group_id)
-        try:
-            fields = msgpack.unpackb(body)
-            if kind == "change":
-                expected, joint, auto_leave, rows = fields
-                changes = [_KINDS[row[0]](*row[1:]) for row in rows]
-            else:
-                known, wait_s = fields
-        except (ValueError, TypeError, KeyError, IndexError) as problem:
-            raise InvalidRequest(f"a {kind} call does not decode: {problem}") from problem
         if kind == "change":
-            return self._change(replica, changes, expected, joint, auto_leave)
-        return self._look(replica, known, wait_s)
+            return self._change(replica, *_decoded_change(body))
+        return self._look(replica, *_decoded_look(body))
 
     def _change(
-        self, replica: Replica, changes: Sequence[Change], expected: Any, joint: Any, auto_leave: Any
+        self,
+        replica: Replica,
+        changes: Sequence[Change],
+        expected: Index | None,
+        joint: bool | None,
+        auto_leave: bool,
     ) -> Future[bytes]:
         engine, core = self._engine, replica.core
         if replica.group_id == DIRECTORY_GROUP and any(isinstance(change, Remove) for change in changes):
@@ -124,14 +122,14 @@ class Changing:
             )
         now = engine.pacing.now()
         with engine.touching(replica, now):
-            index = core.propose_membership(changes, int(engine.clocks.wall() * 1e3), expected, joint, bool(auto_leave))
+            index = core.propose_membership(changes, int(engine.clocks.wall() * 1e3), expected, joint, auto_leave)
         return self._wait(replica, index, core.latest_membership(), now + engine.limits.request_timeout_ms / 1e3)
 
-    def _look(self, replica: Replica, known: Any, wait_s: Any) -> Future[bytes]:
+    def _look(self, replica: Replica, known: Index | None, wait_s: float) -> Future[bytes]:
         engine = self._engine
-        if type(known) is int and replica.core.membership.index <= known:
+        if known is not None and replica.core.membership.index <= known:
             longest_s = engine.limits.request_timeout_ms / 1e3
-            return self._wait(replica, known, None, engine.pacing.now() + min(float(wait_s), longest_s))
+            return self._wait(replica, known, None, engine.pacing.now() + min(wait_s, longest_s))
         future: Future[bytes] = engine.loop.create_future()
         future.set_result(_view(replica))
         return future
@@ -217,6 +215,42 @@ class Changing:
         for one in self._waiting.pop(group_id, ()):
             if not one.future.done():
                 fail_future(one.future, error())
+
+
+def _decoded_change(body: bytes) -> tuple[list[Change], Index | None, bool | None, bool]:
+    """Return what `encode_change` was given. Raises InvalidRequest for anything else, wrong types included."""
+    try:
+        expected, joint, auto_leave, rows = msgpack.unpackb(body)
+        changes = [_KINDS[row[0]](*row[1:]) for row in rows]
+    except (ValueError, TypeError, KeyError, IndexError) as problem:
+        raise InvalidRequest(f"a change call does not decode: {problem}") from problem
+    if (
+        (expected is not None and type(expected) is not int)
+        or (joint is not None and type(joint) is not bool)
+        or type(auto_leave) is not bool
+        or not all(
+            type(getattr(change, name)) is _FIELDS[name] for change in changes for name in type(change).__slots__
+        )
+    ):
+        raise InvalidRequest("a change call holds a value of a wrong type")
+    for change in changes:
+        if isinstance(change, AddLearner) and not 0 < len(change.node_id) <= NODE_ID_CHARACTERS_MAX:
+            raise InvalidRequest(
+                f"a change call adds {change.node_id!r:.80}, which is no name of a node: those have 1 to "
+                f"{NODE_ID_CHARACTERS_MAX} characters"
+            )
+    return changes, expected, joint, auto_leave
+
+
+def _decoded_look(body: bytes) -> tuple[Index | None, float]:
+    """Return what `encode_look` was given. Raises InvalidRequest for anything else."""
+    try:
+        known, wait_s = msgpack.unpackb(body)
+    except (ValueError, TypeError) as problem:
+        raise InvalidRequest(f"a membership call does not decode: {problem}") from problem
+    if (known is not None and type(known) is not int) or type(wait_s) not in (int, float) or not wait_s >= 0:
+        raise InvalidRequest("a membership call holds a value of a wrong type")
+    return known, float(wait_s)
 
 
 def _view(replica: Replica) -> bytes:

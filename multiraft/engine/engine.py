@@ -132,7 +132,11 @@ class Engine:
         self._entry_bytes = limits.entry_bytes
         self._slow_s = limits.slow_command_ms / 1e3
         self._core_settings = CoreSettings(
-            self._election_timeout_s, limits.inflight_messages, limits.inflight_bytes, limits.batch_bytes
+            self._election_timeout_s,
+            limits.inflight_messages,
+            limits.inflight_bytes,
+            limits.batch_bytes,
+            limits.uncommitted_bytes,
         )
         self.pacing = Pacing(clocks, loop, self._schedule)
         self.wheel = Wheel()

@@ -10,7 +10,7 @@ from functools import partial
 from multiraft.config import Limits
 from multiraft.engine.replica import Replica
 from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Proposals
-from multiraft.errors import InvariantViolation, NotReady, OutcomeUnknown
+from multiraft.errors import InvariantViolation, NotReady, OutcomeUnknown, Overloaded
 from multiraft.raft import LEADER
 from multiraft.records import COMMANDS
 
@@ -33,8 +33,8 @@ def propose_queued(replica: Replica, limits: Limits, stamp_ms: int, now: float) 
     for start, end, part_bytes in record_cuts(commands, left_bytes, limits.batch_bytes):
         try:
             first = core.propose(commands[start:end], COMMANDS, stamp_ms)
-        except NotReady as problem:  # it is handing over its leadership
-            Proposals(0, 0, futures[start:], left_bytes, 0.0).fail(budget, partial(NotReady, str(problem)))
+        except (NotReady, Overloaded) as problem:  # it is handing over its leadership, or commits too little
+            Proposals(0, 0, futures[start:], left_bytes, 0.0).fail(budget, partial(type(problem), str(problem)))
             break
         except InvariantViolation as problem:
             error = partial(OutcomeUnknown, f"group {replica.group_id}: {problem}")

@@ -35,7 +35,7 @@ class Reading:
     def add(self, replica: Replica, query: bytes, future: Future[bytes], now: float) -> None:
         """Have `query` answered in the round that the coming turn begins."""
         reads = replica.reads
-        if reads is None or reads.finished:  # none, or none whose time has not run out
+        if reads is None or not (reads.futures or reads.askers):  # none, or none whose time has not run out
             reads = self._open(replica, now)
         reads.queries.append(query)
         reads.futures.append(future)

@@ -222,6 +222,8 @@ class Elections(Reconfiguration):
         for peer in self.progress.values():
             peer.begin_round(log.last_index, now)
         own = self.progress.setdefault(self.replica_id, Progress(self.replica_id, self._office_index))
+        for last, size_bytes in log.sizes_after(self.commit):
+            self._lengthen_tail(last, size_bytes)
         own.match = log.stable
         own.state = REPLICATE
         self._peers = [peer for replica, peer in self.progress.items() if replica != self.replica_id]

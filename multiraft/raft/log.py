@@ -152,6 +152,13 @@ class Log:
             found.append(record)
         return found
 
+    def sizes_after(self, index: Index) -> list[tuple[Index, int]]:
+        """Return (last index, bytes) of each record in memory that ends after `index`, in order."""
+        at = bisect_right(self._firsts, index) if self._firsts else 0
+        if at and self._records[at - 1].last > index:
+            at -= 1
+        return [(record.last, len(record.raw)) for record in self._records[at:]]
+
     def read_snapshot(self) -> Snapshot | None:
         """Return the newest snapshot on disk; None where there is none. Raises CorruptRecord."""
         return self._reader.read_snapshot(self.group_id)

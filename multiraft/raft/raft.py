@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from multiraft.errors import NotLeader, NotReady, invariant
+from multiraft.errors import NotLeader, NotReady, Overloaded, invariant
 from multiraft.messages import (
     Append,
     AppendAnswer,
@@ -32,7 +32,7 @@ from multiraft.messages import (
 from multiraft.raft.election import Elections
 from multiraft.raft.progress import REPLICATE
 from multiraft.raft.ready import FOLLOWER, LEADER, Contacts, CoreSettings, Dice, Ready
-from multiraft.records import encode_record
+from multiraft.records import RECORD_HEADER_BYTES, encode_record
 from multiraft.types import NOBODY, HardState, Index, ReplicaId, StoredReplica, Term
 
 if TYPE_CHECKING:
@@ -129,15 +129,22 @@ class Raft(Elections):
         """Append `entries` (at least one) to the log as one record; return the first one's index.
 
         They are committed when `Ready.committed` reaches them while this replica still leads in this term; anything
-        else leaves their outcome unknown. Raises NotLeader; NotReady while leadership is being handed over.
+        else leaves their outcome unknown. Raises NotLeader; NotReady while leadership is being handed over; Overloaded
+        while what is not committed would become too long, though one record always fits.
         """
         if self.role is not LEADER:
             raise NotLeader(self.group_id, self.leader_node())
         if self._transfer_to != NOBODY:
             raise NotReady(f"group {self.group_id} is handing over its leadership; retry shortly")
+        size_bytes = sum(map(len, entries)) + RECORD_HEADER_BYTES
+        if self._tail and self.uncommitted_bytes + size_bytes > self._settings.uncommitted_bytes:
+            raise Overloaded(
+                f"group {self.group_id}: {self.uncommitted_bytes} bytes of commands are not committed yet; slow down"
+            )
         log = self.log
         first = log.last_index + 1
         self._store(encode_record(self.group_id, first, self.term, log.last_term, kind, stamp_ms, entries))
+        self._lengthen_tail(log.last_index, size_bytes)
         return first
 
     def follow(self, leader: ReplicaId, term: Term, now: float) -> bool:
@@ -331,6 +338,7 @@ class Raft(Elections):
             "stable": self.log.stable,
             "last_index": self.log.last_index,
             "last_term": self.log.last_term,
+            "uncommitted_bytes": self.uncommitted_bytes,
             "log_start": self.log.start.index,
             "snapshot_index": self.snapshot_index,
             "deadline_s": self.deadline if self.deadline != math.inf else None,

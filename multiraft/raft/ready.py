@@ -38,17 +38,24 @@ class CoreSettings:
     inflight_messages   appends on the way to one follower, at most
     inflight_bytes      the same in bytes of records; one append may exceed it
     append_bytes        bytes of records in one append; one record may exceed it
+    uncommitted_bytes   bytes of a leader's records that are not committed; one record may exceed it
     """
 
-    __slots__ = ("append_bytes", "election_timeout_s", "inflight_bytes", "inflight_messages")
+    __slots__ = ("append_bytes", "election_timeout_s", "inflight_bytes", "inflight_messages", "uncommitted_bytes")
 
     def __init__(
-        self, election_timeout_s: float, inflight_messages: int, inflight_bytes: int, append_bytes: int
+        self,
+        election_timeout_s: float,
+        inflight_messages: int,
+        inflight_bytes: int,
+        append_bytes: int,
+        uncommitted_bytes: int,
     ) -> None:
         self.election_timeout_s = election_timeout_s
         self.inflight_messages = inflight_messages
         self.inflight_bytes = inflight_bytes
         self.append_bytes = append_bytes
+        self.uncommitted_bytes = uncommitted_bytes
 
 
 class Contacts(Protocol):

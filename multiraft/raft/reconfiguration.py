@@ -25,7 +25,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from multiraft.errors import ChangePending, MembershipChanged, NotLeader, NotReady, invariant
+from multiraft.errors import (
+    ChangePending,
+    ChangeRefused,
+    CorruptRecord,
+    MembershipChanged,
+    NotLeader,
+    NotReady,
+    invariant,
+)
 from multiraft.membership import pack_membership, unpack_membership
 from multiraft.messages import TimeoutNow
 from multiraft.raft.changes import Change, Promote, changed, left
@@ -127,6 +135,10 @@ class Reconfiguration(Snapshots):
     def _append_membership(self, membership: Membership, stamp_ms: int) -> Index:
         log = self.log
         entry = pack_membership(membership)
+        try:  # every replica that cannot read it would halt, for good: so it is read before it is stored
+            unpack_membership(entry, f"group {self.group_id}: the next membership")
+        except CorruptRecord as problem:
+            raise ChangeRefused(str(problem)) from problem
         self._store(
             encode_record(
                 self.group_id, membership.index, self.term, log.last_term, MEMBERSHIP, stamp_ms, [entry]

@@ -161,6 +161,8 @@ class Replication(ReplicaState):
             index = min(index, self._held(membership.outgoing))
         if index > self.commit and index >= self._office_index:
             self.commit = index
+            if self._tail:
+                self._shorten_tail()
 
     def _held(self, voters: tuple[ReplicaId, ...]) -> Index:
         progress = self.progress

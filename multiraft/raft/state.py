@@ -11,6 +11,7 @@ no leader holds a finite deadline, and only the lead set takes a deadline away (
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import TYPE_CHECKING
 
 from multiraft.errors import invariant
@@ -34,6 +35,7 @@ class ReplicaState:
     membership     who takes part, as of the newest change that has taken effect
     deadline       tick() is due then, on the patience clock in seconds; infinity: not armed
     log            the log, with its `applied` and `stable`
+    uncommitted_bytes  leader only: about how large the part of its log is that is not committed
     snapshot_index what the newest snapshot on disk covers; 0: there is none
     progress       leader only: every replica of the group, itself included, by id, ascending
     """
@@ -54,6 +56,7 @@ class ReplicaState:
         "_shown_committed",
         "_snapshot",
         "_snapshots_written",
+        "_tail",
         "_timeout_now_sent",
         "_timer_due",
         "_transfer_to",
@@ -71,6 +74,7 @@ class ReplicaState:
         "role",
         "snapshot_index",
         "term",
+        "uncommitted_bytes",
         "vote",
     )
 
@@ -117,6 +121,9 @@ class ReplicaState:
         self._votes: dict[ReplicaId, bool] = {}
         self._vote_pending = False
         self._timer_due = False  # the next tick starts the timer, and does nothing else
+        # Leader: (last index, bytes) of its records that are not committed, oldest first; their sum.
+        self._tail: deque[tuple[Index, int]] = deque()
+        self.uncommitted_bytes = 0
         # Leader: progress of all others; its no-op; when it was elected; reads not confirmed yet, oldest first.
         self._peers: list[Progress] = []
         self._office_index: Index = 0
@@ -151,6 +158,17 @@ class ReplicaState:
         self.log.truncate(conflict)
         while self._changes and self._changes[-1] >= conflict:
             self._changes.pop()
+
+    def _lengthen_tail(self, last: Index, size_bytes: int) -> None:
+        """A leader's log goes on up to `last` by so many bytes."""
+        self._tail.append((last, size_bytes))
+        self.uncommitted_bytes += size_bytes
+
+    def _shorten_tail(self) -> None:
+        """A leader's commit has moved."""
+        tail, commit = self._tail, self.commit
+        while tail and tail[0][0] <= commit:
+            self.uncommitted_bytes -= tail.popleft()[1]
 
     # -------------------------------------------------------------------------------------------------- deadline
 
@@ -199,6 +217,8 @@ class ReplicaState:
         if self.role is LEADER:
             self.progress = {}
             self._peers = []
+            self._tail.clear()
+            self.uncommitted_bytes = 0
             self._reads = []  # those confirmed already may still be answered
             self._transfer_to = NOBODY
             self._timeout_now_sent = False

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from multiraft.testing.linearizability import Judgement, Model, Verdict, check, check_history
     from multiraft.testing.many import Summary, run_many
     from multiraft.testing.schedule import FAULTS
-    from multiraft.testing.simulating import SimulationFailed, simulate
     from multiraft.testing.simulated_service import Call, Failed
+    from multiraft.testing.simulating import SimulationFailed, simulate
     from multiraft.testing.simulation import Options, Report, Simulation, run_simulation
     from multiraft.testing.virtual import Deadlock, NodeKilled, NotSimulated, VirtualLoop, run_virtual
 

@@ -77,6 +77,7 @@ class MemoryCluster:
         }
         self._loops: dict[NodeId, NodeLoop] = {}
         self._starting: dict[NodeId, asyncio.Task[None]] = {}
+        self._programs: dict[NodeId, dict[asyncio.Task[Any], None]] = {}
         self._started: set[NodeId] = set()
 
     # ------------------------------------------------------------------------------------------------------ clocks
@@ -103,7 +104,14 @@ class MemoryCluster:
         return node_loop, node_loop.clock.clocks()
 
     def on(self, name: NodeId, coro: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run `coro` as the program on node `name` does: on its clock, and not while it is stopped."""
+        """Run `coro` as the program on node `name` does: on its clock, not while it is stopped, until it is killed."""
+        task = self._in_node(name, coro)
+        programs = self._programs.setdefault(name, {})
+        programs[task] = None
+        task.add_done_callback(lambda _: programs.pop(task, None))
+        return task
+
+    def _in_node(self, name: NodeId, coro: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         loop, _ = self._where(name)
         return loop.create_task(coro)
 
@@ -138,7 +146,7 @@ class MemoryCluster:
             if one in self._started:
                 self.faults["restart"] += 1
             self._started.add(one)
-            self._starting[one] = task = self.on(one, node.start())
+            self._starting[one] = task = self._in_node(one, node.start())
             try:
                 await task
             except NodeKilled:
@@ -158,32 +166,40 @@ class MemoryCluster:
             self.faults["stop"] += 1
             self._go_on(one)
             try:
-                await self.on(one, node.stop())
+                await self._in_node(one, node.stop())
             except NodeKilled:
                 continue  # at a write or a failpoint of its stop
 
-    def crash(self, *names: NodeId, keep: int = 0) -> None:
+    def crash(self, *names: NodeId, keep: int = 0, deliver: bool = False) -> None:
         """Kill nodes at once, as a power cut: of the batches not yet synced only the oldest `keep` survive.
 
-        One that is just starting or stopping is killed in the midst of it. Without names: all that run.
+        deliver  what they had put on the wire still arrives, as when a process is killed and its machine lives on
+
+        One that is just starting or stopping is killed in the midst of it, and what runs `on` it is cancelled.
+        Without names: all that run.
         """
         for name in names or tuple(self.nodes):
             self.faults["crash"] += 1
             self.disks[name].crash(keep)
-            self.network.crash(name)
+            self.network.crash(name, deliver=deliver)
             node = self.nodes.pop(name, None)
             if node is not None:
                 node.abandon()
             starting = self._starting.pop(name, None)
             if starting is not None and starting is not asyncio.current_task():
                 starting.cancel()
+            for task in self._programs.pop(name, {}):
+                if task is not asyncio.current_task():
+                    task.cancel()
             self._go_on(name)
 
     kill = crash
 
-    def crash_after(self, name: NodeId, count: int, *, written: bool = False, keep: int = 0) -> None:
+    def crash_after(
+        self, name: NodeId, count: int, *, written: bool = False, keep: int = 0, deliver: bool = False
+    ) -> None:
         """Kill node `name` at the `count`-th write from now, before it or (`written`) when it is synced."""
-        self.disks[name].crash_after(count, lambda: self._kill_here(name, keep), written=written)
+        self.disks[name].crash_after(count, lambda: self._kill_here(name, keep, deliver), written=written)
 
     async def restart(self, name: NodeId) -> None:
         """Start node `name` again; one that runs is stopped first. Raises as `start` does."""
@@ -209,9 +225,9 @@ class MemoryCluster:
         if name in self._loops:
             self._loops[name].clock.resume()
 
-    def _kill_here(self, name: NodeId, keep: int = 0) -> None:
+    def _kill_here(self, name: NodeId, keep: int = 0, deliver: bool = True) -> None:
         """Kill the node whose code is running; nothing after this place happens there."""
-        self.crash(name, keep=keep)
+        self.crash(name, keep=keep, deliver=deliver)
         raise NodeKilled(name)
 
     async def __aenter__(self) -> MemoryCluster:
@@ -334,6 +350,3 @@ class _TrueTime:
             receiver.arrive_at(when_s, deliver)
         else:
             receiver.call_at(when_s, deliver)
-
-    def listens(self, receiver: AbstractEventLoop) -> bool:
-        return not isinstance(receiver, NodeLoop) or not receiver.clock.stopped

@@ -3,12 +3,11 @@
 Every group has one leader, whom every replica follows; every replica has applied the same; every service answers; then
 nothing moves any more: no term rises, nothing waits, nothing leaks.
 
-Rules of this file: the bounds are the loop's own time; what does not come true is a Violation that says what is missing.
+Rules of this file: the bounds are the loop's own time; what does not come true is a Violation that says what lacks.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -150,5 +149,3 @@ def leftover(engine: Engine) -> str | None:
         if replica.halted is not None:
             return f"group {group_id}: the replica halted: {replica.halted}"
     return None
-
-

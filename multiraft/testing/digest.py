@@ -4,7 +4,7 @@ Replicas of one group must hold the same state; this is how the simulator compar
 and sets count as unordered. An object counts as its class's name and its attributes. What holds nothing that can be
 looked at (a lock, a file, a function) counts as its type alone.
 
-Rules of this file: nothing of the value is changed or called; depth is bounded, and what lies deeper counts as its type.
+Rules of this file: nothing of the value is changed or called; depth is bounded: what lies deeper counts as its type.
 """
 
 from __future__ import annotations

@@ -60,7 +60,6 @@ class GroupRecord:
         self.memberships: dict[Index, Membership] = {}
         self.membership_index: Index = 0
 
-
     def forget_term(self, term: Term) -> None:
         """Nothing of this term ever was on a disk."""
         self.entries = {name: entry for name, entry in self.entries.items() if name[1] != term}

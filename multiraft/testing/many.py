@@ -66,7 +66,7 @@ class Summary:
         if self.seeds < JUDGED_FROM:
             return []
         least, least_at_place = self.seeds // SEEDS_PER_FAULT, self.seeds // SEEDS_PER_PLACE
-        wanted = {kind: least for kind in FAULT_KINDS}
+        wanted = dict.fromkeys(FAULT_KINDS, least)
         wanted |= {f"failpoint {point.name}": least_at_place for point in FAILPOINTS.values()}
         return [
             f"{kind}: {self.faults[kind]} times in {self.seeds} seeds, at least {count} are wanted"

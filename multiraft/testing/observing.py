@@ -23,7 +23,7 @@ from multiraft.testing.digest import digest
 from multiraft.testing.invariants import Invariants, Seen, describe
 from multiraft.testing.promises import Promises
 from multiraft.testing.trace import Trace
-from multiraft.types import DIRECTORY_GROUP, GroupId, Index, NodeId, Term
+from multiraft.types import GroupId, Index, NodeId, Term
 
 _STATE_COST: Final = 40
 """A state is looked at again when its group has applied about a hundredth of its size in commands."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Called by pytest."""
     group = parser.getgroup("multiraft", "simulated clusters (multiraft)")
-    group.addoption("--simulate-seed", type=int, metavar="N", help="run tests marked with @simulate with this seed only")
+    group.addoption(
+        "--simulate-seed", type=int, metavar="N", help="run tests marked with @simulate with this seed only"
+    )
     group.addoption("--simulate-seeds", type=int, metavar="COUNT", help="so many seeds in place of each test's own")
     group.addoption("--simulate-trace", metavar="FILE", help="write the timeline of the last seed that ran into FILE")

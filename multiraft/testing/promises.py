@@ -28,7 +28,6 @@ from multiraft.storage import MemoryDisk
 from multiraft.testing.platter import hard_state, last_entry, removed
 from multiraft.types import GroupId, NodeId, Term
 
-
 _PROMISING: Final = frozenset((AppendAnswer, PreVoteAnswer, RequestVote, VoteAnswer))
 
 
@@ -86,10 +85,11 @@ class Promises:
     def _votes(self, to: NodeId, message: VoteAnswer) -> None:
         self._stored_term(to, message.group_id, message.term, "answers a vote")
         state = hard_state(self._disk, message.group_id)
-        if message.granted and self._disk.sync and state is not None:
-            if state.term == message.asked_term and state.vote != message.to:
-                what = f"votes for replica {message.to} in term {message.asked_term}"
-                self._early(to, message.group_id, what, f"a vote for {state.vote or 'nobody'}")
+        if not message.granted or not self._disk.sync or state is None:
+            return
+        if state.term == message.asked_term and state.vote != message.to:
+            what = f"votes for replica {message.to} in term {message.asked_term}"
+            self._early(to, message.group_id, what, f"a vote for {state.vote or 'nobody'}")
 
     def _asks(self, to: NodeId, message: RequestVote) -> None:
         group_id, term = message.group_id, message.term

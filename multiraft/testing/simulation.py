@@ -38,7 +38,7 @@ from multiraft.testing.schedule import Schedule
 from multiraft.testing.simulated_service import NeedsContext, SimulatedService
 from multiraft.testing.trace import Trace
 from multiraft.testing.virtual import VirtualLoop, run_virtual
-from multiraft.types import DIRECTORY_GROUP, GroupId, NodeId
+from multiraft.types import DIRECTORY_GROUP, GroupId
 
 M = TypeVar("M", bound=StateMachine)
 Step = Callable[[Random], Awaitable[Any]]

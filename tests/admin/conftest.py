@@ -24,6 +24,7 @@ from multiraft.admin.cli import run
 from multiraft.errors import Unreachable
 from multiraft.shard.partition import hash_ranges
 from multiraft.shard.shard_map import ServiceShards, Shard, ShardMap
+from multiraft.types import Membership
 
 ROOT = Path(__file__).resolve().parents[2]
 NODES = ("n1", "n2", "n3")
@@ -32,6 +33,38 @@ SHARDS = tuple(
     for number, (group_id, (start, end)) in enumerate(zip((16, 17), hash_ranges(2), strict=True), 1)
 )
 LEADERS = {1: "n1", 16: "n1", 17: "n2"}
+
+
+class FakeGroup:
+    """The handle of a group: writes down what it was asked for, and does what the test says."""
+
+    def __init__(self, cluster: FakeCluster, group_id: int) -> None:
+        self.cluster = cluster
+        self.group_id = group_id
+
+    async def _did(self, *asked: object) -> Membership:
+        self.cluster.asked.append((asked[0], self.group_id, *asked[1:]))
+        self.cluster.called.set()
+        await self.cluster.gate.wait()
+        self.cluster.finished.append(asked[0])
+        if self.cluster.outcome is not None:
+            raise self.cluster.outcome
+        return Membership(9, (1, 2), {1: "n1", 2: "n2", 4: "n4"}, 5, learners=(4,))
+
+    async def add(self, node_id: str, *, voter: bool = True, timeout_s: float | None = None) -> Membership:
+        return await self._did("add", node_id, voter, timeout_s)
+
+    async def remove(self, node_id: str, *, timeout_s: float | None = None) -> Membership:
+        return await self._did("remove", node_id, timeout_s)
+
+    async def replace(self, old: str, new: str, *, timeout_s: float | None = None) -> Membership:
+        return await self._did("replace", old, new, timeout_s)
+
+    async def promote(self, node_id: str, *, timeout_s: float | None = None) -> Membership:
+        return await self._did("promote", node_id, timeout_s)
+
+    async def demote(self, node_id: str, *, timeout_s: float | None = None) -> Membership:
+        return await self._did("demote", node_id, timeout_s)
 
 
 class FakeNode:
@@ -47,6 +80,8 @@ class FakeNode:
         self.cluster_id = "5f1c" * 8
         self.pending = 0
         self.disconnected: set[str] = set()
+        self.removed: list[dict[str, int]] = []
+        self.extra_groups: dict[str, int] = {}
         self.views: dict[int, dict[str, Any]] = {group_id: self._view(group_id) for group_id in LEADERS}
         self.entries: list[dict[str, Any]] = [
             entry(2, "no-op", b""),
@@ -81,9 +116,24 @@ class FakeNode:
             "last": 6,
             "halted": None,
             "pending": 0,
-            "membership": {"index": 1, "voters": [[1, "n1"], [2, "n2"], [3, "n3"]], "learners": [], "outgoing": []},
+            "membership": {
+                "index": 1,
+                "voters": [[1, "n1"], [2, "n2"], [3, "n3"]],
+                "learners": [],
+                "outgoing": [],
+                "joining": [],
+            },
+            "latest": None,
             "replicas": [
-                {"replica_id": at, "node_id": name, "match": 6, "next": 7, "state": "replicate", "lag": 0}
+                {
+                    "replica_id": at,
+                    "node_id": name,
+                    "match": 6,
+                    "next": 7,
+                    "state": "replicate",
+                    "lag": 0,
+                    "answers": True,
+                }
                 for at, name in enumerate(NODES, 1)
                 if name != self.node_id
             ]
@@ -123,6 +173,7 @@ class FakeNode:
                 "followed": roles.count("follower"),
                 "leaderless": sum(view["leader"] is None for view in self.views.values()),
                 "halted": sum(view["halted"] is not None for view in self.views.values()),
+                **self.extra_groups,
             },
             "loop": {"lag_ms": 1.25, "busy": 0.031, "turns": 4711},
             "writer": {"busy": 0.42, "in_flight": 1, "syncs": 99},
@@ -139,6 +190,19 @@ class FakeNode:
     def read_log(self, group_id: int, last_n: int) -> list[dict[str, Any]]:
         return self.entries[-last_n:]
 
+    def tombstones(self) -> list[dict[str, int]]:
+        return self.removed
+
+    def group(self, group_id: int) -> FakeGroup:
+        return FakeGroup(self.cluster, group_id)
+
+    def transfer_leadership(self, group_id: int, to: str) -> None:
+        self.cluster.asked.append(("transfer", self.node_id, group_id, to))
+        if self.cluster.outcome is not None:
+            raise self.cluster.outcome
+        for node in self.cluster.each():
+            node.views[group_id] |= {"leader": to, "role": "leader" if node.node_id == to else "follower", "term": 3}
+
     def on_call(self, method: str, handler: Callable[[bytes], bytes]) -> None:
         self.handlers[method] = handler
 
@@ -148,6 +212,11 @@ class FakeNode:
         return self.cluster.nodes[node_id].handlers[method](body)
 
     # what tests do to it
+
+    def sees(self, group_id: int, *, latest: dict[str, Any] | None = None, **membership: Any) -> None:
+        """Have the replica see that membership: voters=, learners=, outgoing=, joining=, index=."""
+        found = self.views[group_id]["membership"] | membership
+        self.views[group_id] |= {"membership": found, "latest": latest}
 
     def lose_leader(self, group_id: int) -> None:
         self.views[group_id] |= {
@@ -173,10 +242,23 @@ def entry(index: int, kind: str, content: bytes) -> dict[str, Any]:
 
 @dataclass
 class FakeCluster:
-    """down  nodes that do not answer, and what asking them raises"""
+    """Three nodes.
+
+    down     nodes that do not answer, and what asking them raises
+    asked    the changes that were asked for, in order
+    called   set when the first of them was
+    gate     changes wait until it is open
+    finished those that got through it
+    outcome  what they raise; None: they are done
+    """
 
     nodes: dict[str, FakeNode] = field(default_factory=dict)
     down: dict[str, Exception] = field(default_factory=dict)
+    asked: list[tuple[object, ...]] = field(default_factory=list)
+    called: asyncio.Event = field(default_factory=asyncio.Event)
+    finished: list[object] = field(default_factory=list)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    outcome: Exception | None = None
 
     def stop(self, node_id: str) -> None:
         self.down[node_id] = Unreachable(f"node {node_id} is not connected")
@@ -188,6 +270,7 @@ class FakeCluster:
 @pytest.fixture
 def cluster() -> FakeCluster:
     found = FakeCluster()
+    found.gate.set()
     found.nodes = {name: FakeNode(found, name) for name in NODES}
     return found
 

@@ -12,7 +12,9 @@ import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestClient, TestServer
 
-from multiraft.admin.api import ADMIN_HEADER, LOG_ANSWER_BYTES, admin_app, serve_admin
+from multiraft.admin.answers import ADMIN_HEADER
+from multiraft.admin.api import admin_app, serve_admin
+from multiraft.admin.asking import LOG_ANSWER_BYTES
 from multiraft.errors import ConfigError, InvalidRequest, InvariantViolation, NotRunning, OutcomeUnknown, StartError
 from multiraft.messages import Request
 from multiraft.methods import compile_method
@@ -232,7 +234,7 @@ async def test_a_near_miss_is_named(client: Client) -> None:
 async def test_other_methods_are_refused_in_json(client: Client) -> None:
     async with client.post("/status") as response:
         assert response.status == 405
-        assert (await response.json())["hint"] == "the admin API only reads: use GET"
+        assert (await response.json())["hint"] == "GET looks, POST changes: GET / lists what there is"
 
 
 # ------------------------------------------------------------------------------------------------ one group
@@ -485,5 +487,11 @@ async def test_beyond_loopback_when_asked_for(cluster: Cluster) -> None:
 
 def test_the_calls_have_names_that_fit_the_wire(cluster: Cluster) -> None:
     admin_app(cluster.nodes["n1"])
-    assert sorted(cluster.nodes["n1"].handlers) == ["admin.group", "admin.groups", "admin.log", "admin.status"]
+    assert sorted(cluster.nodes["n1"].handlers) == [
+        "admin.group",
+        "admin.groups",
+        "admin.log",
+        "admin.status",
+        "admin.transfer",
+    ]
     assert all(Request(b"", name, 1, 1).method == name for name in cluster.nodes["n1"].handlers)

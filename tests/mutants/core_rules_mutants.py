@@ -146,8 +146,8 @@ CORE_RULES_MUTANTS: Final = (
         "L20-append-clears",
         "an append never clears a deadline",
         REPLICATION,
-        "        self._rearm_if_armed(now)\n        log = self.log\n",
-        "        self.deadline = float('inf')\n        log = self.log\n",
+        "            self.leader = leader\n        self._rearm_if_armed(now)\n",
+        "            self.leader = leader\n        self.deadline = float('inf')\n",
         (
             f"{RULES}::test_L20_an_append_lengthens_a_deadline_but_never_clears_it",
             f"{RULES}::test_L20_an_ex_leaders_append_after_its_removal_leaves_the_deadline",

@@ -22,4 +22,8 @@ EXPLAINED: Final[dict[str, str]] = {
     "record's term, as was checked just before, so starting there finds the same",
     "state ReplicaState.__init__: self._office_since = [-math.inf => (math.inf)]": "read by leaders only, and set anew by "
     "taking office",
+    "log Log.compact: [self.held_after = self._records[count].last => pass]": "between the two values lie only entries "
+    "before the start, of which nothing is asked",
+    "progress Progress.__init__: self._round_end: Index = next_index [- => +] 1": "whoever is judged by rounds begins one "
+    "first",
 }

@@ -28,6 +28,7 @@ OF_CHANGES: Final = "tests/raft/test_changes.py"
 CORE: Final = "tests/raft/test_reconfiguration.py"
 NODES: Final = "tests/node/test_membership.py"
 RESIDING: Final = "tests/node/test_residents.py"
+DETAILS: Final = "tests/raft/test_membership_details.py"
 FOUND: Final = "tests/node/test_found_by_storm.py"
 
 IN_THE_LOG: Final = (
@@ -288,4 +289,31 @@ REPLICAS: Final = (
     ),
 )
 
-MEMBERSHIP_MUTANTS: Final = (*IN_THE_LOG, *LEADERS, *REPLICAS)
+UNHEARD: Final = (
+    Mutant(
+        "committed-untold",
+        "who has no vote tells who asks for it what is committed",
+        ELECTION,
+        "        if not granted and not self.membership.is_voter(self.replica_id):\n            self._tell",
+        "        if not granted and self.membership.is_voter(self.replica_id):\n            self._tell",
+        (f"{DETAILS}::TestCommitted::test_who_has_no_vote_tells_what_the_other_may_have",),
+    ),
+    Mutant(
+        "committed-taken-for-another-entry",
+        "only that very entry is committed",
+        REPLICATION,
+        " and log.term(index) == message.index_term:",
+        ":",
+        (f"{DETAILS}::TestCommitted::test_whoever_has_that_entry_commits_up_to_it",),
+    ),
+    Mutant(
+        "removed-leader-leaves-at-once",
+        "a leader that was removed stays until another one knows of it",
+        OBSERVING,
+        "        if not led and membership.removed(",
+        "        if membership.removed(",
+        (f"{NODES}::test_a_removed_leader_stays_until_another_one_knows",),
+    ),
+)
+
+MEMBERSHIP_MUTANTS: Final = (*IN_THE_LOG, *LEADERS, *REPLICAS, *UNHEARD)

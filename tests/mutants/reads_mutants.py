@@ -19,6 +19,7 @@ REPLICA: Final = "multiraft/engine/replica.py"
 CONFIGURED: Final = "tests/test_config.py"
 LEASE_READS: Final = "tests/node/test_lease_reads.py"
 LOCAL_READS: Final = "tests/node/test_local_reads.py"
+STALE_READS: Final = "tests/node/test_stale_reads.py"
 STEPS: Final = "tests/engine/test_local_reads.py"
 
 READS_MUTANTS: Final = (
@@ -54,7 +55,7 @@ READS_MUTANTS: Final = (
         "return replica",
         (
             f"{LEASE_READS}::test_a_leader_that_has_not_applied_what_is_committed_reads_by_no_lease",
-            f"{LOCAL_READS}::test_a_leader_that_has_not_applied_all_that_others_may_have_seen_asks_before_it_answers",
+            f"{STALE_READS}::test_a_leader_that_has_not_applied_all_that_others_may_have_seen_asks_before_it_answers",
         ),
     ),
     Mutant(
@@ -87,7 +88,7 @@ READS_MUTANTS: Final = (
         LEASES,
         "return self._until_s(replica) - self._lease_s",
         "return self._until_s(replica)",
-        (f"{LOCAL_READS}::test_a_leader_is_as_old_as_the_beats_that_a_quorum_has_acknowledged",),
+        (f"{STALE_READS}::test_a_leader_is_as_old_as_the_beats_that_a_quorum_has_acknowledged",),
     ),
     Mutant(
         "index-not-confirmed",
@@ -171,7 +172,7 @@ READS_MUTANTS: Final = (
         FOLLOWING,
         "if self.age_s(since_s) > stale_s:",
         "if since_s == -inf:",
-        (f"{LOCAL_READS}::test_a_replica_that_is_too_old_asks_and_the_answer_is_linearizable",),
+        (f"{STALE_READS}::test_a_replica_that_is_too_old_asks_and_the_answer_is_linearizable",),
     ),
     Mutant(
         "stale-from-the-answer",
@@ -179,7 +180,7 @@ READS_MUTANTS: Final = (
         FOLLOWING,
         "local.confirmed(index, asked_s)",
         "local.confirmed(index, self._clock())",
-        (f"{LOCAL_READS}::test_the_age_of_a_replica_cut_off_grows_with_the_time",),
+        (f"{STALE_READS}::test_the_age_of_a_replica_cut_off_grows_with_the_time",),
     ),
     Mutant(
         "stale-from-the-confirmation",
@@ -195,7 +196,7 @@ READS_MUTANTS: Final = (
         FOLLOWING,
         " / self._slowest_rate",
         " / 1.0",
-        (f"{LOCAL_READS}::test_the_age_allows_for_the_drift_of_the_clock_that_measures_it",),
+        (f"{STALE_READS}::test_the_age_allows_for_the_drift_of_the_clock_that_measures_it",),
     ),
     Mutant(
         "stale-by-the-patience-clock",
@@ -203,6 +204,6 @@ READS_MUTANTS: Final = (
         FOLLOWING,
         "self._clock = engine.clocks.real",
         "self._clock = engine.pacing.now",
-        (f"{LOCAL_READS}::test_a_machine_that_slept_has_grown_older_meanwhile",),
+        (f"{STALE_READS}::test_a_machine_that_slept_has_grown_older_meanwhile",),
     ),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -38,22 +37,22 @@ class Ledger(BytesStateMachine):
         self.kept = state.split()
 
 
-class NodeClock:
-    """One node's real clock: runs at a rate of the loop's, and jumps when its machine was suspended."""
+class DriftingClock:
+    """A node's real clock that drifts from its timers, and jumps as if its machine had slept for no time at all."""
 
-    def __init__(self, rate: float = 1.0) -> None:
+    def __init__(self, base: Callable[[], float], rate: float = 1.0) -> None:
+        self._base = base
         self._rate = rate
-        self._read_s = 1_000.0
-        self._at_s = 0.0
+        self._read_s = self._at_s = base()
 
     def __call__(self) -> float:
-        now_s = asyncio.get_running_loop().time()
+        now_s = self._base()
         self._read_s += (now_s - self._at_s) * self._rate
         self._at_s = now_s
         return self._read_s
 
     def run_at(self, rate: float) -> None:
-        """From now on, run at `rate` times the loop's."""
+        """From now on, run at `rate` times the base's."""
         self()
         self._rate = rate
 
@@ -71,7 +70,7 @@ class Ledgers:
 
     def __init__(self, rates: dict[str, float] | None = None, shards: int = 1, **options: Any) -> None:
         self.services: dict[str, BytesService] = {}
-        self.clocks: dict[str, NodeClock] = {}
+        self.clocks: dict[str, DriftingClock] = {}
         self._rates = rates or {}
         self._shards = shards
         options.setdefault("limits", Limits(request_timeout_ms=3_000))
@@ -81,7 +80,7 @@ class Ledgers:
     def _declare(self, node: Node) -> None:
         name = node.node_id
         self.services[name] = node.bytes_service("ledger", Ledger, initial_shards=self._shards, replicas=self.replicas)
-        self.clocks.setdefault(name, NodeClock(self._rates.get(name, 1.0)))
+        self.clocks.setdefault(name, DriftingClock(node._setup.clocks.real, self._rates.get(name, 1.0)))
         node._setup.clocks = node._setup.clocks._replace(real=self.clocks[name])
 
     async def leader(self) -> str:

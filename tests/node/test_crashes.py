@@ -15,6 +15,7 @@ from multiraft.testing import run_virtual
 Play = Callable[..., None]
 GROUP = 16
 SEEDS = range(25)
+SHORT = Limits(request_timeout_ms=3_000, snapshot_entries=6, trailing_entries=2)
 
 
 async def storm(ledgers: Any, rng: Random, writers: int, crashes: int) -> set[bytes]:
@@ -75,7 +76,7 @@ def test_every_acknowledged_write_survives_power_cuts(play: Play, seed: int) -> 
         assert acknowledged <= set(survived), f"lost: {sorted(acknowledged - set(survived))[:5]}"
         assert len(survived) == len(set(survived)), "a command was applied twice"
 
-    play(scenario, seed=seed)
+    play(scenario, seed=seed, limits=(Limits(), SHORT)[seed % 2])
 
 
 def test_a_disk_that_acknowledges_before_it_syncs_is_caught(play: Play) -> None:

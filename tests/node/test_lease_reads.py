@@ -10,6 +10,7 @@ import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import pytest
@@ -90,6 +91,7 @@ def test_a_lease_read_reaches_the_leader_from_every_node(play: Play) -> None:
             assert await ledgers.services[name].read(b"k", b"", lease=True) == b"x"
             assert await ledgers.cluster.nodes[name].group(GROUP).read(b"", lease=True) == b"x"
         assert engine_of(ledgers, leader).leases.reads == 4
+        assert ledgers.cluster.nodes[leader].status()["reads"]["by_lease"] == 4
 
     play(scenario)
 
@@ -331,6 +333,25 @@ def test_L25_both_halves_of_a_joint_membership_must_have_been_heard(play: Play) 
         assert holds_with(voters=(one,)), "a leader that is no voter relies on those that are"
         assert not holds_with(voters=(one, other)), "and counts for nothing itself"
         assert not holds_with(voters=())
+        ledgers.cluster.heal()
+
+    play(scenario)
+
+
+def test_L24_a_node_that_beats_without_the_replica_counts_for_no_lease(play: Play) -> None:  # noqa: N802
+    """It acknowledges every beat: for its other groups."""
+
+    async def scenario(ledgers: Any) -> None:
+        leader, heard, lost = await roles(ledgers)
+        ledgers.cluster.isolate(lost)
+        await ledgers.cluster.run_for(1.5)
+        assert holds(ledgers, leader)
+        engine = engine_of(ledgers, heard)
+        engine.broke(engine.replicas[GROUP], RuntimeError("as the test says"))
+        following = engine_of(ledgers, leader).following
+        await ledgers.cluster.until(lambda: not holds(ledgers, leader), timeout_s=0.2)  # its next beat says so
+        assert lease_until_s(ledgers, leader) == -inf
+        assert following.since_s(engine_of(ledgers, leader).replicas[GROUP]) == -inf
         ledgers.cluster.heal()
 
     play(scenario)

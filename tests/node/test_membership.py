@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from multiraft import ChangeRefused, NotReady
+from multiraft.raft import Role
 from multiraft.testing import MemoryCluster
 from multiraft.types import Membership
 
@@ -128,6 +129,31 @@ def test_a_removed_leader_hands_over_and_callers_notice_little(play: Play) -> No
         assert (await ledgers.leader()) != leader
 
     play(scenario)
+
+
+def test_a_removed_leader_stays_until_another_one_knows(play: Play) -> None:
+    """It alone knows that the change is committed: without it, the other one could never lead."""
+
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        leader = await ledgers.leader()
+        other = next(name for name in "ab" if name != leader)
+        here, there = (cluster.nodes[name]._here().engine.replicas for name in (leader, other))
+        cluster.network.set_delay(leader, other, 0.02)
+        cluster.network.set_delay(other, leader, 0.02)
+        call = asyncio.create_task(cluster.nodes[leader].group(GROUP).remove(leader))
+        await cluster.until(lambda: there[GROUP].core.change_pending)
+        cluster.network.cut(leader, other)
+        await cluster.until(lambda: here[GROUP].core.membership.removed(here[GROUP].core.replica_id))
+        await cluster.until(lambda: there[GROUP].core.role is Role.PRE_CANDIDATE)
+        assert len(there[GROUP].core.membership.voters) == 2
+        assert GROUP in here
+        cluster.heal()
+        await cluster.until(lambda: there[GROUP].leads and GROUP not in here)
+        await write(ledgers, other, b"1")
+        await asyncio.gather(call, return_exceptions=True)
+
+    play(scenario, names="ab", replicas=2)
 
 
 def test_the_last_voter_cannot_be_removed(play: Play) -> None:

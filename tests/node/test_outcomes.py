@@ -261,3 +261,34 @@ def test_a_declaration_that_differs_is_refused_and_so_is_every_call_through_it(p
         assert await ledgers.services["b"].propose(b"k", b"x") == b"1"
 
     play(scenario)
+
+
+def test_a_group_that_commits_nothing_takes_no_more_than_its_bound(play: Play) -> None:
+    """Requirement 19: callers that gave up do not make room; what they have left in the log still counts."""
+    limits = Limits(request_timeout_ms=100, uncommitted_bytes=65_536, entry_bytes=60_000, election_timeout_ms=10_000)
+
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        leader = await ledgers.leader()
+        engine = engine_of(ledgers, leader)
+        for name in cluster.names:
+            if name != leader:
+                cluster.disks[name].hold_writes()
+        unknown = overloaded = 0
+        for _ in range(30):
+            asked = engine.propose(GROUP, b"x" * 10_000)
+            try:
+                await asked
+            except OutcomeUnknown:
+                unknown += 1
+            except Overloaded:
+                overloaded += 1
+        assert (unknown, overloaded) == (6, 24)
+        core = engine.replicas[GROUP].core
+        assert core.uncommitted_bytes <= 65_536
+        for name in cluster.names:
+            cluster.disks[name].release()
+        await cluster.until(lambda: core.uncommitted_bytes == 0)
+        assert await engine.propose(GROUP, b"y") == b"7"
+
+    play(scenario, limits=limits)

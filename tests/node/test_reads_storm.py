@@ -113,7 +113,7 @@ class Storm:
             name = rng.choice(leaders or list(cluster.names))
             other = rng.choice([each for each in cluster.names if each != name])
             length_s = rng.choice([0.05, 0.4, 1.5, 2.5])
-            kind = rng.choice(["cut", "stall", "half", "transfer", "crash", "disk", "delay", "sleep", "pause"])
+            kind = rng.choice(["cut", "stall", "half", "transfer", "crash", "disk", "delay", "sleep", "pause", "jump"])
             if kind == "cut":
                 cluster.isolate(name)
                 await asyncio.sleep(length_s)
@@ -144,7 +144,11 @@ class Storm:
                     if each != name:
                         cluster.network.delay(name, each, lambda: rng.uniform(0.0, 0.03))
             elif kind == "pause":
-                await self._pause(name, length_s)
+                cluster.clock(name).pause()
+                await asyncio.sleep(length_s)
+                cluster.clock(name).resume()
+            elif kind == "sleep":
+                cluster.clock(name).suspend(rng.uniform(0.1, 3.0))
             else:
                 self.ledgers.clocks[rng.choice(cluster.names)].suspend(rng.uniform(0.1, 3.0))
 
@@ -171,14 +175,6 @@ class Storm:
             self.reads["changes"] += 1
         except (NotCommitted, OutcomeUnknown):
             return  # perhaps later
-
-    async def _pause(self, name: str, length_s: float) -> None:
-        """Stop the engine of a node, as SIGSTOP would; its callers come to it all the same, which is worse."""
-        engine = self.cluster.nodes[name]._here().engine
-        engine._turn = lambda: None
-        await asyncio.sleep(length_s)
-        del engine._turn
-        engine._turn()
 
     async def run(self) -> None:
         names = self.cluster.names

@@ -26,6 +26,7 @@ from multiraft import (
 from multiraft.raft import Role
 from multiraft.storage import layout
 from multiraft.testing import MemoryCluster, run_virtual
+from multiraft.types import DIRECTORY_GROUP
 
 Play = Callable[..., None]
 GROUP = 16
@@ -265,6 +266,48 @@ def test_a_caller_whose_entry_a_snapshot_covers_hears_that_its_outcome_is_not_kn
     play(scenario, limits=Limits(request_timeout_ms=600_000, snapshot_entries=20, trailing_entries=4))
 
 
+# -------------------------------------------------------------------------------------------------------- the directory
+
+SHORTEST = Limits(request_timeout_ms=3_000, snapshot_entries=1, trailing_entries=0)
+
+
+def test_a_directory_that_comes_from_a_snapshot_founds_no_group_anew(play: Play) -> None:
+    """It names groups that are on the disk, but have not been taken up yet when it is restored."""
+
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        kept = await write(ledgers, "a", 0, 8)
+        await all_have(ledgers, kept)
+        directory = cluster.nodes["c"]._here().engine.replicas[DIRECTORY_GROUP]
+        await cluster.until(lambda: directory.core.snapshot_index > 1)
+        for _ in range(2):
+            before = core_of(ledgers, "c").snapshot_index
+            await cluster.stop("c")
+            await cluster.start("c")
+            assert core_of(ledgers, "c").snapshot_index >= before > 1
+            await cluster.run_for(0.2)
+        await all_have(ledgers, kept)
+
+    play(scenario, limits=SHORTEST)
+
+
+def test_a_node_that_hears_of_its_groups_by_a_snapshot_makes_their_replicas(play: Play) -> None:
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        await cluster.until(lambda: all(node.leader(DIRECTORY_GROUP) for node in cluster.nodes.values()))
+        cluster.crash("c")
+        await cluster.nodes["a"].ready()
+        kept = await write(ledgers, "a", 0, 3)
+        directory = cluster.nodes["a"]._here().engine.replicas[DIRECTORY_GROUP]
+        await cluster.until(lambda: directory.core.log.start.index > 1)
+        await cluster.start("c")
+        await cluster.until(lambda: GROUP in cluster.nodes["c"]._here().engine.replicas)
+        await all_have(ledgers, kept)
+        assert cluster.nodes["c"]._here().engine.replicas[DIRECTORY_GROUP].core.log.start.index > 1
+
+    play(scenario, limits=SHORTEST, ready=False)
+
+
 # ------------------------------------------------------------------------------------------------------- state machines
 
 
@@ -313,15 +356,21 @@ def test_a_typed_machine_is_saved_by_its_attributes_and_keeps_the_replicated_clo
         cluster.crash("c")
         for number in range(60):
             await cluster.insist(partial(services["a"].add, f"n{number % 7}", number))
+        leader = cluster.leaders(GROUP)[0]
+        for _ in range(2):  # every second entry brings a snapshot
+            await cluster.run_for(0.1)
+            if core_at(cluster, leader).snapshot_index < core_at(cluster, leader).commit:
+                await cluster.insist(partial(services["a"].add, "last", 0))
         await cluster.start("c")
         await cluster.until(lambda: state("c") == state("a"))
-        assert core_at(cluster, "c").log.start.index > 20
+        # It has applied not a single entry since, from whose stamp it could have its clock.
+        assert core_at(cluster, "c").log.start.index == core_at(cluster, "c").last_index
         clocks = {replica_of(cluster, name).context.time_ms for name in "abc"}
         assert len(clocks) == 1
         assert min(clocks) > 0
         assert await services["c"].get("n3") == list(range(3, 60, 7))
 
-    run_notes(scenario)
+    run_notes(scenario, SHORTEST)
 
 
 def test_a_machine_that_cannot_be_saved_is_told_of_once_and_keeps_its_log(caplog: pytest.LogCaptureFixture) -> None:

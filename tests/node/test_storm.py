@@ -24,6 +24,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
+import msgpack
 import pytest
 
 from multiraft import (
@@ -64,6 +65,13 @@ class Counters(BytesStateMachine):
 
     def query(self, query: bytes) -> bytes:
         return b"%d" % len(self.tokens.get(query, ()))
+
+    def snapshot(self) -> bytes:
+        packed: bytes = msgpack.packb(self.tokens)
+        return packed
+
+    def restore(self, state: bytes) -> None:
+        self.tokens = msgpack.unpackb(state, raw=True)
 
 
 class History:
@@ -128,6 +136,7 @@ class Storm:
         self.leaders: dict[tuple[int, int], str] = {}
         self.running = True
         self.shards = rng.choice([1, 2, 4])
+        snapshot_entries = rng.choice([0, 4, 20, 100])
         limits = Limits(
             request_timeout_ms=rng.choice([1_500, 3_000, 10_000]),
             batch_bytes=rng.choice([4096, 1024 * 1024]),
@@ -135,6 +144,8 @@ class Storm:
             writes_in_flight=rng.choice([1, 4]),
             log_cache_bytes=rng.choice([0, 64 * 1024 * 1024]),
             commit_delay_ms=rng.choice([0, 5, 50]),
+            snapshot_entries=snapshot_entries,
+            trailing_entries=rng.choice([0, snapshot_entries // 2]),
             apply_slice_ms=1_000,  # of real time: never over, or one seed would not be one run
         )
         self.cluster = MemoryCluster(self._declare, names, limits=limits, seed=seed)

@@ -421,6 +421,7 @@ def make_replica(
     inflight_messages: int = 256,
     inflight_bytes: int = 1 << 20,
     append_bytes: int = 1 << 20,
+    uncommitted_bytes: int = 1 << 20,
     seed: int = 0,
 ) -> Replica:
     members = membership or founding_membership(tuple(f"n{one}" for one in range(1, voters + 1)))
@@ -429,7 +430,7 @@ def make_replica(
         members = unborn_membership()
     else:
         disk.snapshot = Snapshot(1, 1, members)
-    settings = CoreSettings(ET, inflight_messages, inflight_bytes, append_bytes)
+    settings = CoreSettings(ET, inflight_messages, inflight_bytes, append_bytes, uncommitted_bytes)
     return Replica(replica_id, members, disk, settings, seed)
 
 

@@ -11,8 +11,9 @@ from multiraft.errors import InvariantViolation
 from multiraft.messages import AppendAnswer, InstallSnapshot, PreVote, PreVoteAnswer, RequestVote, VoteAnswer
 from multiraft.raft import Role
 from multiraft.raft.log import Log
+from multiraft.raft.progress import Progress
 from multiraft.records import COMMANDS
-from multiraft.types import NOBODY, Membership
+from multiraft.types import NOBODY, LogStart, Membership
 
 GROUP = 16
 JOINT = Membership(1, (1, 2), {n: f"n{n}" for n in range(1, 5)}, 5, outgoing=(1, 3, 4))
@@ -54,6 +55,10 @@ class TestElections:
         one.core.step(VoteAnswer(2, False, GROUP, 3, 7, 1), 0.0)
         assert (one.core.role, one.core.term, one.core.leader) == (Role.FOLLOWER, 7, NOBODY)
 
+    def test_a_no_op_is_stamped_zero_so_that_it_moves_no_clock(self, cluster: Make) -> None:
+        leader = cluster(3).elect(1)
+        assert [record.stamp_ms for record in leader.log.records(2, 2, 1)] == [0]
+
 
 class TestLog:
     @pytest.mark.parametrize(("first", "last"), [(1, 2), (3, 2), (2, 4), (0, 0)])
@@ -88,8 +93,38 @@ class TestLog:
         assert log.persisted(5, 1)
         assert log.stable == 5
 
+    @pytest.mark.parametrize("start", [1, 2, 3, 4, 5])
+    def test_a_compacted_log_counts_what_is_left_in_memory(self, disk: Make, records: Make, start: int) -> None:
+        log = open_log(disk((), 1, 0, 1, 9, False))
+        for record in records(1, 1, (1, 1, 2, 2), 2):
+            log.append(record)
+        log.hand_out()
+        log.persisted(5, 2)
+        log.applied = 5
+        log.compact(start)
+        left = log.records(start + 1, 5, 1 << 20) if start < 5 else []
+        assert log.size_bytes == sum(len(record.raw) for record in left)
+        log.restart(LogStart(9, 3))
+        assert log.size_bytes == 0
+
+    def test_a_log_that_starts_there_already_costs_no_look_into_the_store(self, disk: Make) -> None:
+        made = disk((1, 1), 1, 0, 3, 1, False)
+        log = open_log(made, applied=3)
+        made.reads = 0
+        log.compact(1)
+        assert (made.reads, log.hand_out()) == (0, ([], []))
+
 
 class TestProgress:
+    def test_who_is_lost_has_caught_up_with_nothing(self) -> None:
+        peer = Progress(2, 5)
+        peer.begin_round(4, 0.0)
+        assert peer.accepted(4)
+        peer.judge_round(4, 0.5, 1.0)
+        assert peer.caught_up
+        peer.lose()
+        assert not peer.caught_up
+
     def test_a_probe_forgets_the_bytes_on_their_way_as_well(self, cluster: Make) -> None:
         group = cluster(3)
         leader = group.elect(1)

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from multiraft.errors import ChangeRefused, InvariantViolation
-from multiraft.messages import AppendAnswer, TimeoutNow
+from multiraft.messages import AppendAnswer, Committed, PreVote, PreVoteAnswer, TimeoutNow
 from multiraft.raft import AddLearner, Bind, Demote, Promote, Remove, Role
 from multiraft.raft.changes import changed, left
 from multiraft.records import COMMANDS
@@ -179,3 +179,59 @@ class TestSnapshots:
         leader.poke(3)
         with pytest.raises(InvariantViolation, match="newest snapshot"):
             leader.ready()
+
+
+class TestCommitted:
+    """What a replica without a vote tells one that asks for it in vain."""
+
+    @pytest.mark.parametrize(
+        ("index", "index_term", "commit"),
+        [(2, 1, 2), (4, 2, 4), (3, 2, 1), (5, 2, 1), (1, 1, 1), (1, 0, 1)],
+    )
+    def test_whoever_has_that_entry_commits_up_to_it(
+        self, replica: Make, index: int, index_term: int, commit: int
+    ) -> None:
+        one = replica(terms=(1, 1, 2), term=7)
+        one.core.step(Committed(GROUP, index, index_term, 2, 3, 1), 0.0)
+        assert (one.core.commit, one.core.term, one.core.role) == (commit, 7, Role.FOLLOWER)
+
+    def test_a_commit_never_goes_back_for_it(self, replica: Make) -> None:
+        one = replica(terms=(1, 1, 2), commit=4)
+        one.core.step(Committed(GROUP, 2, 1, 2, 2, 1), 0.0)
+        assert one.core.commit == 4
+
+    def test_a_leader_counts_for_itself(self, cluster: Make) -> None:
+        group = cluster(3)
+        leader = group.elect(1)
+        leader.propose([b"a"], COMMANDS, 0)
+        leader.step(Committed(GROUP, 3, leader.term, 2, leader.term, 1), 0.0)
+        assert leader.commit == 2
+
+    @pytest.mark.parametrize(
+        ("last", "told"), [((2, 1), [(2, 1)]), ((9, 1), [(3, 1)]), ((1, 1), []), ((9, 9), [])]
+    )  # of the last one the vote would be given
+    def test_who_has_no_vote_tells_what_the_other_may_have(
+        self, replica: Make, last: tuple[int, int], told: list[tuple[int, int]]
+    ) -> None:
+        learner = changed(changed(FOUNDING, 2, [AddLearner("n4")]), 3, [Bind(4, b"s")])
+        one = replica(replica_id=4, membership=learner, terms=(1, 1, 2), commit=3)
+        one.core.step(PreVote(GROUP, *last, 2, 9, 4), 5.0)
+        assert [(m.index, m.index_term) for m in one.take() if isinstance(m, Committed)] == told
+
+    def test_a_voter_tells_nothing(self, replica: Make) -> None:
+        one = replica(terms=(1, 1, 2), commit=3)
+        one.core.step(PreVote(GROUP, 2, 1, 2, 9, 1), 5.0)
+        assert [type(message) for message in one.take()] == [PreVoteAnswer]
+
+    def test_nothing_is_told_of_what_the_log_has_no_more(self, cluster: Make) -> None:
+        group = cluster(3)
+        group.elect(1).propose_membership([Demote(3)], 0)
+        group.settle()
+        group.propose(1, b"a", b"b")
+        assert group[3].compact(trailing=1)
+        group[3].persist()
+        start = group.core(3).log.start.index
+        group[3].contacts.is_loyal = True
+        for last, told in ((start - 1, []), (start, [start]), (start + 1, [start + 1])):
+            group.core(3).step(PreVote(GROUP, last, 1, 2, 9, 3), 5.0)
+            assert [m.index for m in group[3].take() if isinstance(m, Committed)] == told

@@ -18,7 +18,7 @@ from multiraft.raft import AddLearner, Change, Demote, Promote, Remove, Role
 from multiraft.types import NOBODY, Membership
 from tests.raft.test_storm import Claim, Storm
 
-SEEDS: Final = 120
+SEEDS: Final = 60
 MEMBERS_MAX: Final = 6
 
 
@@ -33,7 +33,7 @@ class MembershipStorm(Storm):
         self.changes_asked = 0
 
     def actions(self) -> list[tuple[int, Callable[[Any], None]]]:
-        return [*super().actions(), (25, self.change), (40, self.admit), (5, self.bury)]
+        return [*super().actions(), (100, self.change), (40, self.admit), (15, self.bury)]
 
     # ------------------------------------------------------------------------------------------------- what happens
 
@@ -173,3 +173,19 @@ def test_a_group_that_changes_keeps_its_promises_in_a_storm(
     assert all(each == applied[0] for each in applied)
     for index, term, entry in applied[0]:
         assert storm.committed.get(index, (term, entry)) == (term, entry)
+
+
+def test_storms_of_changes_are_not_empty(cluster: Callable[..., Any], replica: Callable[..., Any]) -> None:
+    """The checks above mean something only if replicas come and go, by simple and by joint changes."""
+    found: list[Membership] = []
+    gone = installs = 0
+    for seed in range(12):
+        storm = storm_of(cluster, replica, seed)
+        storm.run()
+        found += [one for one in storm.memberships.values() if one.index > 1]
+        gone += len(storm.gone)
+        installs += sum(one.installs for one in storm.group.replicas.values())
+    assert len(found) > 30
+    assert sum(membership.joint for membership in found) > 3
+    assert gone > 5
+    assert installs > 2

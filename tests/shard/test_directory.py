@@ -22,6 +22,7 @@ from multiraft.shard import (
     decode_map,
     decode_nodes,
     decode_version,
+    group_nodes_command,
     map_query,
     nodes_query,
     register_node_command,
@@ -97,6 +98,16 @@ def test_a_newer_release_adds_its_methods() -> None:
         (msgpack.packb(["create_service", None]), "UnknownCommand", "create_service"),
         (register_node_command("", "127.0.0.1:1"), "InvalidNode", ""),
         (msgpack.packb(["register_node", "a", "b", None]), "InvalidNode", ""),
+        (group_nodes_command(99, 5, ["a"]), "UnknownGroup", "99"),
+        (group_nodes_command(DIRECTORY_GROUP, 5, ["a"]), "UnknownGroup", "1"),
+        (group_nodes_command(16, 5, []), "InvalidNodes", "group 16"),
+        (group_nodes_command(16, 5, ["a", "a"]), "InvalidNodes", "different"),
+        (group_nodes_command(16, 5, [""]), "InvalidNodes", "names"),
+        (msgpack.packb(["group_nodes", 16, 5, [["a"]]]), "InvalidNodes", "names"),
+        (msgpack.packb(["group_nodes", 16, 5, "a"]), "InvalidNodes", "names"),
+        (msgpack.packb(["group_nodes", 16, None, ["a"]]), "UnknownGroup", ""),
+        (msgpack.packb(["group_nodes", [16], 5, ["a"]]), "UnknownGroup", ""),
+        (msgpack.packb(["group_nodes", 16, 5]), "UnknownCommand", "group_nodes"),
         (msgpack.packb(["drop_everything"]), "UnknownCommand", "drop_everything"),
         (msgpack.packb([]), "InvalidCommand", ""),
         (msgpack.packb({"a": 1}), "InvalidCommand", ""),
@@ -124,6 +135,42 @@ def test_nodes_are_registered_and_move() -> None:
         "b": NodeInfo("127.0.0.1:7003", "http://127.0.0.1:8003"),
     }
     assert directory.map.version == 0
+
+
+def test_where_a_group_lives_is_what_its_newest_membership_says() -> None:
+    directory = applied(create_service_command(COUNTERS, NODES))
+    told: list[int] = []
+    directory.subscribe(lambda changed: told.append(changed.map.version))
+    assert decode_version(directory.apply(group_nodes_command(17, 9, ["b", "c", "d"]), CONTEXT)) == 2
+    assert directory.map.groups[17] == ("b", "c", "d")
+    assert directory.map.groups[16] == ("a", "b", "c")
+    assert told == [2]
+
+
+def test_an_older_or_repeated_report_changes_nothing() -> None:
+    directory = applied(create_service_command(COUNTERS, NODES), group_nodes_command(17, 9, ["b", "c", "d"]))
+    state = directory.snapshot()
+    for as_of, nodes in ((9, ["b", "c", "d"]), (9, ["a"]), (8, ["a", "b", "c"]), (1, ["a"])):
+        assert decode_version(directory.apply(group_nodes_command(17, as_of, nodes), CONTEXT)) == 2
+    assert directory.snapshot() == state
+
+
+def test_a_newer_report_of_the_same_nodes_is_remembered_without_a_new_map() -> None:
+    directory = applied(create_service_command(COUNTERS, NODES), group_nodes_command(17, 9, ["b", "c", "d"]))
+    assert decode_version(directory.apply(group_nodes_command(17, 12, ["b", "c", "d"]), CONTEXT)) == 2
+    directory.apply(group_nodes_command(17, 11, ["a"]), CONTEXT)  # late: of before what is known
+    assert directory.map.groups[17] == ("b", "c", "d")
+
+
+def test_where_a_group_began_stays_and_all_of_it_is_restored() -> None:
+    directory = applied(create_service_command(COUNTERS, NODES), group_nodes_command(17, 9, ["b", "c", "d"]))
+    founded = applied(create_service_command(COUNTERS, NODES)).groups[17].nodes
+    other = Directory()
+    other.restore(directory.snapshot())
+    assert other.groups == directory.groups
+    assert other.groups[17].nodes == founded
+    assert other.groups[17].as_of == 9
+    assert other.map.groups == directory.map.groups
 
 
 def test_the_map_is_asked_for_by_version() -> None:

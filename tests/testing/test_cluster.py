@@ -139,6 +139,55 @@ def test_a_node_lives_on_its_clock_whoever_calls_it(play: Play) -> None:
     play(story)
 
 
+def test_what_comes_late_waits_for_a_paused_node_and_runs_on_its_clock(play: Play) -> None:
+    async def story(fleet: Fleet) -> None:
+        cluster = fleet.cluster
+        received: list[float] = []
+
+        def answer(body: bytes) -> bytes:
+            received.append(asyncio.get_running_loop().time())
+            return body
+
+        cluster.nodes["b"].on_call("echo", answer)
+        cluster.network.stall("a", "b")
+        asking = cluster.on("a", cluster.nodes["a"].peer_call("b", "echo", b"x", 10.0))
+        await cluster.run_for(0.1)
+        cluster.clock("b").pause()
+        cluster.heal()
+        await cluster.run_for(1.0)
+        assert received == [], "nothing of a paused node runs, whoever heals the network"
+        cluster.clock("b").resume()
+        assert await asking == b"x"
+        assert received == [pytest.approx(cluster.clock("b").time(), abs=0.1)]
+
+    play(story)
+
+
+def test_a_program_on_a_node_stops_with_it_and_ends_with_it(play: Play) -> None:
+    async def story(fleet: Fleet) -> None:
+        cluster, counted = fleet.cluster, [0]
+
+        async def program() -> None:
+            while True:
+                await asyncio.sleep(0.1)
+                counted[0] += 1
+
+        running = cluster.on("a", program())
+        await cluster.run_for(1.05)
+        assert counted == [10]
+        cluster.clock("a").pause()
+        await cluster.run_for(1.0)
+        assert counted == [10]
+        cluster.clock("a").resume()
+        await cluster.run_for(0.01)
+        assert counted == [11]
+        cluster.crash("a")
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    play(story)
+
+
 def test_a_paused_leader_is_replaced_and_learns_it_when_it_goes_on(play: Play) -> None:
     async def story(fleet: Fleet) -> None:
         cluster = fleet.cluster

@@ -55,7 +55,8 @@ BROKEN = [
     ("a read before the write began", [op(("get",), 0, 1, 1), op(("put", 1), 2, 3)]),
     ("a lost write that shows before its call", [op(("get",), 0, 1, 1), lost(("put", 1), 2)]),
     ("a lost write that shows twice", [
-        lost(("put", 1), 0), op(("get",), 1, 2, 1), op(("put", 2), 3, 4), op(("get",), 5, 6, 2), op(("get",), 7, 8, 1)]),
+        lost(("put", 1), 0), op(("get",), 1, 2, 1), op(("put", 2), 3, 4), op(("get",), 5, 6, 2), op(("get",), 7, 8, 1),
+    ]),
     ("two swaps that both won", [op(("cas", 0, 1), 0, 9, True), op(("cas", 0, 2), 0, 9, True)]),
     ("a swap that lost without a reason", [op(("cas", 0, 1), 0, 1, False)]),
 ]  # fmt: skip
@@ -148,6 +149,8 @@ def operations(draw: st.DrawFn) -> Operation:
     called, lasts = draw(st.integers(0, 8)), draw(st.integers(0, 4))
     kind = draw(st.sampled_from(["put", "get", "cas"]))
     value, other = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+    what: tuple[Any, ...]
+    result: Any
     if kind == "put":
         what, result = (kind, value), None
     elif kind == "get":

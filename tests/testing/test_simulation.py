@@ -134,9 +134,10 @@ def living(group: int) -> list[str]:
     found = []
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
-            name, state, _, of_group = (part := file.read_text().rpartition(")"))[0], *part[2].split()[:3]
+            name, _, rest = file.read_text().rpartition(")")
         except OSError:
             continue  # it ended while we looked
+        state, _, of_group = rest.split()[:3]
         if int(of_group) == group and state != "Z":
             found.append(name)
     return found

@@ -69,6 +69,23 @@ def test_in_a_ring_each_reaches_its_two_neighbours(order: str, apart: set[str]) 
     assert parted(network) == apart
 
 
+def test_healing_ends_everything_but_delays() -> None:
+    network = MemoryNetwork()
+    network.cut("a", "b")
+    network.stall("a", "b")
+    network.disturb("a", "b", loss=1.0)
+    network.drop_next_bulk("a", "b", 5)
+    network.delay("a", "b", 1.5)
+    network.heal("b", "a")
+    assert network.is_cut("a", "b")
+    assert network.disturbance("a", "b") is not None
+    network.heal("a", "b")
+    assert parted(network) == set()
+    assert network.disturbance("a", "b") is None
+    assert not network.take_bulk_drop("a", "b")
+    assert network.delay_s("a", "b") == 1.5
+
+
 def test_every_control_counts_itself_once_for_what_it_changed() -> None:
     network = MemoryNetwork()
     network.cut("a", "b")
@@ -215,6 +232,22 @@ def test_frames_of_a_stranded_connection_count_while_it_is_the_newest(make_memor
         await b.ear.until(lambda: b.ear.numbers("a") == [1])
         world.network.heal()
         await a.ear.hears("connected", "b", count=2)
+
+    playing(make_memory_world, story)
+
+
+@pytest.mark.parametrize("deliver", [False, True])
+def test_what_a_killed_node_had_sent_arrives_if_its_machine_lives_on(make_memory_world: Any, deliver: bool) -> None:
+    async def story(world: MemoryWorld, a: Peer, b: Peer) -> None:
+        world.network.delay("a", "b", 1.0)
+        a.send("b", 1)
+        await asyncio.sleep(0.5)
+        a.send("b", 2)
+        world.network.crash("a", deliver=deliver)
+        await b.ear.hears("disconnected", "a")
+        await asyncio.sleep(10.0)
+        assert b.ear.numbers("a") == ([1] if deliver else []), "2 had not left the node"
+        assert world.network.wires_of(a.transport) == []  # type: ignore[arg-type]
 
     playing(make_memory_world, story)
 

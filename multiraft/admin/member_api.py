@@ -1,0 +1,226 @@
+"""The part of the admin API that changes who takes part in a group, and who leads it.
+
+    GET  /groups/{id}/membership   in effect and latest, each replica, and what a change waits for
+    POST /groups/{id}/members      {"action": "add" | "remove" | "replace" | "promote" | "demote", "node": "n4"}
+    POST /groups/{id}/transfer     {"node": "n2"}
+
+Both take `timeout_s`, `dry_run` (answer what would be done, do nothing) and `force` (do what is unsafe, too); `replace`
+takes `old`, `add` takes `voter`. Any node does it for all. The answer comes when it is done; 504 says that it is not
+done in time and may still come about. Who stops listening before has not stopped it.
+
+Rules of this file: nothing is changed by a GET, nor by a request that a web page could have made its reader send; what
+is unsafe by `multiraft.admin.plans` is refused unless it is forced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aiohttp import web
+
+from multiraft.admin.answers import ApiError, asked_group, checked_query, json_answer
+from multiraft.admin.asking import Asking
+from multiraft.admin.memberships import membership_answer
+from multiraft.admin.plans import Action, PlanRefused, make_plan
+from multiraft.admin.view import Facts, Silence, groups_problems, merge_group, silence_problems
+from multiraft.errors import ChangeRefused, InvalidRequest, NotCommitted, NotReady, NotRunning, OutcomeUnknown
+from multiraft.types import GroupId, Membership, NodeId
+
+CHANGE_TIMEOUT_S: Final = 60.0
+TRANSFER_TIMEOUT_S: Final = 10.0
+TIMEOUT_MOST_S: Final = 3_600.0
+CHANGES_AT_ONCE: Final = 64
+"""How many requests may wait here for their changes to be done; one more is refused."""
+_MEMBER_ACTIONS: Final = ("add", "remove", "replace", "promote", "demote")
+_LOOK_AGAIN_S: Final = 0.05
+_ASK_AGAIN_S: Final = 5.0
+"""A transfer that was asked for and did not come about has been given up by its leader after this time."""
+_BODY_CHARACTERS: Final = 16_384
+
+
+class MemberApi:
+    """The handlers; `asking` reaches all nodes."""
+
+    def __init__(self, asking: Asking) -> None:
+        self._asking = asking
+        self._node = asking.node
+        self._under_way = 0
+
+    async def membership(self, request: web.Request) -> web.Response:
+        checked_query(request)
+        row, silent = await self._row(asked_group(request))
+        members = {replica["node_id"] for replica in row["replicas"]}
+        silent = {name: why for name, why in silent.items() if name in members}
+        problems = [*silence_problems(silent), *groups_problems([row])]
+        return json_answer(membership_answer(row, silent, problems))
+
+    async def members(self, request: web.Request) -> web.Response:
+        checked_query(request)
+        body = await _body(request)
+        kind = _named(body, "action", _MEMBER_ACTIONS)
+        texts, flags = {"node"}, {"dry_run", "force"}
+        if kind == "replace":
+            texts.add("old")
+        if kind == "add":
+            flags.add("voter")
+        _only(body, {"action", "timeout_s", *texts, *flags})
+        action = Action(
+            kind, _node(body, "node"), _node(body, "old") if kind == "replace" else "", _flag(body, "voter", True)
+        )
+        return await self._act(asked_group(request), action, body, CHANGE_TIMEOUT_S)
+
+    async def transfer(self, request: web.Request) -> web.Response:
+        checked_query(request)
+        body = await _body(request)
+        _only(body, {"node", "timeout_s", "dry_run", "force"})
+        return await self._act(asked_group(request), Action("transfer", _node(body, "node")), body, TRANSFER_TIMEOUT_S)
+
+    # ----------------------------------------------------------------------------------------------------- acting
+
+    async def _row(self, group_id: GroupId) -> tuple[Facts, dict[NodeId, str]]:
+        views, silent, tombstones = await self._asking.group(group_id)
+        return {**merge_group(views, silent), "tombstones": tombstones}, silent
+
+    async def _act(self, group_id: GroupId, action: Action, body: Facts, default_s: float) -> web.Response:
+        timeout_s = _seconds(body, "timeout_s", default_s)
+        dry_run, force = _flag(body, "dry_run", False), _flag(body, "force", False)
+        row, silent = await self._row(group_id)
+        try:
+            plan = make_plan(row, action, self._asking.all_nodes(), silent)
+        except PlanRefused as problem:
+            raise ApiError(problem.status, str(problem), problem.hint) from problem
+        if dry_run:
+            return json_answer({"done": False, "dry_run": True, "plan": plan})
+        if not plan["safe"] and not force:
+            hint = "force does it all the same (`--force`); a dry run (`--dry-run`) shows how it stands"
+            raise ApiError(409, f"unsafe: {'; '.join(plan['unsafe'])}", hint)
+        if self._under_way >= CHANGES_AT_ONCE:
+            raise ApiError(503, f"{self._under_way} changes wait here already", "wait for them, or ask another node")
+        self._under_way += 1
+        try:
+            done = await self._do(group_id, action, timeout_s)
+        except (ChangeRefused, InvalidRequest) as problem:
+            raise ApiError(409, str(problem), "`multiraft members` shows how the group is now") from problem
+        except NotRunning as problem:
+            raise ApiError(503, str(problem), "ask another node") from problem
+        except (NotReady, OutcomeUnknown) as problem:
+            raise ApiError(
+                504, str(problem), "`multiraft members` shows how far it is; asking again is safe"
+            ) from problem
+        except NotCommitted as problem:
+            raise ApiError(503, str(problem), "nothing was changed; ask again") from problem
+        finally:
+            self._under_way -= 1
+        return json_answer({"done": True, "dry_run": False, "plan": plan, **done})
+
+    async def _do(self, group_id: GroupId, action: Action, timeout_s: float) -> Facts:
+        group = self._node.group(group_id)
+        if action.kind == "add":
+            return _told(await group.add(action.node, voter=action.voter, timeout_s=timeout_s))
+        if action.kind == "remove":
+            return _told(await group.remove(action.node, timeout_s=timeout_s))
+        if action.kind == "replace":
+            return _told(await group.replace(action.old, action.node, timeout_s=timeout_s))
+        if action.kind == "promote":
+            return _told(await group.promote(action.node, timeout_s=timeout_s))
+        if action.kind == "demote":
+            return _told(await group.demote(action.node, timeout_s=timeout_s))
+        return await self._transferred(group_id, action.node, timeout_s)
+
+    async def _transferred(self, group_id: GroupId, to: NodeId, timeout_s: float) -> Facts:
+        """Ask whoever leads to hand over, until `to` says that it leads. Raises NotReady when the time is up."""
+        now = asyncio.get_running_loop().time
+        deadline_s, asked_s = now() + timeout_s, -_ASK_AGAIN_S
+        waiting_for = "no leader was found"
+        while True:
+            row, _ = await self._row(group_id)
+            if row["leader"] == to and row["state"] != "unconfirmed":
+                return {"leader": to, "term": row["term"]}
+            if now() >= deadline_s:
+                raise NotReady(f"node {to!r} does not lead within {timeout_s:g} s: {waiting_for}")
+            if row["leader"] is None:
+                waiting_for = str(row["why"])
+            elif now() - asked_s >= _ASK_AGAIN_S:
+                question = {"group_id": group_id, "node": to}
+                answer = await self._asking.one(row["leader"], "admin.transfer", question)
+                if isinstance(answer, Silence):
+                    waiting_for = f"node {row['leader']}, which leads: {answer.why}"
+                else:
+                    asked_s = now()
+                    waiting_for = f"node {row['leader']} was asked to hand over"
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
+
+def _told(membership: Membership) -> Facts:
+    def named(replicas: tuple[int, ...]) -> list[list[Any]]:
+        return [[replica_id, membership.nodes[replica_id]] for replica_id in replicas]
+
+    return {
+        "membership": {
+            "index": membership.index,
+            "voters": named(membership.voters),
+            "learners": named(membership.learners),
+            "outgoing": named(membership.outgoing),
+            "joining": named(membership.joining),
+        }
+    }
+
+
+# ------------------------------------------------------------------------------------------------- what was sent
+
+
+async def _body(request: web.Request) -> Facts:
+    """Return the JSON object that was sent. Raises ApiError.
+
+    Browsers say where a POST comes from, and send JSON to another site only if it lets them: both are refused, so that
+    no page can act through the browser of someone who can reach this API.
+    """
+    if "Origin" in request.headers:
+        raise ApiError(403, "requests that change something are not taken from web pages", "use the multiraft command")
+    if request.content_type != "application/json":
+        raise ApiError(415, f"the body is {request.content_type}", "send JSON, as Content-Type: application/json")
+    if request.content_length is not None and request.content_length > _BODY_CHARACTERS:
+        raise ApiError(413, "the body is too large", f"at most {_BODY_CHARACTERS} bytes")
+    try:
+        body = await request.json()
+    except ValueError as problem:
+        raise ApiError(400, f"the body is not JSON: {problem}", 'send an object, like {"node": "n2"}') from problem
+    if not isinstance(body, dict):
+        raise ApiError(400, "the body is no JSON object", 'send an object, like {"node": "n2"}')
+    return body
+
+
+def _only(body: Mapping[str, Any], known: set[str]) -> None:
+    for name in body:
+        if name not in known:
+            raise ApiError(400, f"{name}: is not known here", f"known: {', '.join(sorted(known))}")
+
+
+def _named(body: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> str:
+    value = body.get(name)
+    if value not in allowed:
+        raise ApiError(400, f"{name} = {value!r}: is not one of those known", f"known: {', '.join(allowed)}")
+    return str(value)
+
+
+def _node(body: Mapping[str, Any], name: str) -> NodeId:
+    value = body.get(name)
+    if not isinstance(value, str) or not 0 < len(value) <= 255:
+        raise ApiError(400, f"{name} = {value!r}: is not the name of a node", 'a text, like "n2"')
+    return value
+
+
+def _flag(body: Mapping[str, Any], name: str, otherwise: bool) -> bool:
+    value = body.get(name, otherwise)
+    if not isinstance(value, bool):
+        raise ApiError(400, f"{name} = {value!r}: is neither true nor false", f"left out, it is {otherwise}".lower())
+    return value
+
+
+def _seconds(body: Mapping[str, Any], name: str, otherwise: float) -> float:
+    value = body.get(name, otherwise)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= TIMEOUT_MOST_S:
+        raise ApiError(400, f"{name} = {value!r}: is out of range", f"seconds, above 0, at most {TIMEOUT_MOST_S:g}")
+    return float(value)

@@ -292,22 +292,30 @@ class Invariants:
             if core.role is LEADER and core.commit > log.start.index:
                 self._look_at_quorum(where, core, group, seen.membership)
 
-    def _look_at_quorum(self, where: str, core: Raft, group: GroupRecord, membership: Membership) -> None:
+    def _look_at_quorum(self, where: str, core: Raft, group: GroupRecord, before: Membership) -> None:
         """What is newly committed is on the disks of a quorum; of both quorums in a joint membership.
 
-        membership  the one before this turn, by which the leader has counted: what has committed may have changed it
+        before  the membership before this turn: the leader may have counted by it, and the rest by what then took effect
         """
-        index = core.commit
-        term = group.committed[index]
+        lacking = [
+            self._lacking(core, group, membership)
+            for membership in {id(m): m for m in (before, core.membership)}.values()
+        ]
+        if all(lacking):
+            self._report(
+                f"durable commit: {where}: index {core.commit} of term {group.committed[core.commit]} is committed, but "
+                f"{lacking[0]}"
+            )
+
+    def _lacking(self, core: Raft, group: GroupRecord, membership: Membership) -> str:
+        """Say which quorum does not have what `core` has committed; empty where every quorum has it."""
+        term = group.committed[core.commit]
         for voters in (membership.voters, membership.outgoing):
-            if not voters:
-                continue
-            having = [voter for voter in voters if self._stored(membership.nodes.get(voter), core, index, term, group)]
-            if len(having) * 2 <= len(voters):
-                self._report(
-                    f"durable commit: {where}: index {index} of term {term} is committed, but of voters {voters} "
-                    f"only {having} have it on disk"
-                )
+            nodes = {voter: membership.nodes.get(voter) for voter in voters}
+            having = [voter for voter in voters if self._stored(nodes[voter], core, core.commit, term, group)]
+            if voters and len(having) * 2 <= len(voters):
+                return f"of voters {voters} only {having} have it on disk"
+        return ""
 
     def _stored(self, node_id: NodeId | None, core: Raft, index: Index, term: Term, group: GroupRecord) -> bool:
         if node_id is None or node_id in group.lost:

@@ -22,6 +22,7 @@ import contextlib
 import errno
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from itertools import permutations
 from random import Random
 from typing import Any, Final, TypeVar
 
@@ -38,9 +39,12 @@ Deed = Callable[[], Coroutine[Any, Any, bool]]
 
 ALWAYS: Final = ("heal", "start", "mend", "resume")
 """What ends faults is drawn in every run."""
-MOST_FAULTS: Final = 24
+WEIGHTS: Final = {"heal": 3, "start": 4, "mend": 2, "resume": 2, "disturb": 6, "failpoint": 10, "crash_at_write": 4}
+"""How often a kind is drawn, where that is not 2: more often what takes effect only now and then."""
+MOST_FAULTS: Final = 40
 ACTIONS: Final[tuple[Action, ...]] = ("kill", "kill", "delay", "eio", "enospc")
 ACTIONS_ANYWHERE: Final[tuple[Action, ...]] = ("kill", "delay")
+PLACES: Final = tuple(sorted(point.name for point in FAILPOINTS.values()))
 PLACES_OF_DISKS: Final = ("disk.", "open.", "bind.", "close.")
 """Only there can an operation of the disk fail."""
 WILD_RATES: Final = (0.2, 0.5, 0.9, 1.0, 1.0, 1.1, 2.0, 5.0)
@@ -89,7 +93,7 @@ class Schedule:
     async def run(self) -> None:
         """Do one fault after another."""
         rng = self._rng
-        weighted = [name for name in self.kinds for _ in range(3 if name in ALWAYS else 2)]
+        weighted = [name for name in self.kinds for _ in range(WEIGHTS.get(name, 2))]
         for _ in range(rng.randrange(4, MOST_FAULTS)):
             await self.cluster.run_for(rng.choice([0.1, 1.0]) * self._pace_s * rng.random())
             name = rng.choice(weighted)
@@ -288,10 +292,13 @@ class Schedule:
         pair = self._pair()
         if pair is None:
             return False
-        chances = [self._rng.choice([0.0, 0.02, 0.2, 0.6]) for _ in range(3)]
-        self._say(f"disturb {pair[0]} -> {pair[1]}: lose {chances[0]}, repeat {chances[1]}, reorder {chances[2]}")
-        self.cluster.network.disturb(*pair, loss=chances[0], duplicate=chances[1], reorder=chances[2])
-        return any(chances)
+        everywhere = self._rng.random() < 0.4
+        loss, duplicate, reorder = (self._rng.choice([0.0, 0.02, 0.2, 0.6]) for _ in range(3))
+        where = "everywhere" if everywhere else f"{pair[0]} -> {pair[1]}"
+        self._say(f"disturb {where}: lose {loss}, repeat {duplicate}, reorder {reorder}")
+        for one, other in permutations(self.cluster.names, 2) if everywhere else [pair]:
+            self.cluster.network.disturb(one, other, loss=loss, duplicate=duplicate, reorder=reorder)
+        return bool(loss or duplicate or reorder)
 
     async def _drop(self) -> bool:
         pair = self._pair()
@@ -380,9 +387,9 @@ class Schedule:
 
     async def _failpoint(self) -> bool:
         name = self._any([None, *self.cluster.names])
-        place = self._rng.choice(sorted(point.name for point in FAILPOINTS.values()))
+        place = self._rng.choice(PLACES)
         action = self._rng.choice(ACTIONS if place.startswith(PLACES_OF_DISKS) else ACTIONS_ANYWHERE)
-        times = self._rng.choice([1, 1, 2, 7])
+        times = self._rng.choice([1, 1, 1, 1, 2, 7])
         self._say(f"{action} {name or 'whoever'} at failpoint {place}, passing it for the {times}. time")
         self.cluster.arm(place, action, name, times=times, delay_s=self._rng.choice([0.05, 0.8, 3.0]))
         return True

@@ -9,6 +9,7 @@ stays, its outcome unknown.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import Coroutine
 from random import Random
@@ -173,13 +174,14 @@ class SimulatedService:
         call = Call(method.name, tuple(decode_call(body)[1:]), body)
         node_id = self._rng.choice(simulation.cluster.names)
         timeout_ms = self._rng.choice([None, None, None, 200, 1_000])
-        remote = getattr(self._handles[node_id], method.name).with_options(timeout_ms=timeout_ms)
+        remote = getattr(self._handles[node_id], method.name).with_options(timeout_ms=timeout_ms, **self._way(method))
         self._calls += 1
         who = f"call {self._calls}"
         simulation.trace.detail(node_id, f"{who}: {call}")
         operation = self.history.call(kept, call, loop.now_s, who)
         try:
-            result = await simulation.cluster.on(node_id, remote(*args, **kwargs))
+            task = simulation.cluster.on(node_id, remote(*args, **kwargs))
+            result = await task
         except CommandFailed as problem:
             self.history.end(operation, Failed(problem.exception, problem.detail), loop.now_s)
             raise
@@ -188,11 +190,21 @@ class SimulatedService:
                 self.history.withdraw(kept, operation)
             simulation.trace.detail(node_id, f"{who}: {type(problem).__name__}")
             raise
-        except NodeKilled:
+        except (asyncio.CancelledError, NodeKilled):
+            mine = asyncio.current_task()
+            if mine is not None and mine.cancelling():
+                raise  # it is this client that ends
             raise OutcomeUnknown(f"node {node_id} was killed in the midst of the call") from None
         self.history.end(operation, copy.deepcopy(result), loop.now_s)
         simulation.trace.detail(node_id, f"{who}: -> {result!r:.80}")
         return result
+
+    def _way(self, method: Method) -> dict[str, bool]:
+        """Draw by which of the linearizable ways a query is answered; commands have one."""
+        if method.kind == "command":
+            return {}
+        way = self._rng.choice(["", "", "local", "lease"])
+        return {way: True} if way == "local" or (way == "lease" and self._simulation.leases) else {}
 
 
 class _Handle:

@@ -76,7 +76,7 @@ class Report:
 
     seed: int
     failure: str = ""
-    error: Exception | None = None
+    error: BaseException | None = None
     story: list[str] = field(default_factory=list)
     virtual_s: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
@@ -92,6 +92,7 @@ class Simulation:
     seed     of this run
     cluster  the nodes, disks, clocks and network, to look at and to hurt by hand
     rng      for the test's own use
+    leases   some queries are answered by leases; all clocks keep within what those allow for
     """
 
     def __init__(self, seed: int, options: Options | None = None) -> None:
@@ -106,6 +107,7 @@ class Simulation:
         config = Random(f"configuration {seed}")
         count = options.nodes or config.choice([1, 2, 3, 3, 3, 3, 4, 5, 5, 6, 7])
         self.limits = draw_limits(config)
+        self.leases = config.random() < 0.4
         self.services: list[SimulatedService] = []
         self.cluster = ObservedCluster(self._declare, NAMES[:count], limits=self.limits, seed=seed)
         self.observer = self.cluster.observer = Observer(self.cluster, self.trace, self._violated)
@@ -183,7 +185,8 @@ class Simulation:
         cluster, loop = self.cluster, self.loop
         cluster.watch_places()
         await cluster.start()
-        schedule = Schedule(cluster, Random(f"faults {self.seed}"), self.trace, self.groups, self.options.faults)
+        chance = Random(f"faults {self.seed}")
+        schedule = Schedule(cluster, chance, self.trace, self.groups, self.options.faults, careful_clocks=self.leases)
         if self.rng.random() < 0.7:
             await cluster.ready()
         calling = [loop.create_task(self._client(number, step), name=f"client {number}") for number in range(clients)]
@@ -313,17 +316,17 @@ def run_simulation(seed: int, body: Body, options: Options | None = None) -> Rep
     logger.setLevel(logging.CRITICAL + 1)
     try:
         run_virtual(_whole(seed, body, options, reports))
-    except Exception as problem:
+    except (Exception, asyncio.CancelledError) as problem:
         if not reports:
             reports.append(Report(seed))
         reports[0].failure = reports[0].failure or describe_failure(problem)
-        reports[0].error = problem if not isinstance(problem, Violation) else None
+        reports[0].error = problem if not isinstance(problem, Violation | asyncio.CancelledError) else None
     finally:
         logger.setLevel(level)
     return reports[0]
 
 
-def describe_failure(problem: Exception) -> str:
+def describe_failure(problem: BaseException) -> str:
     return str(problem) if isinstance(problem, Violation) else f"{type(problem).__name__}: {problem}"
 
 

@@ -29,7 +29,7 @@ JUDGED_FROM: Final = 200
 """So many seeds it takes until a kind of fault that was rare says something."""
 SEEDS_PER_FAULT: Final = 40
 """Each kind of fault must have taken effect once in so many seeds, on the average."""
-SEEDS_PER_PLACE: Final = 100
+SEEDS_PER_PLACE: Final = 200
 """Something must have happened at each failpoint once in so many seeds."""
 _AHEAD: Final = 4
 _LOOK_S: Final = 0.2

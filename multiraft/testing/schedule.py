@@ -4,7 +4,7 @@ Each run draws which kinds of faults it has (a run with few kinds goes deeper in
 they are, and then one fault after another. What is hurt stays hurt until another draw heals it, or the end does.
 
     nodes       crash, crash_all, stop, start
-    time        pause, suspend, rate, stall_all, resume
+    time        pause, suspend, rate, skew, stall_all, resume
     network     isolate, cut, stall, partition, bridge, ring, disturb, drop, strand, slow_wire, heal
     disks       hold, slow_disk, full, fail_write, fail_read, crash_at_write, mend
     code        failpoint
@@ -44,7 +44,13 @@ WEIGHTS: Final = {"heal": 3, "start": 4, "mend": 2, "resume": 2, "disturb": 6, "
 MOST_FAULTS: Final = 40
 ACTIONS: Final[tuple[Action, ...]] = ("kill", "kill", "delay", "eio", "enospc")
 ACTIONS_ANYWHERE: Final[tuple[Action, ...]] = ("kill", "delay")
-PLACES: Final = tuple(sorted(point.name for point in FAILPOINTS.values()))
+RARE: Final = ("bind.", "close.", "membership.", "replica.", "snapshot.")
+PLACES: Final = tuple(
+    name
+    for name in sorted(point.name for point in FAILPOINTS.values())
+    for _ in range(4 if name.startswith(RARE) else 1)
+)
+"""Those that are passed now and then only are drawn more often."""
 PLACES_OF_DISKS: Final = ("disk.", "open.", "bind.", "close.")
 """Only there can an operation of the disk fail."""
 WILD_RATES: Final = (0.2, 0.5, 0.9, 1.0, 1.0, 1.1, 2.0, 5.0)
@@ -108,10 +114,18 @@ class Schedule:
         await cluster.run_for(0.5)
         cluster.forget_ended()
         for name in cluster.names:
+            if name in cluster.nodes and self._has_broken(name):
+                self._say(f"restart {name}: a replica there has stopped")
+                await self._stop_one(name)
             if name not in cluster.nodes:
                 await self._start_one(name)
         if self._changing:
             await asyncio.wait(self._changing)  # each has its own time
+
+    def _has_broken(self, name: NodeId) -> bool:
+        """Whether a failed read has stopped a replica there: it stays so until its node is started again."""
+        replicas = self.cluster.nodes[name]._here().engine.replicas.values()
+        return any(replica.broken or replica.halted for replica in replicas)
 
     # ----------------------------------------------------------------------------------------------------- helpers
 
@@ -153,6 +167,10 @@ class Schedule:
         if name is None:
             return False
         keep = self._rng.randrange(4)
+        if self._rng.random() < 0.3:  # let some gather first
+            self.cluster.disks[name].hold_writes()
+            await self.cluster.run_for(0.3)
+            keep = 1
         self._say(f"crash {name}; of its unsynced writes {keep} survive")
         self.cluster.crash(name, keep=keep)
         return True
@@ -171,8 +189,15 @@ class Schedule:
             return False
         self._say(f"stop {name}")
         self.cluster.disks[name].release()
-        await self.cluster.stop(name)
+        await self._stop_one(name)
         return True
+
+    async def _stop_one(self, name: NodeId) -> None:
+        try:
+            await self.cluster.stop(name)
+        except (OSError, StartError) as problem:  # its disk failed while it closed
+            self._say(f"  {name} did not stop orderly: {problem}")
+            self.cluster.crash(name)
 
     async def _start(self) -> bool:
         name = self._any(self._down())
@@ -210,6 +235,12 @@ class Schedule:
         name, rate = self._rng.choice(self.cluster.names), self._rng.choice(self._rates)
         self._say(f"the clock of {name} runs at {rate:g}")
         self.cluster.clock(name).rate = rate
+        return True
+
+    async def _skew(self) -> bool:
+        name, seconds = self._rng.choice(self.cluster.names), self._rng.choice([-3600.0, -1.0, 0.0, 5.0, 86_400.0])
+        self._say(f"the wall clock of {name} is {seconds:g} s wrong")
+        self.cluster.clock(name).skew_s = seconds
         return True
 
     async def _resume(self) -> bool:
@@ -389,7 +420,7 @@ class Schedule:
         name = self._any([None, *self.cluster.names])
         place = self._rng.choice(PLACES)
         action = self._rng.choice(ACTIONS if place.startswith(PLACES_OF_DISKS) else ACTIONS_ANYWHERE)
-        times = self._rng.choice([1, 1, 1, 1, 2, 7])
+        times = 1 if place.startswith(RARE) else self._rng.choice([1, 1, 1, 1, 2, 7])
         self._say(f"{action} {name or 'whoever'} at failpoint {place}, passing it for the {times}. time")
         self.cluster.arm(place, action, name, times=times, delay_s=self._rng.choice([0.05, 0.8, 3.0]))
         return True
@@ -500,7 +531,7 @@ class Schedule:
         return self._begin(f"demote {node_id}", group_id, lambda group: group.demote(node_id, timeout_s=patience_s))
 
 
-NO_DEEDS: Final = ("_start_one", "_change")
+NO_DEEDS: Final = ("_start_one", "_stop_one", "_change")
 FAULTS: Final = tuple(
     name[1:]
     for name, value in vars(Schedule).items()

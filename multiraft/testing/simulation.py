@@ -37,7 +37,7 @@ from multiraft.testing.observing import ObservedCluster, Observer
 from multiraft.testing.schedule import Schedule
 from multiraft.testing.simulated_service import NeedsContext, SimulatedService
 from multiraft.testing.trace import Trace
-from multiraft.testing.virtual import VirtualLoop, run_virtual
+from multiraft.testing.virtual import NodeKilled, VirtualLoop, run_virtual
 from multiraft.types import DIRECTORY_GROUP, GroupId
 
 M = TypeVar("M", bound=StateMachine)
@@ -335,6 +335,8 @@ async def _whole(seed: int, body: Body, options: Options | None, reports: list[R
     loop = asyncio.get_running_loop()
 
     def escaped(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if isinstance(context.get("exception"), NodeKilled):
+            return  # the end of what a killed node was doing
         simulation._violated(f"an exception escaped: {context.get('exception') or context.get('message')!r}")
 
     loop.set_exception_handler(escaped)

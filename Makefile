@@ -9,12 +9,17 @@ PYTHON ?=
 # Set to 1 to go on where plyvel has no ready-built wheel, and build it from source.
 BUILD_PLYVEL ?=
 
-.PHONY: help demo test mutants mutants-random coverage-raft check bench bench-idle clean
+# What `make sim` runs.
+SEEDS ?= 2000
+FIRST_SEED ?= 1
+
+.PHONY: help demo test sim mutants mutants-random coverage-raft check bench bench-idle clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    run three nodes of the example key-value store here, and show what they survive"
 	@echo "make test    run all tests"
+	@echo "make sim     simulate clusters under faults, SEEDS=2000 of them from FIRST_SEED=1 on, and judge what they did"
 	@echo "make mutants take the rules out of the code one by one, and see that a named test fails each time"
 	@echo "make mutants-random  change the core at random, and list what no test notices (ARGS='--count 200 --seed 1')"
 	@echo "make coverage-raft   branch coverage of the core by its own tests; fails below 97 %"
@@ -29,6 +34,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest
+
+sim: $(STAMP)
+	@$(BIN)/multiraft sim --seeds $(SEEDS) --first-seed $(FIRST_SEED) $(ARGS)
 
 mutants: $(STAMP)
 	@$(BIN)/python -m tests.mutants

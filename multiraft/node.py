@@ -172,6 +172,11 @@ class Node:
         """Whether it has been started and has not ended, by `stop`, by a failed write, or by a bug."""
         return self._running is not None
 
+    @property
+    def failure(self) -> MultiRaftError | None:
+        """What has ended it by itself; None while nothing has."""
+        return self._failure
+
     async def stop(self) -> None:
         """Stop: end every waiting call, close connections, join the writer, close the store. Idempotent."""
         running, self._running = self._running, None

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -191,6 +191,11 @@ class MemoryDisk:
     def read(self, key: bytes) -> bytes | None:
         """Return the raw value under `key`, as the disk has it now."""
         return self._values.get(key)
+
+    def key_at_or_below(self, key: bytes) -> bytes | None:
+        """Return the greatest stored key that is not above `key`; None where there is none."""
+        place = bisect_right(self._keys, key)
+        return self._keys[place - 1] if place else None
 
     def read_identity(self) -> bytes | None:
         """Return the identity that is kept apart from the keys; None where there is none."""

@@ -50,6 +50,7 @@ from multiraft.admin.invoking import (
     remote,
     watchable,
 )
+from multiraft.admin.sim import SimulationFailed, sim
 from multiraft.admin.view import SORTS, STATES
 
 _EXIT_CODES: Final = """\b
@@ -239,6 +240,9 @@ cli.add_command(member_commands.members)
 cli.add_command(member_commands.member)
 cli.add_command(member_commands.transfer)
 
+cli.add_command(sim)
+
+
 # ----------------------------------------------------------------------------------------------- entry point
 
 
@@ -247,7 +251,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         cli.main(args=list(arguments) if arguments is not None else None, prog_name="multiraft", standalone_mode=False)
         return OK
-    except Unhealthy:
+    except (Unhealthy, SimulationFailed):
         return UNHEALTHY
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED

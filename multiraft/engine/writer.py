@@ -10,9 +10,10 @@ nothing is ever handed out again.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from multiraft import failpoints
 from multiraft.engine.replica import Replica
@@ -41,6 +42,7 @@ class Persisted:
         self.snapshot = snapshot
 
 
+log: Final = logging.getLogger("multiraft.engine")
 Promise: TypeAlias = tuple[Replica, list[RaftMessage]]
 
 
@@ -61,7 +63,7 @@ class LogWriter:
     """Gathers, submits and reports writes.
 
     on_persisted  called on the loop after each batch, with what it carried and the promises that may now leave
-    on_failed     called once, with the error of the first write that failed
+    on_failed     called once, with the error of the first write that failed, or of what was to follow a write
     """
 
     def __init__(
@@ -193,6 +195,11 @@ class LogWriter:
         if not self._in_flight:
             self._busy_s += self._stopwatch() - self._busy_since_s
         self.flush()
-        self._on_persisted(pending.persisted, pending.promises)
-        for callback in pending.callbacks:
-            callback()
+        try:
+            self._on_persisted(pending.persisted, pending.promises)
+            for callback in pending.callbacks:
+                callback()
+        except Exception as problem:  # a failed read, or a bug: the rest of what was to follow will never come
+            log.critical("what follows a write failed; this node ends", exc_info=problem)
+            self.stop()
+            self._on_failed(problem)

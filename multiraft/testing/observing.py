@@ -1,0 +1,255 @@
+"""How the simulator looks into real nodes: around each engine turn, each message sent, and each command applied.
+
+Nothing of a node is replaced. Its engine's turn, its transport's `send` and its replicas' machines are wrapped, on the
+very objects of this run of the node; what they do is what they would do anyway.
+
+Rules of this file: an observer never changes what it observes, and never raises into it; what it finds it reports.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from multiraft.engine.engine import Engine
+from multiraft.engine.machine import Context, Machine
+from multiraft.engine.replica import Replica
+from multiraft.errors import CommandFailed, CorruptRecord, StorageError
+from multiraft.messages import NodeMessage
+from multiraft.storage import MemoryDisk
+from multiraft.testing.cluster import MemoryCluster
+from multiraft.testing.digest import digest
+from multiraft.testing.invariants import Invariants, Seen, describe
+from multiraft.testing.promises import Promises
+from multiraft.testing.trace import Trace
+from multiraft.types import GroupId, Index, NodeId, Term
+
+_STATE_COST: Final = 40
+"""A state is looked at again when its group has applied about a hundredth of its size in commands."""
+
+
+READ_FAILED: Final = "a read failed"
+"""So a simulated disk says it: a fault of the schedule, and no fault of the replica that it stops."""
+
+
+class Applied:
+    """What was applied first at one index: by which node, in which term, the command's checksum, and its result."""
+
+    __slots__ = ("command", "node_id", "result", "state", "term")
+
+    def __init__(self, node_id: NodeId, term: Term, command: int, result: bytes | str) -> None:
+        self.node_id = node_id
+        self.term = term
+        self.command = command
+        self.result = result
+        self.state: bytes | None = None
+
+
+class Applications:
+    """What all replicas of one group applied, by index; the first one that comes decides what is right.
+
+    next_look  the first replica to reach this index has its state digested; the others then are, at that index
+    """
+
+    __slots__ = ("by_index", "next_look")
+
+    def __init__(self) -> None:
+        self.by_index: dict[Index, Applied] = {}
+        self.next_look: Index = 0
+
+
+class ObservedMachine:
+    """A replica's machine, with every application compared with those of the group's other replicas."""
+
+    def __init__(self, machine: Machine, node_id: NodeId, group_id: GroupId, observer: Observer) -> None:
+        self._machine = machine
+        self._node_id = node_id
+        self._group_id = group_id
+        self._observer = observer
+        self._applications = observer.applications.setdefault(group_id, Applications())
+        self._state = getattr(machine, "machine", None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._machine, name)
+
+    def apply(self, command: bytes, context: Context) -> bytes:
+        try:
+            result = self._machine.apply(command, context)
+        except CommandFailed as problem:
+            self._applied(command, context, str(problem))
+            raise
+        except Exception as problem:
+            self._applied(command, context, f"{type(problem).__name__}: {problem}")
+            raise
+        self._applied(command, context, result)
+        return result
+
+    def query(self, query: bytes) -> bytes:
+        return self._machine.query(query)
+
+    def _applied(self, command: bytes, context: Context, result: bytes | str) -> None:
+        index = context.index
+        self._observer.counts["applied"] += 1
+        seen = self._applications.by_index.get(index)
+        if seen is None:
+            seen = Applied(self._node_id, context.term, zlib.crc32(command), result)
+            self._applications.by_index[index] = seen
+            if self._state is not None and index >= self._applications.next_look:
+                seen.state = digest(self._state)
+                self._applications.next_look = index + 1 + len(self._applications.by_index) // _STATE_COST
+            return
+        where = f"group {self._group_id}, index {index}: command {describe(command)}"
+        if seen.command != zlib.crc32(command) or seen.term != context.term:
+            self._observer.report(
+                f"state machine safety: {where} of term {context.term} was applied on node {self._node_id}, but "
+                f"another command, of term {seen.term}, on node {seen.node_id}"
+            )
+        elif seen.result != result:
+            self._observer.report(
+                f"non-deterministic apply: {where} returned {seen.result!r:.120} on node {seen.node_id}, but "
+                f"{result!r:.120} on node {self._node_id}"
+            )
+        elif seen.state is not None and self._state is not None and seen.state != digest(self._state):
+            self._observer.report(
+                f"non-deterministic apply: {where} left another state on node {self._node_id} than on node "
+                f"{seen.node_id}"
+            )
+
+
+class Observer:
+    """Everything that is observed of one cluster; it outlives the nodes.
+
+    report       called with each violation
+    invariants   what is checked of replicas
+    applications what was applied, by group
+    counts       "applied", "turns", and those of the invariants
+    """
+
+    def __init__(self, cluster: MemoryCluster, trace: Trace, report: Callable[[str], None]) -> None:
+        self.report = report
+        self.trace = trace
+        self.applications: dict[GroupId, Applications] = {}
+        self.invariants = Invariants(cluster.disks, report, self._said)
+        self.counts = self.invariants.counts
+        self._cluster = cluster
+
+    def _said(self, node_id: NodeId, group_id: GroupId, what: str, story: bool) -> None:
+        say = self.trace.say if story and what.startswith(("leader", "membership")) else self.trace.detail
+        say(node_id, f"group {group_id}: {what}")
+
+    def disk(self, node_id: NodeId) -> MemoryDisk:
+        return self._cluster.disks[node_id]
+
+    def watch(self, node_id: NodeId) -> None:
+        """Begin to observe a node that has just started."""
+        node = self._cluster.nodes[node_id]
+        if not node.runs:
+            return
+        running = node._here()
+        if running.transport is None or running.store is None:
+            return
+        engine = running.engine
+        watched = _WatchedEngine(self, node_id, running.store.incarnation, engine)
+        turn = engine._turn
+
+        def observed_turn() -> None:
+            watched.before()
+            turn()
+            watched.after()
+
+        setattr(engine, "_turn", observed_turn)  # noqa: B010 - the type of a method is not assigned to
+        promises = Promises(node_id, self._cluster.disks[node_id], engine.replicas, self.report, self.counts)
+        transport: Any = running.transport
+        send, note_sent = transport.send, transport.note_sent
+
+        def observed_send(to: NodeId, messages: Sequence[NodeMessage], urgent: bool) -> bool:
+            promises.sends(to, messages)
+            done: bool = send(to, messages, urgent)
+            return done
+
+        def observed_frame(frame: bytes) -> None:
+            self.trace.frame(frame)
+            note_sent(frame)
+
+        transport.send, transport.note_sent = observed_send, observed_frame
+
+
+class _WatchedEngine:
+    """One run of one node's engine."""
+
+    def __init__(self, observer: Observer, node_id: NodeId, incarnation: int, engine: Engine) -> None:
+        self._observer = observer
+        self._node_id = node_id
+        self._incarnation = incarnation
+        self._engine = engine
+        self._seen: dict[GroupId, tuple[Replica, Seen]] = {}
+
+    def before(self) -> None:
+        """Meet the replicas that are new, before anything is applied to them."""
+        replicas, seen = self._engine.replicas, self._seen
+        if len(seen) > len(replicas):
+            for group_id in [group_id for group_id in seen if group_id not in replicas]:
+                del seen[group_id]
+        for group_id, replica in replicas.items():
+            if group_id not in seen or seen[group_id][0] is not replica:
+                seen[group_id] = replica, Seen(replica.core)
+                replica.machine = ObservedMachine(replica.machine, self._node_id, group_id, self._observer)
+
+    def after(self) -> None:
+        """Judge what the turn has changed."""
+        observer, engine = self._observer, self._engine
+        if not engine._running:
+            return
+        disk = observer.disk(self._node_id)
+        failure, disk._read_failure = disk._read_failure, None  # it is for the node, not for who looks at it
+        try:
+            self._judge(observer, engine)
+        finally:
+            disk._read_failure = failure
+
+    def _judge(self, observer: Observer, engine: Engine) -> None:
+        look, node_id, incarnation = observer.invariants.look, self._node_id, self._incarnation
+        observer.counts["turns"] += 1
+        seen = self._seen
+        for group_id, replica in engine.replicas.items():
+            if replica.broken is not None and READ_FAILED not in replica.broken:
+                observer.report(f"group {group_id}: the replica on node {node_id} broke: {replica.broken}")
+            known = seen.get(group_id)
+            if known is not None and known[0] is replica:
+                look(node_id, incarnation, replica, known[1])
+        wrong = engine.liveness.audit(engine_leads(engine))
+        if wrong:
+            observer.report(f"lead sets: node {node_id} claims otherwise than its replicas lead: groups {wrong}")
+
+
+def engine_leads(engine: Engine) -> dict[GroupId, Term]:
+    """Return what the engine's replicas lead, and in which terms."""
+    return {group_id: replica.core.term for group_id, replica in engine.replicas.items() if replica.leads}
+
+
+class ObservedCluster(MemoryCluster):
+    """A cluster whose nodes are observed from their start on; `observer` is set by whoever makes it."""
+
+    observer: Observer | None = None
+
+    async def start(self, name: NodeId | None = None) -> None:
+        for one in self.names if name is None else (name,):
+            try:
+                await super().start(one)
+            except CorruptRecord as problem:
+                self._report(f"node {one} finds its disk damaged, which nothing has damaged: {problem}")
+                raise
+            if self.observer is not None:
+                self.observer.watch(one)
+
+    def forget_ended(self) -> list[NodeId]:
+        """As MemoryCluster's; only a failed write or read may have ended a node."""
+        for name, node in self.nodes.items():
+            if not node.runs and node.failure is not None and not isinstance(node.failure, StorageError):
+                self._report(f"node {name} has ended by itself: {node.failure}")
+        return super().forget_ended()
+
+    def _report(self, what: str) -> None:
+        if self.observer is not None:
+            self.observer.report(what)

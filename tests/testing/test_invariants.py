@@ -1,0 +1,124 @@
+"""Every checker of the simulator fires: with one rule of the code taken away, some seed of a few fails, and says which.
+
+Rules of this file: a rule is taken away for one run, in this process, by replacing one function; what must be said
+stands beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from multiraft.engine.liveness import Liveness
+from multiraft.engine.replica import Replica
+from multiraft.engine.writer import LogWriter
+from multiraft.raft import Raft, Ready
+from multiraft.raft.election import Elections
+from multiraft.raft.log import Log
+from multiraft.records import encode_record
+from multiraft.testing import Options, run_simulation
+from multiraft.testing.workload import registers
+
+Break = Callable[[pytest.MonkeyPatch], None]
+
+
+def promises_at_once(patch: pytest.MonkeyPatch) -> None:
+    """Votes and acknowledgements leave before the write that they speak of."""
+    add = LogWriter.add
+
+    def early(self: LogWriter, replica: Replica, ready: Ready) -> Any:
+        promises, ready.after_persist = ready.after_persist, []
+        return [*promises, *add(self, replica, ready)]
+
+    patch.setattr(LogWriter, "add", early)
+
+
+def one_vote_elects(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("multiraft.raft.election.elected", lambda voters, outgoing, granted: True)
+
+
+def commit_by_oneself(patch: pytest.MonkeyPatch) -> None:
+    """The leader takes what it has itself for committed."""
+    patch.setattr("multiraft.raft.replication.committed_index", lambda voters, match: max(match.values()))
+
+
+def short_logs_win(patch: pytest.MonkeyPatch) -> None:
+    """Whoever asks gets the vote, whatever it has."""
+    patch.setattr(Elections, "_up_to_date", lambda self, last_term, last_index: True)
+
+
+def reads_at_once(patch: pytest.MonkeyPatch) -> None:
+    """A leader answers reads without asking whether it still leads."""
+
+    def now(self: Raft, round_id: int) -> int:
+        self._read_states.append((round_id, self.commit))
+        return self.commit
+
+    patch.setattr(Raft, "read_index", now)
+
+
+def append_any(patch: pytest.MonkeyPatch) -> None:
+    """A follower stores a command that its leader did not send."""
+    append = Log.append
+
+    def other(self: Log, record: Any) -> None:
+        if record.kind == 1 and record.first % 7 == 0 and self.stable < record.first and id(self) % 2:
+            entries = [*record.entries()[:-1], b"\x93\xa3get\xa2k0"]
+            record = encode_record(
+                self.group_id, record.first, record.term, record.prev_term, 1, record.stamp_ms, entries
+            )
+        append(self, record)
+
+    patch.setattr(Log, "append", other)
+
+
+def claims_too_long(patch: pytest.MonkeyPatch) -> None:
+    """A leader that has stepped down goes on to claim its group."""
+    patch.setattr(Liveness, "unlead", lambda self, group_id, now: None)
+
+
+def nobody_campaigns(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Raft, "campaign", lambda self, now, forced=False: None)
+
+
+def applies_twice(patch: pytest.MonkeyPatch) -> None:
+    """One replica of three applies every tenth entry on top of itself."""
+    apply = Replica._apply_commands
+
+    def twice(self: Replica, record: Any, last: int, batch: Any, until_s: float) -> bool:
+        if self.core.replica_id == 2 and record.first % 10 == 0 and self.group_id >= 16:
+            self.context.index = record.first
+            self.machine.__dict__["_machine"].apply(record.entries()[0], self.context)
+        return apply(self, record, last, batch, until_s)
+
+    patch.setattr(Replica, "_apply_commands", twice)
+
+
+RULES: list[tuple[Break, str, int]] = [
+    (promises_at_once, "durable before acknowledged: group", 5),
+    (one_vote_elects, "election safety: group", 40),
+    (commit_by_oneself, "durable commit: group", 10),
+    (short_logs_win, "leader completeness: group", 60),
+    (reads_at_once, "linearizability: service 'registers', key", 80),
+    (append_any, "log matching: group", 20),
+    (claims_too_long, "lead sets: ", 20),
+    (nobody_campaigns, "liveness: ", 3),
+    (applies_twice, "non-deterministic apply: group", 20),
+]
+
+
+@pytest.mark.parametrize(("take_away", "said", "seeds"), RULES, ids=[rule[0].__name__ for rule in RULES])
+def test_a_rule_that_is_taken_away_is_missed(
+    take_away: Break, said: str, seeds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_away(monkeypatch)
+    found = []
+    for seed in range(1, seeds + 1):
+        failure = run_simulation(seed, registers, Options(nodes=3)).failure
+        if failure:
+            found.append(failure)
+        if said in failure:
+            return
+    pytest.fail(f"{said!r} was not said in {seeds} seeds, but: {found}")

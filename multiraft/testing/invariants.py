@@ -295,7 +295,7 @@ class Invariants:
     def _look_at_quorum(self, where: str, core: Raft, group: GroupRecord, before: Membership) -> None:
         """What is newly committed is on the disks of a quorum; of both quorums in a joint membership.
 
-        before  the membership before this turn: the leader may have counted by it, and the rest by what then took effect
+        before  the membership before this turn: the leader may have counted by it, or by what then took effect
         """
         lacking = [
             self._lacking(core, group, membership)
@@ -303,8 +303,8 @@ class Invariants:
         ]
         if all(lacking):
             self._report(
-                f"durable commit: {where}: index {core.commit} of term {group.committed[core.commit]} is committed, but "
-                f"{lacking[0]}"
+                f"durable commit: {where}: index {core.commit} of term {group.committed[core.commit]} is committed, "
+                f"but {lacking[0]}"
             )
 
     def _lacking(self, core: Raft, group: GroupRecord, membership: Membership) -> str:

@@ -30,7 +30,7 @@ JUDGED_FROM: Final = 200
 SEEDS_PER_FAULT: Final = 40
 """Each kind of fault must have taken effect once in so many seeds, on the average."""
 SEEDS_PER_PLACE: Final = 200
-"""Something must have happened at each failpoint once in so many seeds."""
+"""Something must have happened at each failpoint once in so many seeds, and it must have been passed ten times."""
 _AHEAD: Final = 4
 _LOOK_S: Final = 0.2
 
@@ -65,13 +65,15 @@ class Summary:
         """Return the kinds of faults, and the failpoints, that were hit too rarely; empty for a short run."""
         if self.seeds < JUDGED_FROM:
             return []
-        least, least_at_place = self.seeds // SEEDS_PER_FAULT, self.seeds // SEEDS_PER_PLACE
-        wanted = dict.fromkeys(FAULT_KINDS, least)
-        wanted |= {f"failpoint {point.name}": least_at_place for point in FAILPOINTS.values()}
+        faults, places = self.seeds // SEEDS_PER_FAULT, self.seeds // SEEDS_PER_PLACE
+        judged = [(kind, self.faults[kind], faults) for kind in sorted(FAULT_KINDS) if kind not in NOT_YET]
+        for name in sorted(point.name for point in FAILPOINTS.values()):
+            judged.append((f"failpoint {name}, something done there", self.faults[f"failpoint {name}"], places))
+            judged.append((f"failpoint {name}, passed", self.passed[name], 10 * places))
         return [
-            f"{kind}: {self.faults[kind]} times in {self.seeds} seeds, at least {count} are wanted"
-            for kind, count in sorted(wanted.items())
-            if self.faults[kind] < count and kind not in NOT_YET
+            f"{what}: {count} times in {self.seeds} seeds, at least {least} are wanted"
+            for what, count, least in judged
+            if count < least
         ]
 
     @property

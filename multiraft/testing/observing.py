@@ -29,6 +29,8 @@ _STATE_COST: Final = 40
 """A state is looked at again when its group has applied about a hundredth of its size in commands."""
 
 
+MOST_TURNS: Final = 500_000
+"""Of one run; a long one takes a tenth of it."""
 READ_FAILED: Final = "a read failed"
 """So a simulated disk says it: a fault of the schedule, and no fault of the replica that it stops."""
 
@@ -211,6 +213,8 @@ class _WatchedEngine:
     def _judge(self, observer: Observer, engine: Engine) -> None:
         look, node_id, incarnation = observer.invariants.look, self._node_id, self._incarnation
         observer.counts["turns"] += 1
+        if observer.counts["turns"] == MOST_TURNS:
+            observer.report(f"busy: the engines have turned {MOST_TURNS} times, and the run has not come to its end")
         seen = self._seen
         for group_id, replica in engine.replicas.items():
             if replica.broken is not None and READ_FAILED not in replica.broken:

@@ -9,7 +9,7 @@ they are, and then one fault after another. What is hurt stays hurt until anothe
     disks       hold, slow_disk, full, fail_write, fail_read, crash_at_write, mend
     code        failpoint
     leadership  transfer, coup
-    membership  add, remove, replace, promote, demote
+    membership  add, remove, replace, promote, demote (churn.py)
 
 Rules of this file: nothing random but what the schedule's `rng` says; every fault is said in the timeline; a fault that
 finds nothing to hurt does nothing and counts for nothing.
@@ -21,18 +21,18 @@ import asyncio
 import contextlib
 import errno
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import permutations
 from random import Random
 from typing import Any, Final, TypeVar
 
 from multiraft.errors import MultiRaftError, NotCommitted, NotRunning, StartError
 from multiraft.failpoints import FAILPOINTS, Action
-from multiraft.group import Group
+from multiraft.testing.churn import Churn
 from multiraft.testing.cluster import MemoryCluster
 from multiraft.testing.trace import Trace
-from multiraft.testing.virtual import NodeKilled, VirtualLoop
-from multiraft.types import DIRECTORY_GROUP, GroupId, Membership, NodeId
+from multiraft.testing.virtual import VirtualLoop
+from multiraft.types import GroupId, NodeId
 
 T = TypeVar("T")
 Deed = Callable[[], Coroutine[Any, Any, bool]]
@@ -51,14 +51,14 @@ PLACES: Final = tuple(
     for _ in range(4 if name.startswith(RARE) else 1)
 )
 """Those that are passed now and then only are drawn more often."""
-PLACES_OF_DISKS: Final = ("disk.", "open.", "bind.", "close.")
+PLACES_OF_DISKS: Final = ("disk.",)
 """Only there can an operation of the disk fail."""
 WILD_RATES: Final = (0.2, 0.5, 0.9, 1.0, 1.0, 1.1, 2.0, 5.0)
 CAREFUL_RATES: Final = (0.9905, 0.996, 1.0, 1.004, 1.0095)
 """Within the drift that leases allow for."""
 
 
-class Schedule:
+class Schedule(Churn):
     """The faults of one run.
 
     cluster  what is hurt
@@ -78,15 +78,11 @@ class Schedule:
         kinds: Sequence[str] | None = None,
         careful_clocks: bool = False,
     ) -> None:
-        self.cluster = cluster
+        super().__init__(cluster, rng, trace, groups)
         self.counts: Counter[str] = Counter()
         self.kinds = list(kinds) if kinds is not None else self._draw_kinds(rng)
-        self._rng = rng
-        self._trace = trace
-        self._groups = groups
         self._deeds: dict[str, Deed] = {name: getattr(self, f"_{name}") for name in FAULTS}
         self._rates = CAREFUL_RATES if careful_clocks else WILD_RATES
-        self._changing: set[asyncio.Task[None]] = set()
         self._pace_s = rng.choice([0.05, 0.3, 1.0, 3.0])
 
     @staticmethod
@@ -128,17 +124,6 @@ class Schedule:
         return any(replica.broken or replica.halted for replica in replicas)
 
     # ----------------------------------------------------------------------------------------------------- helpers
-
-    def _say(self, what: str) -> None:
-        self._trace.say("*", what)
-
-    def _any(self, names: Iterable[T]) -> T | None:
-        found = list(names)
-        return self._rng.choice(found) if found else None
-
-    def _up(self) -> list[NodeId]:
-        self.cluster.forget_ended()
-        return list(self.cluster.nodes)
 
     def _down(self) -> list[NodeId]:
         self.cluster.forget_ended()
@@ -468,73 +453,11 @@ class Schedule:
         cluster.heal()
         return True
 
-    # --------------------------------------------------------------------------------------------------- membership
-
-    def _group(self) -> GroupId | None:
-        """Choose a group whose members may change: any but the directory."""
-        return self._any([group_id for group_id in self._groups() if group_id != DIRECTORY_GROUP])
-
-    def _begin(self, what: str, group_id: GroupId, change: Callable[[Group], Coroutine[Any, Any, Membership]]) -> bool:
-        """Have a membership change made by a node that is up, beside everything else that goes on."""
-        name = self._any(self._up())
-        if name is None:
-            return False
-        self._say(f"group {group_id}: {what}, asked of {name}")
-        call = change(self.cluster.nodes[name].group(group_id))
-        task = asyncio.get_running_loop().create_task(self._change(f"group {group_id}: {what}", name, call))
-        self._changing.add(task)
-        task.add_done_callback(self._changing.discard)
-        return True
-
-    async def _change(self, what: str, name: NodeId, call: Coroutine[Any, Any, Membership]) -> None:
-        try:
-            membership = await self.cluster.on(name, call)
-            self._say(f"{what}: done, membership {membership.index}")
-        except (MultiRaftError, NodeKilled) as problem:
-            self._say(f"{what}: {type(problem).__name__}: {problem}")
-
-    def _patience_s(self) -> float:
-        return self._rng.choice([1.0, 5.0, 20.0])
-
-    async def _add(self) -> bool:
-        group_id, node_id, voter = self._group(), self._rng.choice(self.cluster.names), self._rng.random() < 0.7
-        patience_s = self._patience_s()
-        if group_id is None:
-            return False
-        what = f"add {node_id}{'' if voter else ' as a learner'}"
-        return self._begin(what, group_id, lambda group: group.add(node_id, voter=voter, timeout_s=patience_s))
-
-    async def _remove(self) -> bool:
-        group_id, node_id, patience_s = self._group(), self._rng.choice(self.cluster.names), self._patience_s()
-        if group_id is None:
-            return False
-        return self._begin(f"remove {node_id}", group_id, lambda group: group.remove(node_id, timeout_s=patience_s))
-
-    async def _replace(self) -> bool:
-        group_id, patience_s = self._group(), self._patience_s()
-        old, new = self._rng.choice(self.cluster.names), self._rng.choice(self.cluster.names)
-        if group_id is None:
-            return False
-        what = f"replace {old} by {new}"
-        return self._begin(what, group_id, lambda group: group.replace(old, new, timeout_s=patience_s))
-
-    async def _promote(self) -> bool:
-        group_id, node_id, patience_s = self._group(), self._rng.choice(self.cluster.names), self._patience_s()
-        if group_id is None:
-            return False
-        return self._begin(f"promote {node_id}", group_id, lambda group: group.promote(node_id, timeout_s=patience_s))
-
-    async def _demote(self) -> bool:
-        group_id, node_id, patience_s = self._group(), self._rng.choice(self.cluster.names), self._patience_s()
-        if group_id is None:
-            return False
-        return self._begin(f"demote {node_id}", group_id, lambda group: group.demote(node_id, timeout_s=patience_s))
-
 
 NO_DEEDS: Final = ("_start_one", "_stop_one", "_change")
 FAULTS: Final = tuple(
     name[1:]
-    for name, value in vars(Schedule).items()
+    for name, value in (vars(Schedule) | vars(Churn)).items()
     if asyncio.iscoroutinefunction(value) and name.startswith("_") and name not in NO_DEEDS
 )
-"""Every kind of fault, in the order of this file."""
+"""Every kind of fault, in the order of these files."""

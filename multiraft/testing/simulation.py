@@ -188,7 +188,10 @@ class Simulation:
         chance = Random(f"faults {self.seed}")
         schedule = Schedule(cluster, chance, self.trace, self.groups, self.options.faults, careful_clocks=self.leases)
         if self.rng.random() < 0.7:
-            await cluster.ready()
+            try:
+                await cluster.ready()
+            except MultiRaftError as problem:
+                raise Violation(f"liveness: before anything went wrong: {problem}") from problem
         calling = [loop.create_task(self._client(number, step), name=f"client {number}") for number in range(clients)]
         for task in calling:
             task.add_done_callback(self._client_ended)

@@ -27,9 +27,9 @@ from multiraft.testing.simulation import Body, Options, Report, run_simulation
 
 JUDGED_FROM: Final = 200
 """So many seeds it takes until a kind of fault that was rare says something."""
-SEEDS_PER_FAULT: Final = 40
+SEEDS_PER_FAULT: Final = 80
 """Each kind of fault must have taken effect once in so many seeds, on the average."""
-SEEDS_PER_PLACE: Final = 200
+SEEDS_PER_PLACE: Final = 400
 """Something must have happened at each failpoint once in so many seeds, and it must have been passed ten times."""
 _AHEAD: Final = 4
 _LOOK_S: Final = 0.2

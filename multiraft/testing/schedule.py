@@ -44,11 +44,11 @@ WEIGHTS: Final = {"heal": 3, "start": 4, "mend": 2, "resume": 2, "disturb": 6, "
 MOST_FAULTS: Final = 40
 ACTIONS: Final[tuple[Action, ...]] = ("kill", "kill", "delay", "eio", "enospc")
 ACTIONS_ANYWHERE: Final[tuple[Action, ...]] = ("kill", "delay")
-RARE: Final = ("membership.", "open.", "replica.after-remove", "replica.before-remove", "snapshot.")
+RARE: Final = {"close.": 3, "membership.": 5, "open.": 1, "replica.": 5, "snapshot.": 5}
 PLACES: Final = tuple(
     name
     for name in sorted(point.name for point in FAILPOINTS.values())
-    for _ in range(6 if name.startswith(RARE) else 1)
+    for _ in range(next((weight for prefix, weight in RARE.items() if name.startswith(prefix)), 1))
 )
 """Those that are passed now and then only are drawn more often."""
 PLACES_OF_FORMING: Final = ("bind.before-file", "replica.before-create", "replica.after-create", "write.after-sync")
@@ -412,11 +412,18 @@ class Schedule(Churn):
 
     async def _failpoint(self) -> bool:
         place = self._rng.choice(PLACES)
-        name = None if place.startswith(RARE) else self._any([None, *self.cluster.names])
+        name = None if place.startswith(tuple(RARE)) else self._any([None, *self.cluster.names])
         action = self._rng.choice(ACTIONS if place.startswith(PLACES_OF_DISKS) else ACTIONS_ANYWHERE)
-        times = 1 if place.startswith(RARE) else self._rng.choice([1, 1, 1, 1, 2, 7])
+        times = 1 if place.startswith(tuple(RARE)) else self._rng.choice([1, 1, 1, 1, 2, 7])
         self._say(f"{action} {name or 'whoever'} at failpoint {place}, passing it for the {times}. time")
         self.cluster.arm(place, action, name, times=times, delay_s=self._rng.choice([0.05, 0.8, 3.0]))
+        if place.startswith("close."):
+            await self._stop()
+        elif place.endswith("-remove"):
+            await self._remove()
+        elif place.endswith("-restore") and (restarted := self._any(self._up())) is not None:
+            self.cluster.crash(restarted)
+            await self.start_one(restarted)
         return True
 
     async def _mend(self) -> bool:

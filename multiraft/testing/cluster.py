@@ -156,7 +156,10 @@ class MemoryCluster:
                     raise
                 raise NotRunning(f"node {one!r} was killed while it started") from None
             finally:
-                self._starting.pop(one, None)
+                killed = self._starting.pop(one, None) is None
+            if killed:  # after its start had ended, and before we were told so
+                node.abandon()
+                raise NotRunning(f"node {one!r} was killed while it started")
             self.nodes[one] = node
 
     async def stop(self, name: NodeId | None = None) -> None:

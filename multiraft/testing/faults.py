@@ -67,6 +67,11 @@ class ArmedPlaces:
         """Have `deed` done when `node_id` (None: any node) passes the place. Raises ConfigError: no such place."""
         self._armed.setdefault(failpoints.number_of(name), []).append((node_id, [0], deed))
 
+    @property
+    def armed(self) -> bool:
+        """Whether something is still to happen somewhere."""
+        return any(self._armed.values())
+
     def clear(self) -> None:
         """Nothing happens at any place any more; passes are still counted."""
         self._armed.clear()

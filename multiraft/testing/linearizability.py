@@ -23,7 +23,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from multiraft.testing.history import Operation
 
 S = TypeVar("S", bound=Hashable)
-DEFAULT_STEPS: Final = 200_000
+DEFAULT_STEPS: Final = 400_000
 
 
 class Model(Protocol[S]):

@@ -39,18 +39,19 @@ Deed = Callable[[], Coroutine[Any, Any, bool]]
 
 ALWAYS: Final = ("heal", "start", "mend", "resume")
 """What ends faults is drawn in every run."""
-WEIGHTS: Final = {"heal": 3, "start": 4, "mend": 2, "resume": 2, "disturb": 6, "failpoint": 10, "crash_at_write": 4}
+WEIGHTS: Final = {"heal": 3, "start": 4, "mend": 2, "resume": 2, "disturb": 6, "failpoint": 16, "crash_at_write": 4}
 """How often a kind is drawn, where that is not 2: more often what takes effect only now and then."""
 MOST_FAULTS: Final = 40
 ACTIONS: Final[tuple[Action, ...]] = ("kill", "kill", "delay", "eio", "enospc")
 ACTIONS_ANYWHERE: Final[tuple[Action, ...]] = ("kill", "delay")
-RARE: Final = ("bind.", "close.", "membership.", "replica.", "snapshot.")
+RARE: Final = ("membership.", "open.", "replica.after-remove", "replica.before-remove", "snapshot.")
 PLACES: Final = tuple(
     name
     for name in sorted(point.name for point in FAILPOINTS.values())
-    for _ in range(4 if name.startswith(RARE) else 1)
+    for _ in range(6 if name.startswith(RARE) else 1)
 )
 """Those that are passed now and then only are drawn more often."""
+PLACES_OF_FORMING: Final = ("bind.before-file", "replica.before-create", "replica.after-create", "write.after-sync")
 PLACES_OF_DISKS: Final = ("disk.",)
 """Only there can an operation of the disk fail."""
 WILD_RATES: Final = (0.2, 0.5, 0.9, 1.0, 1.0, 1.1, 2.0, 5.0)
@@ -102,6 +103,13 @@ class Schedule(Churn):
             if await self._deeds[name]():
                 self.counts[name] += 1
 
+    def arm_first(self) -> None:
+        """Before the nodes start, and only now and then: kill one at a place that is passed while a cluster forms."""
+        if "failpoint" in self.kinds and self._rng.random() < 0.3:
+            place, name = self._rng.choice(PLACES_OF_FORMING), self._rng.choice(self.cluster.names)
+            self._say(f"kill {name} at failpoint {place}")
+            self.cluster.arm(place, "kill", name)
+
     async def end(self) -> None:
         """Heal everything, and start what is down."""
         cluster = self.cluster
@@ -114,7 +122,7 @@ class Schedule(Churn):
                 self._say(f"restart {name}: a replica there has stopped")
                 await self._stop_one(name)
             if name not in cluster.nodes:
-                await self._start_one(name)
+                await self.start_one(name)
         if self._changing:
             await asyncio.wait(self._changing)  # each has its own time
 
@@ -152,7 +160,7 @@ class Schedule(Churn):
         if name is None:
             return False
         keep = self._rng.randrange(4)
-        if self._rng.random() < 0.3:  # let some gather first
+        if self._rng.random() < 0.5:  # let some gather first
             self.cluster.disks[name].hold_writes()
             await self.cluster.run_for(0.3)
             keep = 1
@@ -186,9 +194,10 @@ class Schedule(Churn):
 
     async def _start(self) -> bool:
         name = self._any(self._down())
-        return name is not None and await self._start_one(name)
+        return name is not None and await self.start_one(name)
 
-    async def _start_one(self, name: NodeId) -> bool:
+    async def start_one(self, name: NodeId) -> bool:
+        """Start a node; False where something that is armed ends it on the way."""
         self._say(f"start {name}")
         await self.cluster.until(lambda: not self.cluster.disks[name].in_use)
         try:
@@ -402,8 +411,8 @@ class Schedule(Churn):
         return True
 
     async def _failpoint(self) -> bool:
-        name = self._any([None, *self.cluster.names])
         place = self._rng.choice(PLACES)
+        name = None if place.startswith(RARE) else self._any([None, *self.cluster.names])
         action = self._rng.choice(ACTIONS if place.startswith(PLACES_OF_DISKS) else ACTIONS_ANYWHERE)
         times = 1 if place.startswith(RARE) else self._rng.choice([1, 1, 1, 1, 2, 7])
         self._say(f"{action} {name or 'whoever'} at failpoint {place}, passing it for the {times}. time")
@@ -454,7 +463,7 @@ class Schedule(Churn):
         return True
 
 
-NO_DEEDS: Final = ("_start_one", "_stop_one", "_change")
+NO_DEEDS: Final = ("_stop_one", "_change")
 FAULTS: Final = tuple(
     name[1:]
     for name, value in (vars(Schedule) | vars(Churn)).items()

@@ -184,10 +184,12 @@ class Simulation:
         self._ran = True
         cluster, loop = self.cluster, self.loop
         cluster.watch_places()
-        await cluster.start()
         chance = Random(f"faults {self.seed}")
         schedule = Schedule(cluster, chance, self.trace, self.groups, self.options.faults, careful_clocks=self.leases)
-        if self.rng.random() < 0.7:
+        schedule.arm_first()
+        for name in cluster.names:
+            await schedule.start_one(name)
+        if self.rng.random() < 0.7 and not cluster.places.armed:
             try:
                 await cluster.ready()
             except MultiRaftError as problem:
@@ -291,7 +293,7 @@ class Simulation:
 
 def draw_limits(rng: Random) -> Limits:
     """Draw the settings of all nodes of a run."""
-    snapshot_entries = rng.choice([0, 10, 40, 200])
+    snapshot_entries = rng.choice([0, 10, 10, 40, 200])
     return Limits(
         request_timeout_ms=rng.choice([1_500, 3_000, 10_000]),
         batch_bytes=rng.choice([4096, 1024 * 1024]),

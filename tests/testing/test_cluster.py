@@ -12,7 +12,7 @@ import pytest
 
 from multiraft import Limits, MultiRaftError, NotRunning, StorageError
 from multiraft.failpoints import FAILPOINTS, number_of
-from multiraft.testing import FAULT_KINDS, run_virtual
+from multiraft.testing import FAULT_KINDS, MemoryCluster, run_virtual
 
 if TYPE_CHECKING:
     from tests.testing.conftest import Fleet
@@ -424,3 +424,22 @@ def test_every_kind_of_fault_counts_itself(play: Play) -> None:
         assert counted - set(FAULT_KINDS) == set(), "every kind is listed"
 
     play(story)
+
+
+def test_a_node_that_is_killed_in_its_first_turn_does_not_run() -> None:
+    """Its start had ended by then, but nobody had been told: it was taken for running, on a dead disk."""
+
+    async def main() -> None:
+        cluster = MemoryCluster(lambda _: None, "abc")
+        await cluster.start("a")
+        await cluster.start("b")
+        cluster.arm("turn.before-send", "kill", "c")
+        with pytest.raises(NotRunning, match="killed while it started"):
+            await cluster.start("c")
+        assert list(cluster.nodes) == ["a", "b"]
+        await cluster.restart("c")
+        assert cluster.nodes["c"].runs
+        cluster.places.remove()
+        await cluster.stop()
+
+    run_virtual(main())

@@ -273,7 +273,7 @@ def test_on_one_node_the_old_replica_goes_first() -> None:
         assert found.replica_on("c") == 4
         assert 4 in found.voters
 
-    assert play(scenario).asked == [[("Remove", 3)], [("AddLearner", "c")]]
+    assert play(scenario).asked == [[("Remove", 3), ("AddLearner", "c")]]  # one change: never without either
 
 
 def test_a_newcomer_that_was_removed_meanwhile_ends_the_move() -> None:

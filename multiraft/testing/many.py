@@ -69,7 +69,7 @@ class Summary:
         judged = [(kind, self.faults[kind], faults) for kind in sorted(FAULT_KINDS) if kind not in NOT_YET]
         for name in sorted(point.name for point in FAILPOINTS.values()):
             judged.append((f"failpoint {name}, something done there", self.faults[f"failpoint {name}"], places))
-            judged.append((f"failpoint {name}, passed", self.passed[name], 10 * places))
+            judged.append((f"failpoint {name}, passed", self.passed[name], 10 * self.seeds // SEEDS_PER_PLACE))
         return [
             f"{what}: {count} times in {self.seeds} seeds, at least {least} are wanted"
             for what, count, least in judged

@@ -176,6 +176,13 @@ class Invariants:
         if core.membership is not seen.membership:
             self._membership_changed(where, core, group, seen)
 
+    def led(self, node_id: NodeId, incarnation: int, group_id: GroupId, core: Raft) -> None:
+        """Note who leads a term, of which nothing else can be judged any more."""
+        me = node_id, incarnation, core.replica_id
+        other = self.group(group_id).leaders.setdefault(core.term, me)
+        if other != me:
+            self._report(f"election safety: group {group_id}, term {core.term}: led by replicas {other} and {me}")
+
     def _elected(self, node_id: NodeId, incarnation: int, core: Raft, group: GroupRecord) -> None:
         self.counts["elections"] += 1
         me = node_id, incarnation, core.replica_id

@@ -17,6 +17,7 @@ from multiraft.engine.machine import Context, Machine
 from multiraft.engine.replica import Replica
 from multiraft.errors import CommandFailed, CorruptRecord, StorageError
 from multiraft.messages import NodeMessage
+from multiraft.raft import LEADER
 from multiraft.storage import MemoryDisk
 from multiraft.testing.cluster import MemoryCluster
 from multiraft.testing.digest import digest
@@ -157,8 +158,15 @@ class Observer:
 
         def observed_turn() -> None:
             watched.before()
-            turn()
-            watched.after()
+            try:
+                turn()
+            except BaseException:  # the node was killed within its turn
+                watched.ended()
+                raise
+            if engine._running:
+                watched.after()
+            else:
+                watched.ended()
 
         setattr(engine, "_turn", observed_turn)  # noqa: B010 - the type of a method is not assigned to
         promises = Promises(node_id, self._cluster.disks[node_id], engine.replicas, self.report, self.counts)
@@ -198,11 +206,16 @@ class _WatchedEngine:
                 seen[group_id] = replica, Seen(replica.core)
                 replica.machine = ObservedMachine(replica.machine, self._node_id, group_id, self._observer)
 
+    def ended(self) -> None:
+        """The node has ended within the turn: who was elected in it may have told others."""
+        for group_id, (replica, seen) in self._seen.items():
+            core = replica.core
+            if core.role is LEADER and (seen.role is not LEADER or seen.term != core.term):
+                self._observer.invariants.led(self._node_id, self._incarnation, group_id, core)
+
     def after(self) -> None:
         """Judge what the turn has changed."""
         observer, engine = self._observer, self._engine
-        if not engine._running:
-            return
         disk = observer.disk(self._node_id)
         failure, disk._read_failure = disk._read_failure, None  # it is for the node, not for who looks at it
         try:

@@ -44,7 +44,15 @@ WEIGHTS: Final = {"heal": 3, "start": 4, "mend": 2, "resume": 2, "disturb": 6, "
 MOST_FAULTS: Final = 40
 ACTIONS: Final[tuple[Action, ...]] = ("kill", "kill", "delay", "eio", "enospc")
 ACTIONS_ANYWHERE: Final[tuple[Action, ...]] = ("kill", "delay")
-RARE: Final = {"close.": 3, "membership.": 5, "open.": 1, "replica.": 5, "snapshot.": 5}
+RARE: Final = {
+    "close.": 5,
+    "membership.": 5,
+    "open.": 1,
+    "replica.": 5,
+    "snapshot.after-restore": 15,
+    "snapshot.before-restore": 15,
+    "snapshot.": 5,
+}
 PLACES: Final = tuple(
     name
     for name in sorted(point.name for point in FAILPOINTS.values())
@@ -199,6 +207,7 @@ class Schedule(Churn):
     async def start_one(self, name: NodeId) -> bool:
         """Start a node; False where something that is armed ends it on the way."""
         self._say(f"start {name}")
+        self.cluster.disks[name].release()  # it may have been held while its node was ending
         await self.cluster.until(lambda: not self.cluster.disks[name].in_use)
         try:
             await self.cluster.start(name)

@@ -370,7 +370,6 @@ class Engine:
 
     def _drive(self, replica: Replica, now: float) -> None:
         core = replica.core
-        led = replica.seen_role is LEADER
         try:
             if replica.queued:
                 self._deadlines += propose_queued(replica, self.limits, int(self.clocks.wall() * 1e3), now)
@@ -390,7 +389,7 @@ class Engine:
         for message in self.writer.add(replica, ready):
             self.outgoing.consensus(replica.node_of(message.to), message)
         if ready.membership is not None:
-            self.observing.membership_changed(replica, led, now)
+            self.observing.membership_changed(replica, now)
             if replica.broken is not None:
                 return
         if ready.committed > replica.committed:
@@ -446,6 +445,7 @@ class Engine:
             self._expire_callers(now)
             self.snapshotting.tick()
             self.changing.tick(now)
+            self.residents.tick()
             self.upkeep.repair_drops()
             self.upkeep.audit(now)
 

@@ -1,7 +1,7 @@
 """What the rest of the engine must know of a core, after every touch of it: its term, role, deadline and membership.
 
 Rules of this file: liveness claims exactly what the cores lead, toward exactly the replicas of the membership in
-effect (L21, L24); a replica that takes part no longer is let go at once.
+effect (L21, L24).
 """
 
 from __future__ import annotations
@@ -65,22 +65,18 @@ class Observing:
         self._engine.liveness.lead(replica.group_id, core.term, targets, now)
         self._engine.changing.leads(replica)
 
-    def membership_changed(self, replica: Replica, led: bool, now: float) -> None:
-        """Another membership has taken effect; `led`: this replica led until then, and may still."""
+    def membership_changed(self, replica: Replica, now: float) -> None:
+        """Another membership has taken effect.
+
+        Who was removed stays until a leader says so, for it may be the only one left that knows: see
+        `Raft.membership_known`.
+        """
         if failpoints.armed is not None:
             failpoints.armed(failpoints.MEMBERSHIP_IN_EFFECT)
-        membership, before = replica.core.membership, replica.seen_membership
-        replica.seen_membership = membership
+        membership = replica.core.membership
         # What comes of a snapshot may not name its leader yet, to whom the answer is still to go.
         replica.strangers = {one: node for one, node in replica.strangers.items() if one not in membership.nodes}
         if replica.leads:
             self._lead(replica, now)
-        if led:
-            for gone in before.nodes:
-                if gone not in membership.nodes and gone != replica.core.replica_id:
-                    self._engine.residents.tell_removed(replica, gone, before.nodes[gone])
         self._engine.changing.took_effect(replica)
         self.on_membership(replica)
-        # Who led may be the only one to know: the others need its word until one of them says that it was removed.
-        if not led and membership.removed(replica.core.replica_id):
-            self._engine.residents.remove(replica, membership.index)

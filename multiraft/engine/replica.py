@@ -51,7 +51,6 @@ class Replica:
     snapshot_problem        why the latest attempt to take one failed; None while none has
     broken                  a broken invariant: the core is not touched any more
     seen_term, seen_leader, seen_role, seen_deadline_s  what the rest of the engine was last told of the core
-    seen_membership         the same: the one that the engine knows to be in effect
     strangers               nodes of replicas that the membership here does not name yet, by the messages they sent
     told_leading            what the user's hooks were last told
     """
@@ -79,7 +78,6 @@ class Replica:
         "rounds",
         "seen_deadline_s",
         "seen_leader",
-        "seen_membership",
         "seen_role",
         "seen_term",
         "slow_command_s",
@@ -129,7 +127,6 @@ class Replica:
         self.seen_role = core.role
         self.seen_leader = core.leader
         self.seen_deadline_s = inf
-        self.seen_membership = core.membership
         self.strangers: dict[ReplicaId, NodeId] = {}
         self.told_leading = False
 

@@ -58,6 +58,7 @@ class Residents:
         self._going: set[GroupId] = set()
         self._wanted: dict[GroupId, CreateReplica] = {}
         self._unknown: set[str] = set()
+        self._put_off: dict[tuple[Replica, NodeId], None] = {}
 
     def begin(self) -> None:
         """Go on with what a crash has interrupted: delete what replicas that were removed have left."""
@@ -85,14 +86,31 @@ class Residents:
         """
         membership = replica.core.membership
         replica_id = membership.replica_on(node_id)
-        if replica_id and replica.leads and not membership.is_voter(replica_id):
-            service = replica.descriptor.service
-            self._engine.outgoing.urgent(node_id, CreateReplica(replica.group_id, replica_id, service))
+        if not replica_id or not replica.leads or membership.is_voter(replica_id):
+            return
+        if not replica.core.membership_known:  # the one that it replaces on its node may still be needed
+            self._put_off[replica, node_id] = None
+            return
+        service = replica.descriptor.service
+        self._engine.outgoing.urgent(node_id, CreateReplica(replica.group_id, replica_id, service))
 
     def tell_removed(self, replica: Replica, replica_id: ReplicaId, node_id: NodeId) -> None:
-        """Tell `node_id` that its replica takes part no longer, as of the membership in effect here."""
-        index = replica.core.membership.index
-        self._engine.outgoing.urgent(node_id, RemovedReplica(replica.group_id, index, replica_id))
+        """Tell `node_id` that its replica takes part no longer, if it is this one's to say.
+
+        Only a leader says so, and only when a majority knows of it (`Raft.membership_known`): whoever was removed may
+        be needed until then. It asks again.
+        """
+        if replica.leads and replica.core.membership_known:
+            index = replica.core.membership.index
+            self._engine.outgoing.urgent(node_id, RemovedReplica(replica.group_id, index, replica_id))
+
+    def tick(self) -> None:
+        """Once a beat: ask for what was put off."""
+        if self._put_off:
+            put_off, self._put_off = self._put_off, {}
+            for replica, node_id in put_off:
+                if replica.leads:
+                    self.ask_for(replica, node_id)
 
     # ------------------------------------------------------------------------------------------------- from peers
 

@@ -40,7 +40,7 @@ from multiraft.raft.changes import Change, Promote, changed, left
 from multiraft.raft.progress import LOST, REPLICATE, Progress
 from multiraft.raft.ready import LEADER
 from multiraft.raft.snapshots import Snapshots
-from multiraft.records import MEMBERSHIP, encode_record
+from multiraft.records import MEMBERSHIP, NOOP, encode_record
 from multiraft.types import NOBODY, Index, Membership, ReplicaId
 
 
@@ -55,6 +55,17 @@ class Reconfiguration(Snapshots):
     def change_pending(self) -> bool:
         """Whether a membership change is under way: one in the log that has no effect yet, or a joint membership."""
         return bool(self._changes) or self.membership.joint
+
+    @property
+    def membership_known(self) -> bool:
+        """Whether a majority of the members of now knows of the membership in effect. False unless this one leads.
+
+        Only then may a replica that takes part no longer go. Whoever knows of the change may be lost before, and those
+        that are left would need the vote of the removed one by the membership that they know of. What makes it so is an
+        entry that was appended after the change took effect here and is committed: a majority has stored it together
+        with a commit that covers the change.
+        """
+        return self.role is LEADER and self.commit > self._settles_after and self.commit >= self._office_index
 
     def latest_membership(self) -> Membership:
         """Return the newest membership in the log, whether or not it is committed. Raises CorruptRecord."""
@@ -198,7 +209,10 @@ class Reconfiguration(Snapshots):
         while self._changes and self._changes[0] <= committed:
             index = self._changes.pop(0)
             if index > self.membership.index:  # a log that is applied anew meets old changes
-                self.membership = self._membership_at(index)
+                before, self.membership = self.membership, self._membership_at(index)
+                gone = any(replica_id not in self.membership.nodes for replica_id in before.nodes)
+                # Where nobody left, the change itself was appended after all those before it had taken effect.
+                self._settles_after = self.log.last_index if gone else index - 1
         if self.role is LEADER:
             self._lead_members()
         return True
@@ -206,6 +220,7 @@ class Reconfiguration(Snapshots):
     def _lead_members(self) -> None:
         """The membership that this leader leads has changed."""
         membership = self.membership
+        gone = any(replica_id not in membership.nodes for replica_id in self.progress)
         progress = {one: self.progress.get(one) for one in membership.replicas}
         own = self.progress[self.replica_id]
         self.progress = {
@@ -221,6 +236,9 @@ class Reconfiguration(Snapshots):
             self._confirm_reads()
         if not membership.is_voter(self.replica_id):
             self._resign()
+        elif gone:
+            log = self.log  # committed, it says that the others know who has left: see `membership_known`
+            self._store(encode_record(self.group_id, log.last_index + 1, self.term, log.last_term, NOOP, 0, [b""]))
 
     def _newcomer(self, replica_id: ReplicaId) -> Progress:
         peer = Progress(replica_id, self.log.last_index + 1)

@@ -53,6 +53,7 @@ class ReplicaState:
         "_read_states",
         "_reads",
         "_settings",
+        "_settles_after",
         "_shown_committed",
         "_snapshot",
         "_snapshots_written",
@@ -95,6 +96,7 @@ class ReplicaState:
         # Membership entries in the log that have not taken effect: see reconfiguration.py.
         self._changes: list[Index] = list(stored.changes)
         self._shown_committed = applied  # handed out as committed up to here
+        self._settles_after: Index = self.log.last_index  # see Reconfiguration.membership_known
         # What the next ready() asks to store, and how many it has asked for that are not on disk yet.
         self.snapshot_index: Index = stored.snapshot_index
         self._snapshot: SnapshotWrite | None = None

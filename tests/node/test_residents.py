@@ -5,6 +5,7 @@ Frames are handed to a node's engine as if a peer had sent them.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -174,6 +175,7 @@ def test_a_voter_that_is_missing_on_its_node_is_not_asked_for(play: Play) -> Non
         cluster = ledgers.cluster
         leader = await ledgers.leader()
         engine = engine_of(ledgers, leader)
+        await cluster.until(lambda: core_of(ledgers, leader).membership_known)
         victim = next(name for name in "abc" if name != leader)
         sent: list[Any] = []
         engine.outgoing.urgent = lambda node_id, message: sent.append(message)
@@ -189,8 +191,9 @@ def test_a_removed_replica_that_asks_for_votes_is_told(play: Play) -> None:
         cluster = ledgers.cluster
         gone = core_of(ledgers, "c").replica_id
         membership = await cluster.nodes["a"].group(GROUP).remove("c")
-        engine, core = engine_of(ledgers, "b"), core_of(ledgers, "b")
-        await cluster.until(lambda: core.membership == membership)
+        leader = await ledgers.leader()
+        engine, core = engine_of(ledgers, leader), core_of(ledgers, leader)
+        await cluster.until(lambda: core.membership == membership and core.membership_known)
         sent: list[Any] = []
         engine.outgoing.urgent = lambda node_id, message: sent.append(message)
         term = core.term
@@ -203,19 +206,53 @@ def test_a_removed_replica_that_asks_for_votes_is_told(play: Play) -> None:
     play(scenario)
 
 
+def test_nobody_is_told_to_go_before_a_majority_knows(play: Play) -> None:
+    """Whoever knows of the change may be lost, and the others would then need the vote of the one that was removed."""
+
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        leader = await ledgers.leader()
+        core = core_of(ledgers, leader)
+        gone, *others = [name for name in "abcd" if name != leader]
+        for one in "abcd":
+            for other in "abcd":
+                cluster.network.delay(one, other, 0.02)
+        index = core.membership.index
+        change = asyncio.ensure_future(cluster.nodes[leader].group(GROUP).remove(gone))
+        await cluster.until(lambda: core.membership.index > index)
+        assert not core.membership_known  # committed, and only the leader knows for certain
+        for other in others:
+            cluster.network.stall(leader, other)
+        await cluster.run_for(0.3)
+        assert GROUP in engine_of(ledgers, gone).replicas
+        cluster.crash(leader)
+        cluster.heal()
+        await cluster.until(lambda: len(cluster.leaders(GROUP)) == 1, timeout_s=10.0)
+        await cluster.insist(lambda: ledgers.services[others[0]].propose(b"k", b"1"))
+        await cluster.until(lambda: GROUP not in engine_of(ledgers, gone).replicas, timeout_s=20.0)
+        change.cancel()
+
+    play(scenario, names="abcd", replicas=4)
+
+
 def test_whoever_asks_is_told_that_it_was_removed_and_no_one_else(play: Play) -> None:
     async def scenario(ledgers: Any) -> None:
         cluster = ledgers.cluster
         gone = core_of(ledgers, "c").replica_id
         membership = await cluster.nodes["a"].group(GROUP).remove("c")
-        engine = engine_of(ledgers, "b")
-        await cluster.until(lambda: core_of(ledgers, "b").membership == membership)
+        leader = await ledgers.leader()
+        engine = engine_of(ledgers, leader)
+        await cluster.until(lambda: core_of(ledgers, leader).membership_known)
         sent: list[tuple[str, Any]] = []
         engine.outgoing.urgent = lambda node_id, message: sent.append((node_id, message))
         for asked in (1, 2, 3, 4):  # two members, the one that was removed, and one not given out yet
             engine.residents.received("c", AskRemoved(GROUP, asked))
         ((node_id, told),) = sent
         assert (node_id, told.replica_id, told.index) == ("c", gone, membership.index)
+        other = next(name for name in "ab" if name != leader)
+        engine_of(ledgers, other).outgoing.urgent = lambda node_id, message: sent.append((node_id, message))
+        engine_of(ledgers, other).residents.received("c", AskRemoved(GROUP, gone))
+        assert len(sent) == 1  # a follower cannot know whether enough others know
 
     play(scenario)
 

@@ -7,7 +7,7 @@ stands beside it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,6 +19,7 @@ from multiraft.raft.election import Elections
 from multiraft.raft.log import Log
 from multiraft.records import encode_record
 from multiraft.testing import Options, run_simulation
+from multiraft.testing.invariants import Invariants
 from multiraft.testing.workload import registers
 
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -131,3 +132,23 @@ def test_a_rule_that_is_taken_away_is_missed(
         if said in failure:
             return
     pytest.fail(f"{said!r} was not said in {seeds} seeds, but: {found}")
+
+
+class _Core:
+    """As much of a core as `led` looks at."""
+
+    def __init__(self, term: int, replica_id: int) -> None:
+        self.term = term
+        self.replica_id = replica_id
+
+
+def test_who_was_elected_in_a_turn_that_ended_its_node_is_remembered() -> None:
+    """It may have told others before its node ended: whoever follows it is right, and another leader is wrong."""
+    reports: list[str] = []
+    invariants = Invariants({}, reports.append, lambda *_: None)
+    invariants.led("b", 1, 16, cast(Raft, _Core(4, 2)))
+    assert invariants.group(16).leaders == {4: ("b", 1, 2)}
+    assert reports == []
+    invariants.led("c", 1, 16, cast(Raft, _Core(4, 3)))
+    assert len(reports) == 1
+    assert "election safety" in reports[0]

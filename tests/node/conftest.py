@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from multiraft import BytesService, BytesStateMachine, Limits, Node
+from multiraft.raft.progress import Progress
 from multiraft.testing import MemoryCluster, run_virtual
 
 
@@ -94,6 +95,12 @@ class Ledgers:
         if not isinstance(machine, Ledger):
             raise TypeError("group 16 is not the ledger's")
         return machine.kept
+
+
+@pytest.fixture
+def nobody_asks_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaders do not ask after followers that acknowledge nothing: that would repair, late, what the test looks at."""
+    monkeypatch.setattr(Progress, "stalled", lambda *_: False)
 
 
 Scenario = Callable[[Ledgers], Coroutine[Any, Any, None]]

@@ -134,6 +134,7 @@ def test_a_batch_of_callers_is_finished_once_and_gives_its_bytes_back() -> None:
     run_virtual(main())
 
 
+@pytest.mark.usefixtures("nobody_asks_after")
 def test_lost_appends_and_answers_are_repaired(play: Play) -> None:
     async def scenario(ledgers: Any) -> None:
         cluster = ledgers.cluster

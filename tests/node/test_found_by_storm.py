@@ -38,6 +38,7 @@ async def kept_on(ledgers: Any, name: str, commands: list[bytes]) -> None:
 # ------------------------------------------------------------------------------------------- followers that are late
 
 
+@pytest.mark.usefixtures("nobody_asks_after")
 def test_a_replica_that_is_created_after_its_leader_was_elected_catches_up(play: Play) -> None:
     """The leader's first append found no replica there; nothing but the replica's own word could make it ask again."""
 
@@ -65,6 +66,7 @@ def test_a_replica_whose_node_was_down_when_the_service_was_declared_catches_up(
     play(scenario, ready=False)
 
 
+@pytest.mark.usefixtures("nobody_asks_after")
 def test_an_answer_that_is_due_before_its_connection_is_up_is_given_when_it_is(play: Play) -> None:
     """A leader asks as soon as it is dialled; the answer may be ready before the dialler hears that it is connected."""
 

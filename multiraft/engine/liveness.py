@@ -433,7 +433,7 @@ class Liveness:
                 hearing.answers.pop(group_id, None)
                 dropped.append((group_id, *lead))
         for group_id, term, replica_id in delta.added:
-            self._hold(hearing, group_id, term, replica_id)
+            dropped += self._hold(hearing, group_id, term, replica_id)
         self._claims_changed(peer, [row[0] for row in delta.added], dropped, now)
 
     def _on_all(self, peer: _Peer, message: LeadAll, now: float) -> None:
@@ -445,15 +445,17 @@ class Liveness:
         for group_id, _, _ in dropped:
             hearing.held.drop(group_id)
         for group_id, term, replica_id in message.led:
-            hearing.held.put(group_id, term, replica_id)
+            dropped += self._hold(hearing, group_id, term, replica_id)
         self._claims_changed(peer, hearing.held.groups(), dropped, now)
 
-    def _hold(self, hearing: Hearing, group_id: GroupId, term: Term, replica_id: ReplicaId) -> None:
-        """Hold a claim; one toward another replica than before is answered anew, even at the same term."""
+    def _hold(self, hearing: Hearing, group_id: GroupId, term: Term, replica_id: ReplicaId) -> list[Row]:
+        """Hold a claim; return the one toward another replica that it takes away. Such a claim is answered anew."""
         old = hearing.held.get(group_id)
-        if old is not None and old[1] != replica_id:
-            hearing.answers.pop(group_id, None)
         hearing.held.put(group_id, term, replica_id)
+        if old is None or old[1] == replica_id:
+            return []
+        hearing.answers.pop(group_id, None)
+        return [(group_id, *old)]
 
     def _claims_changed(self, peer: _Peer, added: list[GroupId], dropped: list[Row], now: float) -> None:
         """Answer and follow new claims, and wake those whose claim is gone (L18, L19).

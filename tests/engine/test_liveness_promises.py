@@ -405,6 +405,19 @@ def test_L19_the_claim_toward_another_replica_minds_nobody(new_rig: NewRig) -> N
     assert not rig.node.watched(1, 5)
 
 
+@pytest.mark.parametrize("in_full", [False, True])
+def test_L19_a_claim_toward_another_replica_takes_the_old_one_away(new_rig: NewRig, in_full: bool) -> None:
+    """The replica here was removed and does not know; its node is to get another one of the group."""
+    rig = new_rig().connect("a")
+    rig.follow("a", 1, 5)
+    rig.take_events()
+    if in_full:
+        rig.hear("a", LeadAll(((1, 5, 2),)))
+    else:
+        rig.claim("a", 1, 5, replica_id=2)
+    assert rig.take_events() == [("electable", 1)]
+
+
 def test_L24_a_peer_without_the_replica_does_not_count_until_it_has_it(new_rig: NewRig) -> None:
     rig = new_rig().connect("a")
     rig.node.lead(1, 5, [("a", 1)], START)

@@ -272,6 +272,14 @@ REPLICAS: Final = (
         ("tests/engine/test_liveness_promises.py::test_L24_an_acknowledgement_for_another_replica_does_not_count",),
     ),
     Mutant(
+        "L19-replaced-claim-wakes-nobody",
+        "a claim that is made toward another replica is taken away from the one before",
+        "multiraft/engine/liveness.py",
+        "        return [(group_id, *old)]\n",
+        "        return []\n",
+        ("tests/engine/test_liveness_promises.py::test_L19_a_claim_toward_another_replica_takes_the_old_one_away",),
+    ),
+    Mutant(
         "members-told-late",
         "a leader claims its group toward new members when the change takes effect",
         OBSERVING,

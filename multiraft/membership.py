@@ -52,15 +52,15 @@ def unpack_membership(raw: bytes, what: str) -> Membership:
     if type(auto_leave) is not bool:
         raise CorruptRecord(f"{what}: a flag is not a flag")
     membership = Membership(
-        _u64(index, what),
+        checked_u64(index, what),
         _ids(voters, what),
-        {_id(key, what): _name(value, what) for key, value in _pairs(nodes, what)},
-        _id(next_replica_id, what),
+        {checked_id(key, what): _name(value, what) for key, value in _pairs(nodes, what)},
+        checked_id(next_replica_id, what),
         _ids(outgoing, what),
         _ids(learners, what),
         _ids(joining, what),
         auto_leave,
-        {_id(key, what): _store(value, what) for key, value in _pairs(stores, what)},
+        {checked_id(key, what): _store(value, what) for key, value in _pairs(stores, what)},
     )
     _judge(membership, what)
     return membership
@@ -80,14 +80,16 @@ def _judge(membership: Membership, what: str) -> None:
         raise CorruptRecord(f"{what}: does not make sense")
 
 
-def _u64(value: object, what: str) -> int:
+def checked_u64(value: object, what: str) -> int:
+    """Return `value` if it is an unsigned number of 64 bits. Raises CorruptRecord, naming `what` it stands in."""
     if type(value) is not int or not 0 <= value <= U64_MAX:
         raise CorruptRecord(f"{what}: a number is out of range")
     return value
 
 
-def _id(value: object, what: str) -> ReplicaId:
-    number = _u64(value, what)
+def checked_id(value: object, what: str) -> ReplicaId:
+    """Return `value` if a replica can have it as its id. Raises CorruptRecord."""
+    number = checked_u64(value, what)
     if number == 0:
         raise CorruptRecord(f"{what}: a replica id is 0")
     return number
@@ -96,7 +98,7 @@ def _id(value: object, what: str) -> ReplicaId:
 def _ids(value: object, what: str) -> tuple[ReplicaId, ...]:
     if type(value) is not list:
         raise CorruptRecord(f"{what}: replica ids are not a list")
-    ids = tuple(_id(item, what) for item in value)
+    ids = tuple(checked_id(item, what) for item in value)
     if any(left >= right for left, right in pairwise(ids)):
         raise CorruptRecord(f"{what}: replica ids are not ascending")
     return ids

@@ -380,7 +380,7 @@ class RemovedReplica:
 
 
 class AskRemoved:
-    """Does my replica `replica_id` still take part in the group? Whoever knows that it does not says RemovedReplica."""
+    """Does my replica `replica_id` still take part in the group? If not, its leader says RemovedReplica."""
 
     CODE: ClassVar[int] = 28
     __slots__ = ("group_id", "replica_id")

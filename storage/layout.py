@@ -27,7 +27,7 @@ from typing import Any, Final
 import msgpack
 
 from multiraft.errors import CorruptRecord
-from multiraft.membership import pack_membership, unpack_membership
+from multiraft.membership import checked_id, checked_u64, pack_membership, unpack_membership
 from multiraft.records import Record, decode_record
 from multiraft.types import (
     RUN_ID_BYTES,
@@ -40,7 +40,6 @@ from multiraft.types import (
     Membership,
     NodeId,
     ReplicaDescriptor,
-    ReplicaId,
     SeenRun,
     Snapshot,
     Tombstone,
@@ -188,7 +187,7 @@ def decode_descriptor(group_id: GroupId, value: bytes) -> ReplicaDescriptor:
     """Raises CorruptRecord."""
     what = f"descriptor of group {group_id}"
     replica_id, service = _fields(group_key(group_id, KIND_DESCRIPTOR), value, what, 2)
-    return ReplicaDescriptor(group_id, _id(replica_id, what), _text(service, what))
+    return ReplicaDescriptor(group_id, checked_id(replica_id, what), _text(service, what))
 
 
 def encode_membership(group_id: GroupId, membership: Membership) -> bytes:
@@ -212,7 +211,7 @@ def decode_snapshot(group_id: GroupId, value: bytes) -> Snapshot:
     index, term, membership, data = _fields(group_key(group_id, KIND_SNAPSHOT), value, what, 4)
     if type(membership) is not bytes or type(data) is not bytes:
         raise CorruptRecord(f"{what}: does not make sense")
-    snapshot = Snapshot(_u64(index, what), _u64(term, what), unpack_membership(membership, what), data)
+    snapshot = Snapshot(checked_u64(index, what), checked_u64(term, what), unpack_membership(membership, what), data)
     if snapshot.index == 0 or snapshot.membership.index > snapshot.index:
         raise CorruptRecord(f"{what}: does not make sense")
     return snapshot
@@ -232,7 +231,7 @@ def decode_tombstone(key: bytes, value: bytes) -> Tombstone:
     group_id: GroupId = _RECORD_KEY.unpack(key)[2]
     what = f"tombstone of group {group_id}"
     replica_id, index = _fixed(_TOMBSTONE, key, value, what)
-    return Tombstone(group_id, _id(replica_id, what), index)
+    return Tombstone(group_id, checked_id(replica_id, what), index)
 
 
 def encode_identity(identity: Identity) -> bytes:
@@ -260,7 +259,7 @@ def decode_identity(value: bytes) -> Identity:
         _token(cluster_id, what, 0),
         stores,
         tuple(_text(name, what) for name in admitted),
-        _u64(readmissions, what),
+        checked_u64(readmissions, what),
     )
 
 
@@ -275,7 +274,7 @@ def decode_identity_file(value: bytes) -> tuple[Identity, int, bool]:
     identity, incarnation, closed = _fields(IDENTITY_KEY, value, what, 3)
     if type(identity) is not bytes or type(closed) is not bool:
         raise CorruptRecord(f"{what}: does not make sense")
-    return decode_identity(identity), _u64(incarnation, what), closed
+    return decode_identity(identity), checked_u64(incarnation, what), closed
 
 
 def encode_runs(runs: tuple[bytes, ...]) -> bytes:
@@ -301,7 +300,7 @@ def decode_seen(value: bytes) -> dict[NodeId, SeenRun]:
     try:
         rows = msgpack.unpackb(unseal(SEEN_KEY, value, what))
         return {
-            _text(name, what): SeenRun(_token(store_id, what, 1), _u64(number, what), _token(run_id, what, 0))
+            _text(name, what): SeenRun(_token(store_id, what, 1), checked_u64(number, what), _token(run_id, what, 0))
             for name, store_id, number, run_id in rows
         }
     except (ValueError, TypeError) as problem:
@@ -347,19 +346,6 @@ def _fields(key: bytes, value: bytes, what: str, count: int) -> list[Any]:
     if type(fields) is not list or len(fields) != count:
         raise CorruptRecord(f"{what}: holds something else than {count} fields")
     return fields
-
-
-def _u64(value: object, what: str) -> int:
-    if type(value) is not int or not 0 <= value <= U64_MAX:
-        raise CorruptRecord(f"{what}: a number is out of range")
-    return value
-
-
-def _id(value: object, what: str) -> ReplicaId:
-    number = _u64(value, what)
-    if number == 0:
-        raise CorruptRecord(f"{what}: a replica id is 0")
-    return number
 
 
 def _text(value: object, what: str) -> str:

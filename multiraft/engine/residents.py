@@ -2,8 +2,9 @@
 
 A group's leader that leads a replica toward a node which does not have it (L24) asks for it: `CreateReplica`. The
 replica is made empty: it knows no membership, has no log, cannot vote, and learns all of it from the leader. A replica
-that was removed from its group is told so by whoever knows, `RemovedReplica`, when it next asks for anything, or finds
-it in its own log. It stops at once and leaves a tombstone, so that no replica of an id up to its own lives here again.
+that was removed from its group stays, for its vote may still be needed, until a leader that knows that a majority knows
+of it (`Raft.membership_known`) says so when it asks: `RemovedReplica`. Then it stops and leaves a tombstone, so that no
+replica of an id up to its own lives here again.
 
     asked for ──> empty record synced ──> lives ──> removed ──> tombstone synced ──> what is left deleted
 

@@ -418,39 +418,6 @@ def test_a_demoted_leader_steps_down_as_well(cluster: Make, replica: Make) -> No
     assert made.core(1).role is Role.FOLLOWER
 
 
-def test_a_removal_is_known_to_a_majority_only_by_an_entry_after_it(cluster: Make, replica: Make) -> None:
-    """Whoever knows may be lost before: nobody may be told to go until the others have it on disk."""
-    made = world(cluster, replica, voters=4)
-    leader = made.core(1)
-    made.propose(1, b"x")
-    assert leader.membership_known
-    index = leader.propose_membership([Remove(4)], 0)
-    for _ in range(3):  # the change is stored by all, and nothing after it
-        for message in made[1].take():
-            made.core(message.to).step(message, 0.0)
-        for other in (2, 3, 4):
-            for message in made[other].take():
-                if message.index <= index:
-                    leader.step(message, 0.0)
-    made[1].persist()
-    assert leader.membership.index == index
-    assert leader.last_index > index  # a no-op, by which the others come to know
-    assert not leader.membership_known
-    made.settle()
-    leader.poke(2)
-    made.settle()
-    assert leader.membership_known
-    assert not made.core(2).membership_known  # a follower cannot tell
-
-
-def test_an_addition_needs_no_entry_after_it(cluster: Make, replica: Make) -> None:
-    made = world(cluster, replica)
-    made.propose(1, b"x")
-    index = change(made, AddLearner("n4"))
-    assert made.core(1).membership.index == index == made.core(1).last_index
-    assert made.core(1).membership_known
-
-
 def test_a_removed_replica_campaigns_no_more(cluster: Make, replica: Make) -> None:
     made = world(cluster, replica)
     made.core(1).propose_membership([Remove(1)], 0)

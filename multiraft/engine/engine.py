@@ -43,7 +43,7 @@ from multiraft.engine.residents import Residents
 from multiraft.engine.snapshotting import Snapshotting
 from multiraft.engine.upkeep import Upkeep
 from multiraft.engine.view import EngineView
-from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, Proposals
+from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, Proposals, Queue
 from multiraft.engine.wheel import Wheel
 from multiraft.engine.writer import LogWriter, Persisted, Promise
 from multiraft.errors import (
@@ -69,6 +69,7 @@ from multiraft.messages import (
 )
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import LEADER, CoreSettings, Raft
+from multiraft.records import COMMANDS
 from multiraft.types import (
     FOUNDING_INDEX,
     FOUNDING_TERM,
@@ -222,8 +223,8 @@ class Engine:
 
     # --------------------------------------------------------------------------------------- proposing and reading
 
-    def propose(self, group_id: GroupId, command: bytes) -> Future[bytes]:
-        """Have `command` committed and applied; the future gets the state machine's result.
+    def propose(self, group_id: GroupId, command: bytes, kind: int = COMMANDS) -> Future[bytes]:
+        """Have `command`, an entry of a record of this kind, committed and applied; the future gets what came of it.
 
         The future gets OutcomeUnknown when it is not applied within the request timeout, NotCommitted when a later
         leader replaced it, CommandFailed when the state machine raised. Raises, having proposed nothing: NotLeader,
@@ -241,11 +242,14 @@ class Engine:
         budget.used_bytes += size_bytes
         budget.count += 1
         future: Future[bytes] = self.loop.create_future()
-        if not replica.queued and not replica.dirty:
-            self.mark(replica)
-        replica.queued.append(command)
-        replica.queued_futures.append(future)
-        replica.queued_bytes += size_bytes
+        queue = replica.queued.get(kind)
+        if queue is None:
+            if not replica.dirty:
+                self.mark(replica)
+            queue = replica.queued[kind] = Queue()
+        queue.entries.append(command)
+        queue.futures.append(future)
+        queue.size_bytes += size_bytes
         return future
 
     def read(self, group_id: GroupId, query: bytes) -> Future[bytes]:

@@ -9,10 +9,9 @@ from functools import partial
 
 from multiraft.config import Limits
 from multiraft.engine.replica import Replica
-from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Proposals
+from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Proposals, Queue
 from multiraft.errors import InvariantViolation, NotReady, OutcomeUnknown, Overloaded
 from multiraft.raft import LEADER
-from multiraft.records import COMMANDS
 
 
 def propose_queued(replica: Replica, limits: Limits, stamp_ms: int, now: float) -> list[Proposals]:
@@ -23,16 +22,30 @@ def propose_queued(replica: Replica, limits: Limits, stamp_ms: int, now: float) 
 
     Raises InvariantViolation when the core breaks; its callers have been told by then.
     """
-    core, budget = replica.core, replica.budget
-    if core.role is not LEADER:
+    if replica.core.role is not LEADER:
         replica.lost_queue()
         return []
-    commands, futures, left_bytes = replica.take_queued()
     deadline_s = now + limits.request_timeout_ms / 1e3
-    batches = []
-    for start, end, part_bytes in record_cuts(commands, left_bytes, limits.batch_bytes):
+    batches: list[Proposals] = []
+    for kind in sorted(replica.queued):
+        _propose(replica, kind, replica.queued.pop(kind), limits.batch_bytes, stamp_ms, deadline_s, batches)
+    return batches
+
+
+def _propose(
+    replica: Replica,
+    kind: int,
+    queue: Queue,
+    record_bytes: int,
+    stamp_ms: int,
+    deadline_s: float,
+    batches: list[Proposals],
+) -> None:
+    core, budget = replica.core, replica.budget
+    entries, futures, left_bytes = queue.entries, queue.futures, queue.size_bytes
+    for start, end, part_bytes in record_cuts(entries, left_bytes, record_bytes):
         try:
-            first = core.propose(commands[start:end], COMMANDS, stamp_ms)
+            first = core.propose(entries[start:end], kind, stamp_ms)
         except (NotReady, Overloaded) as problem:  # it is handing over its leadership, or commits too little
             Proposals(0, 0, futures[start:], left_bytes, 0.0).fail(budget, partial(type(problem), str(problem)))
             break
@@ -44,7 +57,6 @@ def propose_queued(replica: Replica, limits: Limits, stamp_ms: int, now: float) 
         replica.waiting.append(batch)
         batches.append(batch)
         left_bytes -= part_bytes
-    return batches
 
 
 def record_cuts(commands: list[bytes], size_bytes: int, limit_bytes: int) -> list[tuple[int, int, int]]:

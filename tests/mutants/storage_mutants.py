@@ -10,10 +10,12 @@ from typing import Final
 from tests.mutants.mutant import Mutant
 
 IDENTITY: Final = "storage/identity.py"
+DIRECTORY: Final = "storage/directory.py"
 LEVELDB: Final = "storage/leveldb.py"
 MEMORY: Final = "storage/memory.py"
 OPENING: Final = "storage/opening.py"
 STORE: Final = "storage/store.py"
+WRITING: Final = "storage/writing.py"
 
 CRASHES: Final = "tests/node/test_crashes.py"
 CONTRACT: Final = "tests/storage/test_store_contract.py"
@@ -36,21 +38,18 @@ SYNCING: Final = (
     ),
     Mutant(
         "sync-off-merged",
-        "batches that were merged are synced, too",
-        LEVELDB,
-        "            merged = jobs[0].batch\n",
-        "            merged = self._database.write_batch()\n            merged.append(jobs[0].batch)\n",
-        (
-            f"{WRITER}::test_every_batch_is_synced_and_every_read_checked",
-            f"{SYNCS}::test_a_write_is_synced_by_the_system_before_it_is_completed",
-        ),
+        "batches that were merged are synced when any of them must be",
+        WRITING,
+        "                sync = sync or more.sync\n",
+        "                sync = more.sync\n",
+        (f"{WRITER}::test_what_is_merged_is_synced_when_any_of_it_must_be",),
     ),
     Mutant(
         "completed-before-write",
         "a write is completed after it was written, not when it is taken",
-        LEVELDB,
-        "        self._queue.put(_Job(batch, done, None))\n",
-        "        self._queue.put(_Job(batch, lambda _: None, None))\n        self._loop.call_soon(done, None)\n",
+        WRITING,
+        "        self._queue.put(_Job(batch, done, None, sync))\n",
+        "        self._queue.put(_Job(batch, lambda _: None, None, sync))\n        self._loop.call_soon(done, None)\n",
         (f"{SYNCS}::test_a_write_is_synced_by_the_system_before_it_is_completed",),
     ),
     Mutant(
@@ -80,7 +79,7 @@ SYNCING: Final = (
     Mutant(
         "written-after-failure",
         "after a failed write nothing is written or acknowledged again",
-        LEVELDB,
+        WRITING,
         "            if self._error is None:\n                if failpoints",
         "            self._error = None\n            if self._error is None:\n                if failpoints",
         (f"{CONTRACT}::test_a_failed_write_is_final_and_leaves_nothing_of_its_batch",),
@@ -88,7 +87,7 @@ SYNCING: Final = (
     Mutant(
         "identity-file-unsynced",
         "the identity file is synced before it is renamed",
-        LEVELDB,
+        DIRECTORY,
         "            os.fsync(file.fileno())\n",
         "",
         ("tests/storage/test_leveldb.py::test_the_identity_file_is_replaced_as_a_whole",),
@@ -96,8 +95,8 @@ SYNCING: Final = (
     Mutant(
         "identity-directory-unsynced",
         "the directory is synced after the rename",
-        LEVELDB,
-        '        os.replace(name + ".tmp", name)\n        _sync_directory(path)\n',
+        DIRECTORY,
+        '        os.replace(name + ".tmp", name)\n        sync_directory(path)\n',
         '        os.replace(name + ".tmp", name)\n',
         ("tests/storage/test_leveldb.py::test_the_identity_file_is_replaced_as_a_whole",),
     ),

@@ -24,6 +24,7 @@ from typing import TypeAlias
 from multiraft import failpoints
 from multiraft.errors import StorageError
 from multiraft.storage.backend import Done, RawBatch, View
+from multiraft.storage.memory_view import MemoryView, between
 from multiraft.types import RUN_ID_BYTES
 
 _Ops: TypeAlias = list[tuple[bytes, bytes | None]]
@@ -386,13 +387,11 @@ class MemoryBackend:
         return self._error, kill
 
     def view(self) -> View:
-        self._check_open()
-        self._disk._read()
-        return _MemoryView(self)
+        self._readable()
+        return MemoryView(self.name, self._disk._values, self._disk._keys, self._readable)
 
     def get(self, key: bytes) -> bytes | None:
-        self._check_open()
-        self._disk._read()
+        self._readable()
         return self._disk._values.get(key)
 
     def items(self, start: bytes, stop: bytes | None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
@@ -400,9 +399,8 @@ class MemoryBackend:
         return ((key, values[key]) for key in self.keys(start, stop, reverse))
 
     def keys(self, start: bytes, stop: bytes | None, reverse: bool = False) -> Iterator[bytes]:
-        self._check_open()
-        self._disk._read()
-        return _between(self._disk._keys, start, stop, reverse)
+        self._readable()
+        return between(self._disk._keys, start, stop, reverse)
 
     def load_identity(self) -> bytes | None:
         self._disk._read()
@@ -452,47 +450,13 @@ class MemoryBackend:
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 
+    def _readable(self) -> None:
+        self._check_open()
+        self._disk._read()
+
     def _check_open(self) -> None:
         if self._dead:
             raise StorageError(f"{self.name}: the store is closed")
-
-
-class _MemoryView:
-    """What a disk held at one moment: a copy, as memory is what this backend has."""
-
-    def __init__(self, backend: MemoryBackend) -> None:
-        self.name = backend.name
-        self._backend: MemoryBackend | None = backend
-        self._values, self._keys = dict(backend._disk._values), list(backend._disk._keys)
-
-    def get(self, key: bytes) -> bytes | None:
-        self._read()
-        return self._values.get(key)
-
-    def items(self, start: bytes, stop: bytes | None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        values = self._values
-        return ((key, values[key]) for key in self.keys(start, stop, reverse))
-
-    def keys(self, start: bytes, stop: bytes | None, reverse: bool = False) -> Iterator[bytes]:
-        self._read()
-        return _between(self._keys, start, stop, reverse)
-
-    def close(self) -> None:
-        self._backend = None
-        self._values, self._keys = {}, []
-
-    def _read(self) -> None:
-        if self._backend is None:
-            raise StorageError(f"{self.name}: the view is closed")
-        self._backend._check_open()
-        self._backend._disk._read()
-
-
-def _between(keys: list[bytes], start: bytes, stop: bytes | None, reverse: bool) -> Iterator[bytes]:
-    low = bisect_left(keys, start)
-    high = len(keys) if stop is None else bisect_left(keys, stop)
-    step = range(high - 1, low - 1, -1) if reverse else range(low, high)
-    return (keys[position] for position in step)
 
 
 def report_failed_completion(loop: asyncio.AbstractEventLoop, problem: Exception) -> None:

@@ -25,6 +25,7 @@ from multiraft.types import (
     Snapshot,
     Tombstone,
     founding_membership,
+    unborn_membership,
 )
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ async def test_removing_a_replica_takes_what_it_applied_and_why_it_halted(place:
 @pytest.mark.parametrize(
     ("applied", "expected"),
     [
-        (Applied(3, 1, 0, 0, 1), r"3 is not within its log \(4 to 9\)"),
+        (Applied(3, 3, 0, 0, 1), r"3 is not within its log \(4 to 9\)"),
         (Applied(10, 3, 0, 0, 1), r"10 is not within its log \(4 to 9\)"),
         (Applied(5, 3, 0, 0, 1), "5 is below the snapshot of 6"),
         (Applied(4, 2, 0, 0, 1), "is of term 2, but the log start is of term 3"),
@@ -166,7 +167,7 @@ async def test_removing_a_replica_takes_what_it_applied_and_why_it_halted(place:
 )
 async def test_an_applied_index_that_does_not_fit_is_refused(place: Place, applied: Applied, expected: str) -> None:
     store = place.open()
-    await place.found(store, [place.record(2, 9, 3)], HardState(3, 0, 6))
+    await place.found(store, [place.record(5, 9, 3, 3)], HardState(3, 0, 6))
     batch = store.batch()
     assert store.new_space(batch) == 1
     batch.put_snapshot(GROUP, Snapshot(6, 3, founding_membership(("n1", "n2", "n3"))), LogStart(4, 3))
@@ -181,9 +182,9 @@ async def test_an_applied_index_that_does_not_fit_is_refused(place: Place, appli
 
 
 async def test_an_empty_replica_may_have_applied_nothing(place: Place) -> None:
-    store, batch = place.open(), None
+    store = place.open()
     batch = store.batch()
-    batch.create_replica(ReplicaDescriptor(GROUP, 9, "kv"), founding_membership(()), HardState(), LogStart())
+    batch.create_replica(ReplicaDescriptor(GROUP, 9, "kv"), unborn_membership(), HardState(), LogStart())
     batch.put_applied(GROUP, Applied(0, 0, 0, 0, store.new_space(batch)))
     await place.write(store, batch)
     assert [replica.applied for replica in store.load_replicas()] == [Applied(0, 0, 0, 0, 1)]

@@ -19,12 +19,12 @@ from typing import Any, Final
 from multiraft.config import NodeConfig
 from multiraft.engine.engine import Engine
 from multiraft.engine.replica import Replica
-from multiraft.errors import MultiRaftError, NotRunning, StorageError
+from multiraft.errors import MultiRaftError, NoSuchFile, NotRunning, StorageError
 from multiraft.forming import Forming
 from multiraft.forwarding import Forwarding
 from multiraft.hosting import Hosting
 from multiraft.messages import FormingMessage, NodeMessage
-from multiraft.ports import Clocks, Store, Transport
+from multiraft.ports import Clocks, FileSource, Store, Transport
 from multiraft.readmission import Readmission
 from multiraft.reporting import Reporting
 from multiraft.services import Services
@@ -340,6 +340,9 @@ class Running:
         self, node_id: NodeId, method: str, body: bytes, timeout_s: float, reply: Callable[[bytes], None]
     ) -> None:
         self.forwarding.request_received(node_id, method, body, timeout_s, reply)
+
+    def file_asked(self, node_id: NodeId, name: str, offset: int) -> FileSource:
+        raise NoSuchFile(f"node {self._config.node_id!r} has no file {name}")
 
     def answer_store(self, body: bytes) -> bytes:
         """Say which replica of a group lives here, and in which store; see readmission.STORE_CALL."""

@@ -125,6 +125,7 @@ class Schedule(Churn):
         cluster.end_faults()
         await cluster.run_for(0.5)
         cluster.forget_ended()
+        await cluster.until(lambda: not any(node.comes_back for node in cluster.nodes.values()))
         for name in cluster.names:
             if name in cluster.nodes and self._has_broken(name):
                 self._say(f"restart {name}: a replica there has stopped")

@@ -277,6 +277,29 @@ class Store(LogReader, DataReader, Protocol):
         """Finish what was submitted, stop the writer, write the closing record, close. Idempotent."""
 
 
+class Space(Protocol):
+    """The room on the disk under a store, whether or not that is open, and a file that is given up when it is full.
+
+    Nothing here raises. `ballast_bytes` is how large that file is to be; 0: there is none.
+    """
+
+    ballast_bytes: int
+
+    def free_bytes(self) -> int | None:
+        """Return how much may still be written; None: that cannot be told, or has no bound."""
+
+    def opening_bytes(self) -> int:
+        """Return about how much opening the store writes before it gives anything back."""
+
+    def has_ballast(self) -> bool: ...
+
+    def release_ballast(self) -> int:
+        """Remove the ballast, and return how many bytes that has freed; 0: there was none."""
+
+    async def keep_ballast(self, spare_bytes: int) -> None:
+        """Make the ballast where it is missing, if `spare_bytes` stay free beside it."""
+
+
 # ----------------------------------------------------------------------------------------------------- transport
 
 FileSink = Callable[[bytes, Callable[[], None]], None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from asyncio import Future
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from multiraft.messages import FormingMessage, NodeMessage
 from multiraft.records import Record
@@ -277,7 +277,51 @@ class Store(LogReader, DataReader, Protocol):
         """Finish what was submitted, stop the writer, write the closing record, close. Idempotent."""
 
 
+class Space(Protocol):
+    """The room on the disk under a store, whether or not that is open, and a file that is given up when it is full.
+
+    Nothing here raises. `ballast_bytes` is how large that file is to be; 0: there is none.
+    """
+
+    ballast_bytes: int
+
+    def free_bytes(self) -> int | None:
+        """Return how much may still be written; None: that cannot be told, or has no bound."""
+
+    def opening_bytes(self) -> int:
+        """Return about how much opening the store writes before it gives anything back."""
+
+    def has_ballast(self) -> bool: ...
+
+    def release_ballast(self) -> int:
+        """Remove the ballast, and return how many bytes that has freed; 0: there was none."""
+
+    async def keep_ballast(self, spare_bytes: int) -> None:
+        """Make the ballast where it is missing, if `spare_bytes` stay free beside it."""
+
+
 # ----------------------------------------------------------------------------------------------------- transport
+
+FileSink = Callable[[bytes, Callable[[], None]], None]
+"""Takes (the next piece of a file, what to call, once, now or later, when there is room for another piece)."""
+Cancel = Callable[[], None]
+"""Ends what it belongs to, which is not heard of again. Idempotent."""
+FILE_PIECE_BYTES: Final = 64 * 1024
+"""The largest piece of a file that is handed to a FileSink, or asked of a FileSource, at once."""
+
+
+class FileSource(Protocol):
+    """A file that is being sent to a peer."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole file."""
+
+    def read(self, offset: int, size_bytes: int, done: Callable[[bytes | Exception], None]) -> None:
+        """Call `done` on the loop, now or later, with exactly these bytes of the file, or what went wrong."""
+
+    def close(self) -> None:
+        """The transfer is over, whatever came of it. Called once; what is still being read is of no use any more."""
 
 
 class TransportHandler(Protocol):
@@ -315,6 +359,13 @@ class TransportHandler(Protocol):
     ) -> None:
         """Call `reply` once, now or later; a reply that the peer cannot get any more is dropped."""
 
+    def file_asked(self, node_id: NodeId, name: str, offset: int) -> FileSource:
+        """Return the file of that name, which a peer wants from `offset` on; it is sent from there.
+
+        Only peers of this node's cluster ask, while they are connected to it. Raises NoSuchFile; Overloaded: too many
+        files are being sent already, the peer asks again later.
+        """
+
 
 class Transport(Protocol):
     """Ordered, lossy delivery of messages between nodes. Nothing here blocks or awaits but start and close."""
@@ -349,6 +400,24 @@ class Transport(Protocol):
         """Ask a peer. The future gets the reply's body, or Unreachable / Overloaded (it never left this node), or
 
         OutcomeUnknown (it left, and its answer is lost or late)."""
+
+    def fetch(
+        self,
+        node_id: NodeId,
+        name: str,
+        offset: int,
+        size_bytes: int,
+        sink: FileSink,
+        done: Callable[[Exception | None], None],
+    ) -> Cancel:
+        """Have a peer's file, which is `size_bytes` large as a whole, sent from `offset` on, beside the messages.
+
+        `sink` gets it piece by piece, in order; the peer is held back while it does not ask for more. Then
+        `done(None)`, or `done(error)`: NoSuchFile; Overloaded (the peer sends too many files already, ask again);
+        InvalidRequest (it has another size); Unreachable (the peer is not connected, refused this node, fell silent,
+        or the connection was lost: go on from what has come). Both are called on the loop, never before this returns,
+        never after the cancel or the close of the transport.
+        """
 
     def counters(self) -> dict[str, int]:
         """Frames and bytes sent and received, and what was dropped, by reason."""

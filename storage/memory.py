@@ -46,6 +46,8 @@ class MemoryDisk:
     delay_s       when set, each write takes as long as this returns, in seconds of the loop's clock
     sync          False: the disk acknowledges writes that it has not synced, so a crash loses acknowledged writes
     full          while it is set, every write fails with ENOSPC
+    capacity_bytes  how much it holds, keys and values and ballast; past it writes fail likewise. None: no bound
+    ballast_bytes   of a MemorySpace on it
     writes        how many writes were begun since it was made, those of the identity file included
     faults        counts what is done to it, by kind
     """
@@ -61,6 +63,8 @@ class MemoryDisk:
         self.name = name
         self.sync = sync
         self.full = False
+        self.capacity_bytes: int | None = None
+        self.ballast_bytes = 0
         self.writes = 0
         self.faults: Counter[str] = faults if faults is not None else Counter()
         # The write at which to call `kill`, and whether that write is on the disk by then.
@@ -82,6 +86,20 @@ class MemoryDisk:
     @property
     def in_use(self) -> bool:
         return self._handle is not None
+
+    @property
+    def free_bytes(self) -> int | None:
+        """How much may still be written; None: there is no bound."""
+        if self.full:
+            return 0
+        if self.capacity_bytes is None:
+            return None
+        used_bytes = sum(len(key) + len(value) for key, value in self._values.items())
+        return max(0, self.capacity_bytes - self.ballast_bytes - used_bytes)
+
+    def _has_room(self, ops: _Ops) -> bool:
+        free_bytes = self.free_bytes
+        return free_bytes is None or free_bytes >= max(1, sum(len(key) + len(value or b"") for key, value in ops))
 
     @property
     def unsynced(self) -> int:
@@ -243,7 +261,7 @@ class MemoryDisk:
         return None
 
     def _write(self, ops: _Ops, sync: bool) -> None:
-        if self.full:
+        if not self._has_room(ops):
             self.faults["enospc"] += 1
             raise OSError(errno.ENOSPC, "No space left on device")
         failure, self._failure = self._failure, None

@@ -26,7 +26,7 @@ import msgpack
 from multiraft.errors import CorruptRecord
 from multiraft.types import U64_MAX, Index
 
-if sys.version_info >= (3, 14):  # pragma: no cover - the standard library's own
+if sys.version_info >= (3, 14):  # pragma: no cover - there it is in the standard library
     from compression import zstd
 else:
     from backports import zstd

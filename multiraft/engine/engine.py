@@ -69,7 +69,8 @@ from multiraft.messages import (
 )
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import LEADER, CoreSettings, Raft
-from multiraft.records import COMMANDS
+from multiraft.records import COMMANDS, CONTROL, SESSION
+from multiraft.sessions import HEAD, encode_register
 from multiraft.types import (
     FOUNDING_INDEX,
     FOUNDING_TERM,
@@ -234,8 +235,10 @@ class Engine:
         if replica is None or replica.core.role is not LEADER or replica.halted or replica.broken:
             replica = self.leading(group_id)  # which raises
         budget = self.budget
-        if len(command) > self._entry_bytes:
-            raise InvalidRequest(f"a command of {len(command)} bytes; entry_bytes allows {self._entry_bytes}")
+        if len(command) > self._entry_bytes and (kind != SESSION or len(command) > self._entry_bytes + HEAD.size):
+            head_bytes = HEAD.size if kind == SESSION else 0
+            said = f"a command of {len(command) - head_bytes} bytes; entry_bytes allows {self._entry_bytes}"
+            raise InvalidRequest(said)
         size_bytes = len(command) + ENTRY_OVERHEAD_BYTES
         if budget.used_bytes + size_bytes > budget.limit_bytes:
             raise Overloaded(f"{budget.used_bytes} bytes of commands are waiting; retry when some are answered")
@@ -251,6 +254,12 @@ class Engine:
         queue.futures.append(future)
         queue.size_bytes += size_bytes
         return future
+
+    def register(self, group_id: GroupId, client: bytes) -> Future[bytes]:
+        """Have the group begin a session of `client`, under the bounds of this node. Otherwise as `propose`."""
+        limits = self.limits
+        entry = encode_register(client, limits.session_expiry_ms, limits.session_reply_bytes, limits.sessions)
+        return self.propose(group_id, entry, CONTROL)
 
     def read(self, group_id: GroupId, query: bytes) -> Future[bytes]:
         """Answer `query` from the state machine, linearizably (ReadIndex, thesis section 6.4).

@@ -253,7 +253,7 @@ class RemoteShardQuery(_Remote[P, R]):
                 answer.cancel()
             await asyncio.gather(*[answer for _, answer in asked], return_exceptions=True)
 
-    async def on_shard(self, shard_id: int, *args: Any, **kwargs: Any) -> R:
+    async def on_shard(self, shard_id: int, *args: P.args, **kwargs: P.kwargs) -> R:
         """Ask the shard of that id; the arguments are checked as for a call. Raises InvalidRequest if there is none."""
         caller = self._caller()
         _, body = self._encode(caller, args, kwargs)

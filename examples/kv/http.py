@@ -25,7 +25,7 @@
 A key is percent-encoded UTF-8 and may hold slashes; values are bytes. What stands in JSON as base64 is a value.
 Every error is {"error", "hint", "outcome"}, and the outcome says what became of a write:
 
-    not_committed   400 404 405 410 413 503: certainly not done
+    not_committed   400 404 405 410 413 503 507: certainly not done
     failed          409: done, and refused by the store in the same way on every replica; nothing changed
     unknown         504 500: may or may not have been done
 

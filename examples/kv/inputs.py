@@ -17,6 +17,7 @@ from aiohttp import web
 from examples.kv.machine import KEY_LIMIT_BYTES, TTL_LIMIT_MS, TooLarge, check_key, check_value
 from multiraft.errors import (
     CommandFailed,
+    DiskFull,
     Halted,
     InvalidRequest,
     MultiRaftError,
@@ -59,6 +60,7 @@ def explain(error: Exception) -> Problem:
 _EXPLAINED: Final[tuple[tuple[type[MultiRaftError], int, str, str], ...]] = (
     (InvalidRequest, 400, "correct the request", "not_committed"),
     (Overloaded, 503, "slow down, then try again", "not_committed"),
+    (DiskFull, 507, "free some space on the disk that it names; it goes on by itself", "not_committed"),
     (Halted, 503, "ask /admin/groups?state=halted why; other shards go on", "not_committed"),
     (NotCommitted, 503, "try again shortly, at this node or another", "not_committed"),
     (CommandFailed, 409, "the store refused it and changed nothing; do not retry it as it stands", "failed"),

@@ -191,6 +191,7 @@ class Engine:
         now = self.pacing.now()
         core = Raft(stored, self.store, self.view, self.rng, self._core_settings, now, stored.snapshot_index)
         replica = Replica(stored.descriptor, core, machine, self.budget, self._slow_s, self.clocks.effort)
+        replica.on_applied = self.observing.applied
         self.replicas[replica.group_id] = replica
         self.snapshotting.open(replica)
         quiet_s = max(0.0, self._started_s + self._election_timeout_s - now)

@@ -1,7 +1,7 @@
 """A node: one process's share of a cluster, and the place where all parts are put together.
 
     Node ── Services (what is declared) ── Router ── Forwarding ─┐
-         ── Forming (one cluster, once)                          ├── Engine ── Store (LevelDB), Transport (aiohttp)
+         ── Forming (one cluster, once)                          ├── Engine ── Store (on disk), Transport (aiohttp)
          ── Hosting (which replicas live here) ──────────────────┘
 
 Rules of this file: it alone names the concrete store and transport; it decides nothing that a part could decide; a
@@ -31,20 +31,24 @@ from multiraft.shard import Router, ShardMap
 from multiraft.shard.partition import Mode
 from multiraft.statemachine import BytesStateMachine, StateMachine
 from multiraft.status import read_log, replica_state, shards_by_group, tombstones
-from multiraft.storage import open_leveldb
+from multiraft.storage import open_durable
 from multiraft.transport import AiohttpTransport
 from multiraft.types import GroupId, Identity, Membership, NodeId
 
 M = TypeVar("M", bound=StateMachine)
 
 
+# On macOS the monotonic clock is this one; elsewhere without it, sleep goes unnoticed.
+_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
 def boottime() -> float:
     """Seconds that never go back, and that pass while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.clock_gettime(_BOOTTIME)
 
 
-def _open_leveldb(config: NodeConfig, loop: asyncio.AbstractEventLoop) -> Store:
-    return open_leveldb(config.data_dir, config.node_id, config.limits, loop)
+def _open_store(config: NodeConfig, loop: asyncio.AbstractEventLoop) -> Store:
+    return open_durable(config.store, config.data_dir, config.node_id, config.limits, loop)
 
 
 def _aiohttp_transport(config: NodeConfig, identity: Identity, incarnation: int, rng: Random) -> Transport:
@@ -61,7 +65,7 @@ class Node:
             await counters.add("hits")
 
     config           see NodeConfig
-    open_store       another store than LevelDB; gets the configuration and the loop
+    open_store       another store than the one that the configuration names; gets the configuration and the loop
     make_transport   another transport than aiohttp
     clocks           all the time that reaches it; None: the machine's
     rng              where chance comes from; None: the operating system's
@@ -72,7 +76,7 @@ class Node:
         self,
         config: NodeConfig,
         *,
-        open_store: StoreOpener = _open_leveldb,
+        open_store: StoreOpener = _open_store,
         make_transport: TransportMaker = _aiohttp_transport,
         clocks: Clocks | None = None,
         rng: Random | None = None,

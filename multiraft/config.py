@@ -56,7 +56,17 @@ class Limits:
     sweep_ms                     one pass of the audit that every replica has someone responsible for it
     log_cache_bytes              recent log kept in memory for followers that lag a little, over all groups
     snapshot_entries             a group's applied log is replaced by a snapshot when it is longer; 0: never
+    snapshot_bytes               the same, by the log's size
     trailing_entries             of that log stay, for followers that lag a little
+    snapshot_inline_bytes        a snapshot up to this size stands in the database; a larger one is a file
+    snapshot_transfers           snapshot files that a node sends at once, and that it fetches at once
+    snapshot_bytes_per_s         what a node fetches of them in a second, at most
+    session_expiry_ms            a client's session that was not used for so long, by the replicated clock, is forgotten
+    session_reply_bytes          results kept for one session of one group
+    sessions                     sessions kept in one group; past it the ones unused for longest are forgotten
+    check_entries                after so many commands a group's replicas compare what they have come to; 0: never
+    free_space_bytes             with less left on the disk nothing is proposed; 0: no matter
+    ballast_bytes                kept in reserve in the data directory, so that a full disk can be opened again; 0: none
     leveldb_write_buffer_bytes   LevelDB's memtable
     """
 
@@ -81,7 +91,17 @@ class Limits:
     sweep_ms: int = _setting(10_000, 100, 600_000)
     log_cache_bytes: int = _setting(64 * _MIB, 0, 1024 * _MIB)
     snapshot_entries: int = _setting(0, 0, 1 << 40)
+    snapshot_bytes: int = _setting(64 * _MIB, 4 * _KIB, 1 << 40)
     trailing_entries: int = _setting(1_000, 0, 1 << 40)
+    snapshot_inline_bytes: int = _setting(64 * _KIB, 0, 8 * _MIB)
+    snapshot_transfers: int = _setting(2, 1, 1_000)
+    snapshot_bytes_per_s: int = _setting(64 * _MIB, 4 * _KIB, 1 << 40)
+    session_expiry_ms: int = _setting(3_600_000, 1_000, 1 << 40)
+    session_reply_bytes: int = _setting(_MIB, 1_024, 1024 * _MIB)
+    sessions: int = _setting(10_000, 1, 10_000_000)
+    check_entries: int = _setting(4_096, 0, 1 << 40)
+    free_space_bytes: int = _setting(64 * _MIB, 0, 1 << 50)
+    ballast_bytes: int = _setting(8 * _MIB, 0, 1 << 40)
     leveldb_write_buffer_bytes: int = _setting(64 * _MIB, 64 * _KIB, 4096 * _MIB)
 
     def __post_init__(self) -> None:

@@ -10,13 +10,17 @@
         DeadlineExceeded      time ran out before the command was proposed
         InvalidRequest        the command itself is refused (size, arguments); a retry cannot help
         WrongShard            routed by an outdated map
+        SessionExpired        the session is not known any more; begin another one
+        DiskFull              too little free space is left on the leader's disk
         ReadFailed            a read was not answered; reads change nothing
       OutcomeUnknown          it may or may not have happened
+        ReplyForgotten        it happened, once, but its result is not kept any more
       CommandFailed           it was committed, and the state machine raised: a deterministic result
       ConfigError             the configuration is wrong
       StartError              the node cannot start from what is there
         StorageError          the store is damaged, locked, of another node, or cannot be written
       NotRunning              called before start or after stop
+      NoSuchFile              a peer does not have the file of a snapshot any more
     InvariantViolation        a bug in multiraft itself; not a MultiRaftError, so that nobody handles it by accident
 
 Rules of this file: standard library only; every message says what to do next.
@@ -76,6 +80,14 @@ class WrongShard(NotCommitted):
     """The command reached a group that does not serve its key; the route was outdated."""
 
 
+class SessionExpired(NotCommitted):
+    """The group does not know the session, or not any more; this command was not applied. Begin another session."""
+
+
+class DiskFull(NotCommitted):
+    """Too little space is left on the disk of the node that would have to store it. Free some, then retry."""
+
+
 class ChangeRefused(NotCommitted):
     """A membership change that cannot be made to the group as it is; the message says why. Nothing was proposed."""
 
@@ -94,6 +106,10 @@ class ReadFailed(NotCommitted):
 
 class OutcomeUnknown(MultiRaftError):
     """The command may or may not have happened: its answer was lost (timeout, leader gone, node stopping)."""
+
+
+class ReplyForgotten(OutcomeUnknown):
+    """The command was applied, once, but so long ago, or with so large a result, that the result is not kept."""
 
 
 class CommandFailed(MultiRaftError):
@@ -127,6 +143,10 @@ class CorruptRecord(StorageError):
 
 class NotRunning(NotCommitted):
     """The node has not been started, or has stopped."""
+
+
+class NoSuchFile(MultiRaftError):
+    """A peer does not have the file asked for, or not any more. Ask the group's leader for its newest snapshot."""
 
 
 class WireError(MultiRaftError):

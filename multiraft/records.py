@@ -5,7 +5,7 @@ disk, to each follower, and to each follower's disk. Layout, big-endian:
 
     offset size
     0      1    format (1)
-    1      1    kind of all its entries: 0 no-op, 1 commands, 2 membership
+    1      1    kind of all its entries: 0 no-op, 1 commands, 2 membership, 3 commands of sessions, 4 control
     2      8    first index
     10     4    count of entries, at least 1
     14     8    term, one for all entries
@@ -33,6 +33,12 @@ RECORD_FORMAT: Final = 1
 NOOP: Final = 0
 COMMANDS: Final = 1
 MEMBERSHIP: Final = 2
+SESSION: Final = 3
+"""Commands that clients have numbered: each entry begins with who sent it (multiraft.sessions)."""
+CONTROL: Final = 4
+"""What concerns the group itself, beside its machine: each entry is a msgpack array that begins with a code."""
+FOR_MACHINES: Final = (COMMANDS, SESSION, CONTROL)
+"""The kinds whose entries are applied; all others only move `applied`."""
 
 _HEAD: Final = struct.Struct(">BBQIQQQ")
 _CRC: Final = struct.Struct(">I")
@@ -101,7 +107,7 @@ def decode_record(group_id: GroupId, raw: bytes) -> Record:
     record_format, kind, first, count, term, prev_term, stamp_ms = _HEAD.unpack_from(raw)
     if record_format != RECORD_FORMAT:
         raise CorruptRecord(f"record of group {group_id}: format {record_format}, this version reads {RECORD_FORMAT}")
-    if kind > MEMBERSHIP or count < 1 or first < 1 or prev_term > term:
+    if kind > CONTROL or count < 1 or first < 1 or prev_term > term:
         raise CorruptRecord(f"record of group {group_id}: header does not make sense")
     # Of a small record a copy costs less than a view.
     blob = raw[RECORD_HEADER_BYTES:] if len(raw) <= _COPIED_BYTES else memoryview(raw)[RECORD_HEADER_BYTES:]

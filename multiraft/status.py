@@ -14,7 +14,7 @@ from multiraft.engine.engine import Engine
 from multiraft.engine.replica import Replica
 from multiraft.errors import CorruptRecord
 from multiraft.raft import Role
-from multiraft.records import COMMANDS, NOOP
+from multiraft.records import COMMANDS, CONTROL, NOOP, SESSION
 from multiraft.shard import ShardMap
 from multiraft.types import GroupId, Membership, NodeId
 
@@ -24,7 +24,7 @@ _ROLES: Final = {
     Role.CANDIDATE: "candidate",
     Role.LEADER: "leader",
 }
-_KINDS: Final = {NOOP: "no-op", COMMANDS: "command"}
+_KINDS: Final = {NOOP: "no-op", COMMANDS: "command", SESSION: "command", CONTROL: "control"}
 _READ_BYTES: Final = 1024 * 1024
 
 
@@ -106,7 +106,8 @@ def replica_state(replica: Replica, node_id: NodeId, shard: dict[str, Any] | Non
         "last": core.last_index,
         "halted": replica.broken or replica.halted,
         "snapshot": {"index": core.snapshot_index, "problem": replica.snapshot_problem},
-        "pending": sum(len(batch.futures) for batch in replica.waiting) + len(replica.queued),
+        "pending": sum(len(batch.futures) for batch in replica.waiting)
+        + sum(len(queue.futures) for queue in replica.queued.values()),
         "membership": membership_state(core.membership),
         "latest": _latest(replica),
         "replicas": _progress(replica) if replica.leads else [],

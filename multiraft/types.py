@@ -17,6 +17,8 @@ GroupId: TypeAlias = int
 ReplicaId: TypeAlias = int
 """u64, unique within its group for all time. 0 means "nobody"."""
 Term: TypeAlias = int
+SpaceId: TypeAlias = int
+"""u64, of one store: names a keyspace, which holds an on-disk machine's data. Never used again. 0 means "none"."""
 Index: TypeAlias = int
 
 NOBODY: Final[ReplicaId] = 0
@@ -148,12 +150,51 @@ class ReplicaDescriptor:
 
 
 @dataclass(frozen=True, slots=True)
+class Applied:
+    """What a state machine on disk has applied; written in one batch with what that has changed.
+
+    index, term  of the last entry applied
+    time_ms      the replicated clock there
+    hash         the rolling hash of all results up to there, u32
+    space        the keyspace that holds the machine's data
+    """
+
+    index: Index
+    term: Term
+    time_ms: int
+    hash: int
+    space: SpaceId
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Why a replica has stopped applying; it stays so over restarts, until an operator has it retried or rebuilt.
+
+    index    the entry that it stopped at: everything before it is applied
+    kind     "environment": a failure that was this replica's alone; "diverged": its results are not the leader's;
+             "unknown command": its program is older than the entry; "restore": a snapshot could not be taken over;
+             "damaged": what it had stored is not what it wrote
+    reason   in words
+    command  what was being applied, in short; empty where it was no command
+    wall_ms  when, by this node's clock, milliseconds since 1970
+    """
+
+    index: Index
+    kind: str
+    reason: str
+    command: str = ""
+    wall_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class StoredReplica:
     """Everything of one replica that the engine needs to start it; the log's records are read when needed.
 
     last_index, last_term  the end of the stored log; equal to `log_start` when the log is empty
     changes                the indexes of the membership entries in the log above `membership.index`, ascending
     snapshot_index         what the stored snapshot covers: at least the log start, at most the commit; 0: there is none
+    applied                what its machine on disk has applied; None for a machine in memory
+    halt                   why it has stopped applying; None while it has not
     """
 
     descriptor: ReplicaDescriptor
@@ -164,6 +205,8 @@ class StoredReplica:
     last_term: Term
     changes: tuple[Index, ...] = ()
     snapshot_index: Index = 0
+    applied: Applied | None = None
+    halt: Halt | None = None
 
 
 @dataclass(frozen=True, slots=True)

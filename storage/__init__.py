@@ -17,11 +17,14 @@ if __name__ != "multiraft.storage":
 from multiraft.storage.inspect import GroupReport, StoreReport, inspect_directory
 from multiraft.storage.memory import DiskImage, MemoryDisk
 from multiraft.storage.opening import open_durable, open_leveldb, open_memory, open_sqlite, open_store
+from multiraft.storage.space import FileSpace, MemorySpace
 
 __all__ = [
     "DiskImage",
+    "FileSpace",
     "GroupReport",
     "MemoryDisk",
+    "MemorySpace",
     "StoreReport",
     "inspect_directory",
     "open_durable",

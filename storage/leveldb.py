@@ -19,7 +19,7 @@ from typing import Any
 
 from multiraft.config import Limits
 from multiraft.errors import CorruptRecord, StorageError
-from multiraft.storage.backend import RawBatch
+from multiraft.storage.backend import RawBatch, View
 from multiraft.storage.directory import (
     HINTS,
     IDENTITY_FILE,
@@ -35,6 +35,7 @@ from multiraft.storage.directory import (
     take_in_this_process,
 )
 from multiraft.storage.identity import ways_out
+from multiraft.storage.wal import LogWatch
 from multiraft.storage.writing import ThreadedBackend
 
 try:
@@ -138,8 +139,9 @@ class LevelReader:
     def __init__(self, name: str, database: Any, renamed: tuple[str, str] = ("", "")) -> None:
         self.name = name
         self._renamed = renamed
-        self._database = database
+        self._database: Any = database  # or a snapshot of one: it is read the same way
         self._closed = False
+        self._iterators: set[Any] = set()
 
     def get(self, key: bytes) -> bytes | None:
         self._check_open()
@@ -160,13 +162,20 @@ class LevelReader:
 
     def _iterate(self, start: bytes, stop: bytes | None, reverse: bool, values: bool) -> Iterator[Any]:
         self._check_open()
+        found: Any = None
         try:
-            with self._database.iterator(
+            found = self._database.iterator(
                 start=start, stop=stop, reverse=reverse, include_value=values, verify_checksums=True
-            ) as found:
-                yield from found
+            )
+            self._iterators.add(found)
+            yield from found
         except Exception as problem:
+            self._check_open()  # the reader was closed under the iterator
             raise self._read_error(problem) from problem
+        finally:
+            if found is not None:
+                self._iterators.discard(found)
+                found.close()
 
     def _read_error(self, problem: Exception) -> StorageError:
         """What is not the system's doing is damage, and then a CorruptRecord."""
@@ -181,17 +190,49 @@ class LevelReader:
         if self._closed:
             raise StorageError(f"{self.name}: the store is closed")
 
+    def _close_reads(self) -> None:
+        """Nothing is read any more: no iterator is left open either."""
+        self._closed = True
+        while self._iterators:
+            self._iterators.pop().close()
+
+
+class _LevelView(LevelReader):
+    """Reads of one moment."""
+
+    def __init__(self, backend: LevelBackend) -> None:
+        super().__init__(backend.name, backend._database.snapshot())
+        self._views = backend._views
+        self._views.add(self)
+
+    def close(self) -> None:
+        self._views.discard(self)
+        self._close_reads()
+        self._database.close()
+
 
 class LevelBackend(LevelReader, ThreadedBackend):
     """The backend on an open database; takes over the database and starts its writer thread."""
 
     def __init__(self, name: str, database: Any, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(name, database)
-        self._start_writer(os.path.realpath(os.path.join(name, LEVELDB_DIR)), loop)
+        self._views: set[_LevelView] = set()
+        real = os.path.realpath(os.path.join(name, LEVELDB_DIR))
+        self._log_watch = LogWatch(real)  # belongs to the writer thread
+        self._start_writer(real, loop)
 
     def batch(self) -> RawBatch:
         batch: RawBatch = self._database.write_batch(sync=True)
         return batch
+
+    def view(self) -> View:
+        self._check_open()
+        return _LevelView(self)
+
+    def _close_reads(self) -> None:
+        for view in list(self._views):
+            view.close()
+        super()._close_reads()
 
     def _size(self, batch: Any) -> int:
         return int(batch.approximate_size())
@@ -201,12 +242,16 @@ class LevelBackend(LevelReader, ThreadedBackend):
 
     def _write_synced(self, batch: Any) -> None:
         batch.write()
+        self._log_watch.wrote(synced=True)
 
     def _write_unsynced(self, batch: Any) -> None:
+        self._log_watch.before_unsynced()
         # Whether it is synced was said when it was made.
         unsynced = self._database.write_batch(sync=False)
         unsynced.append(batch)
         unsynced.write()
+        self._log_watch.wrote(synced=False)
 
     def _close_database(self) -> None:
+        self._log_watch.close()
         self._database.close()

@@ -32,7 +32,7 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
 from multiraft.errors import CorruptRecord, StorageError
-from multiraft.storage.backend import RawBatch
+from multiraft.storage.backend import RawBatch, View
 from multiraft.storage.directory import (
     HINTS,
     IDENTITY_FILE,
@@ -165,7 +165,7 @@ def read_only(path: str, scratch: str) -> Iterator[SqliteReader]:
         try:
             yield reader
         finally:
-            reader.close_connections()
+            reader._close_reads()
 
 
 def _file_of(path: str) -> str:
@@ -297,6 +297,7 @@ class SqliteReader:
         self.name = name
         self._connect = connect
         self._idle: list[sqlite3.Connection] = []
+        self._iterating: set[sqlite3.Connection] = set()
         self._closed = False
 
     def get(self, key: bytes) -> bytes | None:
@@ -319,70 +320,77 @@ class SqliteReader:
     def load_identity(self) -> bytes | None:
         return read_identity_file(self.name)
 
-    def close_connections(self) -> None:
-        """Close; what is iterating closes its own at its end."""
+    def _close_reads(self) -> None:
+        """Nothing is read any more: no iteration goes on either."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        for connection in (*self._idle, *self._iterating):
+            connection.close()
+        self._idle.clear()
+        self._iterating.clear()
 
     def _iterate(self, columns: str, start: bytes, stop: bytes | None, reverse: bool) -> Iterator[Any]:
         self._check_open()
         below, bounds = ("", (start,)) if stop is None else ("AND k < ?", (start, stop))
         query = f"SELECT {columns} FROM kv WHERE k >= ? {below} ORDER BY k {'DESC' if reverse else 'ASC'}"
         last: bytes | None = None
+        connection: sqlite3.Connection | None = None
+        rows: sqlite3.Cursor | None = None
         try:
             connection = self._take()
+            self._iterating.add(connection)
             rows = connection.execute(query, bounds)
-            try:
-                for row in rows:
-                    key = row[0]
-                    if last is not None and (key >= last if reverse else key <= last):
-                        raise CorruptRecord(f"key {key[:32].hex()} is out of order")
-                    last = key
-                    yield row
-            finally:
-                rows.close()
-                self._give_back(connection)
+            for row in rows:
+                key = row[0]
+                if last is not None and (key >= last if reverse else key <= last):
+                    raise CorruptRecord(f"key {key[:32].hex()} is out of order")
+                last = key
+                yield row
         except sqlite3.Error as problem:
+            self._check_open()  # the reader was closed under the iteration
             raise _read_error(self.name, problem) from problem
+        finally:
+            if connection is not None and not self._closed:
+                if rows is not None:
+                    rows.close()
+                self._iterating.discard(connection)
+                self._give_back(connection)
 
     def _take(self) -> sqlite3.Connection:
         return self._idle.pop() if self._idle else self._connect()
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
-        if self._closed:
-            connection.close()
-        else:
-            self._idle.append(connection)
+        self._idle.append(connection)
 
     def _check_open(self) -> None:
         if self._closed:
             raise StorageError(f"{self.name}: the store is closed")
 
 
-class SqliteView(SqliteReader):
+class _SqliteView(SqliteReader):
     """Reads of one moment: all by one connection, within one transaction."""
 
-    def __init__(self, name: str, connection: sqlite3.Connection, closed: Callable[[SqliteView], None]) -> None:
-        super().__init__(name, lambda: connection)
-        self._connection = connection
-        self._on_close = closed
-        connection.execute("BEGIN")
+    def __init__(self, backend: SqliteBackend) -> None:
+        super().__init__(backend.name, lambda: self._connection)
+        self._views = backend._views
+        self._connection = backend._connect()
+        self._views.add(self)
+        self._connection.execute("BEGIN")
         # The moment is that of the first read.
-        connection.execute("SELECT count FROM syncs").fetchall()
+        self._connection.execute("SELECT count FROM syncs").fetchall()
 
     def _take(self) -> sqlite3.Connection:
-        return self._connection
+        return self._connection  # however many statements are under way
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
-        """It is the view's until that is closed."""
+        pass
+
+    def _close_reads(self) -> None:
+        self._views.discard(self)
+        super()._close_reads()
+        self._connection.close()
 
     def close(self) -> None:
-        """Let go of that moment. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._on_close(self)
-            self._connection.close()
+        self._close_reads()
 
 
 # ------------------------------------------------------------------------------------------------------- backend
@@ -412,7 +420,7 @@ class SqliteBackend(SqliteReader, ThreadedBackend):
     def __init__(self, name: str, database: Database, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(name, database.connect)
         self._database = database
-        self._views: set[SqliteView] = set()
+        self._views: set[_SqliteView] = set()
         # Belong to the writer thread.
         self._synchronous = "FULL"
         self._unsynced = False
@@ -421,18 +429,18 @@ class SqliteBackend(SqliteReader, ThreadedBackend):
     def batch(self) -> RawBatch:
         return SqliteBatch()
 
-    def view(self) -> SqliteView:
-        """Return a reader of everything as it is now, whatever is written later; to be closed soon: the log grows.
-
-        Raises StorageError.
-        """
+    def view(self) -> View:
+        """Return reads of this very moment. While it is open the log only grows. Raises StorageError."""
         self._check_open()
         try:
-            view = SqliteView(self.name, self._connect(), self._views.discard)
+            return _SqliteView(self)
         except sqlite3.Error as problem:
             raise _read_error(self.name, problem) from problem
-        self._views.add(view)
-        return view
+
+    def _close_reads(self) -> None:
+        for view in list(self._views):
+            view.close()
+        super()._close_reads()
 
     def _size(self, batch: Any) -> int:
         return int(batch.size_bytes)
@@ -470,9 +478,6 @@ class SqliteBackend(SqliteReader, ThreadedBackend):
             raise _as_system_error(problem) from problem
 
     def _close_database(self) -> None:
-        for view in list(self._views):
-            view.close()
-        self.close_connections()
         try:
             self._database.close()
         except sqlite3.Error as problem:

@@ -102,6 +102,10 @@ class ThreadedBackend(ABC):
     @abstractmethod
     def _close_database(self) -> None: ...
 
+    @abstractmethod
+    def _close_reads(self) -> None:
+        """On the loop's thread: nothing is read any more, and every iterator and view is closed."""
+
     def submit(self, batch: RawBatch, done: Done, sync: bool = True) -> None:
         self._check_open()
         self._queue.put(_Job(batch, done, None, sync))
@@ -125,7 +129,7 @@ class ThreadedBackend(ABC):
         return await written
 
     async def close(self) -> None:
-        self._closed = True
+        self._close_reads()
         ended: asyncio.Future[None] = self._loop.create_future()
         self._at_end = lambda _: ended.set_result(None)
         self._queue.put(None)
@@ -134,7 +138,7 @@ class ThreadedBackend(ABC):
 
     def abandon(self) -> None:
         if not self._closed:
-            self._closed = True
+            self._close_reads()
             self._queue.put(None)
         self._join()
         self._completions.clear()

@@ -113,7 +113,7 @@ def test_arbitrary_bytes_raise_corrupt_record_alone(raw: bytes) -> None:
     ("position", "value", "expected"),
     [
         (0, b"\x02", "format 2, this version reads 1"),
-        (1, b"\x03", "does not make sense"),  # an unknown kind
+        (1, b"\x05", "does not make sense"),  # an unknown kind
         (2, bytes(8), "does not make sense"),  # first index 0
         (10, bytes(4), "does not make sense"),  # no entries
         (22, b"\0\0\0\0\0\0\0\x04", "does not make sense"),  # the previous term above the term

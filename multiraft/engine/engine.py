@@ -36,14 +36,14 @@ from multiraft.engine.machine import Machine
 from multiraft.engine.observing import Observing
 from multiraft.engine.outgoing import Outgoing
 from multiraft.engine.pacing import Pacing
-from multiraft.engine.proposing import propose_queued
+from multiraft.engine.proposing import check_room, propose_queued
 from multiraft.engine.reading import Reading
 from multiraft.engine.replica import Replica
 from multiraft.engine.residents import Residents
 from multiraft.engine.snapshotting import Snapshotting
 from multiraft.engine.upkeep import Upkeep
 from multiraft.engine.view import EngineView
-from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, Proposals
+from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, Proposals, Queue
 from multiraft.engine.wheel import Wheel
 from multiraft.engine.writer import LogWriter, Persisted, Promise
 from multiraft.errors import (
@@ -53,7 +53,6 @@ from multiraft.errors import (
     NotLeader,
     NotRunning,
     OutcomeUnknown,
-    Overloaded,
 )
 from multiraft.messages import (
     AskRemoved,
@@ -69,6 +68,7 @@ from multiraft.messages import (
 )
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import LEADER, CoreSettings, Raft
+from multiraft.records import COMMANDS
 from multiraft.types import (
     FOUNDING_INDEX,
     FOUNDING_TERM,
@@ -112,6 +112,7 @@ class Engine:
         self.limits = limits
         self.replicas: dict[GroupId, Replica] = {}
         self.budget = Budget(limits.pending_bytes)
+        self._disk_problem: str | None = None
         self.incoming = Incoming(self)
         self.counters = self.incoming.counters
         self.counters["audit_repairs"] = 0
@@ -222,12 +223,12 @@ class Engine:
 
     # --------------------------------------------------------------------------------------- proposing and reading
 
-    def propose(self, group_id: GroupId, command: bytes) -> Future[bytes]:
-        """Have `command` committed and applied; the future gets the state machine's result.
+    def propose(self, group_id: GroupId, command: bytes, kind: int = COMMANDS) -> Future[bytes]:
+        """Have `command`, an entry of a record of this kind, committed and applied; the future gets what came of it.
 
         The future gets OutcomeUnknown when it is not applied within the request timeout, NotCommitted when a later
         leader replaced it, CommandFailed when the state machine raised. Raises, having proposed nothing: NotLeader,
-        Halted, Overloaded, InvalidRequest (over entry_bytes), NotRunning.
+        Halted, Overloaded, DiskFull, InvalidRequest (over entry_bytes), NotRunning.
         """
         replica = self.replicas.get(group_id)
         if replica is None or replica.core.role is not LEADER or replica.halted or replica.broken:
@@ -237,16 +238,24 @@ class Engine:
             raise InvalidRequest(f"a command of {len(command)} bytes; entry_bytes allows {self._entry_bytes}")
         size_bytes = len(command) + ENTRY_OVERHEAD_BYTES
         if budget.used_bytes + size_bytes > budget.limit_bytes:
-            raise Overloaded(f"{budget.used_bytes} bytes of commands are waiting; retry when some are answered")
+            check_room(replica, size_bytes, self.limits.pending_bytes, self._disk_problem)
         budget.used_bytes += size_bytes
         budget.count += 1
         future: Future[bytes] = self.loop.create_future()
-        if not replica.queued and not replica.dirty:
-            self.mark(replica)
-        replica.queued.append(command)
-        replica.queued_futures.append(future)
-        replica.queued_bytes += size_bytes
+        queue = replica.queued.get(kind)
+        if queue is None:
+            if not replica.dirty:
+                self.mark(replica)
+            queue = replica.queued[kind] = Queue()
+        queue.entries.append(command)
+        queue.futures.append(future)
+        queue.size_bytes += size_bytes
         return future
+
+    def refuse_proposals(self, why: str | None) -> None:
+        """Refuse every command but the directory's from now on, with DiskFull and this text; None: take them again."""
+        self._disk_problem = why
+        self.budget.limit_bytes = self.limits.pending_bytes if why is None else 0
 
     def read(self, group_id: GroupId, query: bytes) -> Future[bytes]:
         """Answer `query` from the state machine, linearizably (ReadIndex, thesis section 6.4).

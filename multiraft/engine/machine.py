@@ -10,6 +10,7 @@ Rules of this file: no I/O, no time; nothing here knows of services, keys or typ
 
 from __future__ import annotations
 
+from random import Random
 from typing import Final, Protocol
 
 from multiraft.errors import CommandFailed, MultiRaftError
@@ -27,13 +28,33 @@ class Context:
     time_ms   the leader's clock when it appended the entry, milliseconds since 1970, never going back within a group
     """
 
-    __slots__ = ("group_id", "index", "term", "time_ms")
+    __slots__ = ("_random", "_random_of", "group_id", "index", "term", "time_ms")
 
     def __init__(self, index: Index, term: Term, group_id: GroupId, time_ms: int) -> None:
         self.index = index
         self.term = term
         self.group_id = group_id
         self.time_ms = time_ms
+        self._random: Random | None = None
+        self._random_of: Index = 0
+
+    @property
+    def group(self) -> GroupId:
+        """The group; another name of `group_id`."""
+        return self.group_id
+
+    @property
+    def time(self) -> float:
+        """The replicated clock in seconds since 1970: `time_ms`."""
+        return self.time_ms / 1e3
+
+    @property
+    def random(self) -> Random:
+        """Chance that is the same on every replica: seeded by the group and the entry, for this one command."""
+        if self._random is None or self._random_of != self.index:
+            self._random = Random((self.group_id << 64) | self.index)
+            self._random_of = self.index
+        return self._random
 
     def __repr__(self) -> str:
         return f"Context(index={self.index}, term={self.term}, group_id={self.group_id}, time_ms={self.time_ms})"

@@ -9,10 +9,10 @@ from functools import partial
 
 from multiraft.config import Limits
 from multiraft.engine.replica import Replica
-from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Proposals
-from multiraft.errors import InvariantViolation, NotReady, OutcomeUnknown, Overloaded
+from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Proposals, Queue
+from multiraft.errors import DiskFull, InvariantViolation, NotReady, OutcomeUnknown, Overloaded
 from multiraft.raft import LEADER
-from multiraft.records import COMMANDS
+from multiraft.types import DIRECTORY_GROUP, NOBODY
 
 
 def propose_queued(replica: Replica, limits: Limits, stamp_ms: int, now: float) -> list[Proposals]:
@@ -23,16 +23,30 @@ def propose_queued(replica: Replica, limits: Limits, stamp_ms: int, now: float) 
 
     Raises InvariantViolation when the core breaks; its callers have been told by then.
     """
-    core, budget = replica.core, replica.budget
-    if core.role is not LEADER:
+    if replica.core.role is not LEADER:
         replica.lost_queue()
         return []
-    commands, futures, left_bytes = replica.take_queued()
     deadline_s = now + limits.request_timeout_ms / 1e3
-    batches = []
-    for start, end, part_bytes in record_cuts(commands, left_bytes, limits.batch_bytes):
+    batches: list[Proposals] = []
+    for kind in sorted(replica.queued):
+        _propose(replica, kind, replica.queued.pop(kind), limits.batch_bytes, stamp_ms, deadline_s, batches)
+    return batches
+
+
+def _propose(
+    replica: Replica,
+    kind: int,
+    queue: Queue,
+    record_bytes: int,
+    stamp_ms: int,
+    deadline_s: float,
+    batches: list[Proposals],
+) -> None:
+    core, budget = replica.core, replica.budget
+    entries, futures, left_bytes = queue.entries, queue.futures, queue.size_bytes
+    for start, end, part_bytes in record_cuts(entries, left_bytes, record_bytes):
         try:
-            first = core.propose(commands[start:end], COMMANDS, stamp_ms)
+            first = core.propose(entries[start:end], kind, stamp_ms)
         except (NotReady, Overloaded) as problem:  # it is handing over its leadership, or commits too little
             Proposals(0, 0, futures[start:], left_bytes, 0.0).fail(budget, partial(type(problem), str(problem)))
             break
@@ -44,7 +58,23 @@ def propose_queued(replica: Replica, limits: Limits, stamp_ms: int, now: float) 
         replica.waiting.append(batch)
         batches.append(batch)
         left_bytes -= part_bytes
-    return batches
+
+
+def check_room(replica: Replica, size_bytes: int, limit_bytes: int, disk_problem: str | None) -> None:
+    """The node's budget does not allow for a command of `size_bytes`: raise why not, or let it pass after all.
+
+    limit_bytes   of the budget while the disk has room
+    disk_problem  why commands are refused now; the directory's are not. None: the disk has room
+
+    Raises Overloaded, NotReady (the group is being handed over to a node that has room), DiskFull.
+    """
+    budget = replica.budget
+    if disk_problem is None or budget.used_bytes + size_bytes > limit_bytes:
+        raise Overloaded(f"{budget.used_bytes} bytes of commands are waiting; retry when some are answered")
+    if replica.core.heir != NOBODY:
+        raise NotReady(f"group {replica.group_id} is being handed over: {disk_problem}")
+    if replica.group_id != DIRECTORY_GROUP:
+        raise DiskFull(disk_problem)
 
 
 def record_cuts(commands: list[bytes], size_bytes: int, limit_bytes: int) -> list[tuple[int, int, int]]:

@@ -9,18 +9,17 @@ failure of the environment, halts this replica alone; a halted replica still tak
 from __future__ import annotations
 
 import logging
-from asyncio import Future
 from collections import deque
 from collections.abc import Callable
 from math import inf
 from typing import Final
 
 from multiraft import failpoints
+from multiraft.engine.executing import Executor
 from multiraft.engine.local import LocalReads
-from multiraft.engine.machine import Context, Machine, command_failed, environmental, query_failed
-from multiraft.engine.waiting import Budget, Proposals, Reads, fail_future
+from multiraft.engine.machine import Context, Machine, environmental, query_failed
+from multiraft.engine.waiting import Budget, Proposals, Queue, Reads, fail_future
 from multiraft.errors import (
-    CommandFailed,
     Halted,
     MultiRaftError,
     NotCommitted,
@@ -30,7 +29,7 @@ from multiraft.errors import (
 )
 from multiraft.ports import Clock
 from multiraft.raft import LEADER, Raft
-from multiraft.records import COMMANDS, Record
+from multiraft.records import FOR_MACHINES, Record
 from multiraft.types import GroupId, Index, NodeId, ReplicaDescriptor, ReplicaId, Term
 
 _READ_BYTES: Final = 1024 * 1024
@@ -40,12 +39,12 @@ log: Final = logging.getLogger("multiraft.engine")
 class Replica:
     """A replica as the engine holds it.
 
-    queued, queued_futures  commands that the next turn proposes, and their callers; same length
+    queued                  what the next turn proposes, by the kind of its record; only kinds of which something waits
     waiting                 proposed batches, ascending by first index, until their entries are applied or replaced
     reads                   queries that wait for a turn; then in `rounds` by round id; then in `confirmed`
     local                   reads that this replica answers whoever leads; None before the first one
     committed               apply up to here: committed, and on this disk
-    failed_commands         how many commands raised, since the start
+    executor                runs what is applied, on the state machine
     halted                  why applying has stopped; None while it has not
     snapshot_due            no snapshot is to be thought of before this index is applied
     snapshot_problem        why the latest attempt to take one failed; None while none has
@@ -66,14 +65,11 @@ class Replica:
         "core",
         "descriptor",
         "dirty",
-        "failed_commands",
+        "executor",
         "group_id",
         "halted",
         "local",
-        "machine",
         "queued",
-        "queued_bytes",
-        "queued_futures",
         "reads",
         "rounds",
         "seen_deadline_s",
@@ -101,16 +97,14 @@ class Replica:
         self.descriptor = descriptor
         self.group_id: GroupId = descriptor.group_id
         self.core = core
-        self.machine = machine
+        self.executor = Executor(descriptor.group_id, machine)
         self.budget = budget
         self.slow_command_s = slow_command_s
         self.stopwatch = stopwatch
         self.context = Context(core.applied, 0, self.group_id, 0)
         self.applied: Index = core.applied
         self.committed: Index = core.applied
-        self.queued: list[bytes] = []
-        self.queued_futures: list[Future[bytes]] = []
-        self.queued_bytes = 0
+        self.queued: dict[int, Queue] = {}
         self.waiting: deque[Proposals] = deque()
         self.reads: Reads | None = None
         self.rounds: dict[int, Reads] = {}
@@ -118,7 +112,6 @@ class Replica:
         self.local: LocalReads | None = None
         self.dirty = False
         self.apply_queued = False
-        self.failed_commands = 0
         self.halted: str | None = None
         self.snapshot_due: Index = 0
         self.snapshot_problem: str | None = None
@@ -129,6 +122,15 @@ class Replica:
         self.seen_deadline_s = inf
         self.strangers: dict[ReplicaId, NodeId] = {}
         self.told_leading = False
+
+    @property
+    def machine(self) -> Machine:
+        """The state machine."""
+        return self.executor.machine
+
+    @machine.setter
+    def machine(self, machine: Machine) -> None:
+        self.executor.machine = machine
 
     @property
     def leader_node(self) -> NodeId | None:
@@ -159,16 +161,15 @@ class Replica:
 
     # ------------------------------------------------------------------------------------------------- proposing
 
-    def take_queued(self) -> tuple[list[bytes], list[Future[bytes]], int]:
-        """Hand out what waits to be proposed, with its callers and its size in bytes."""
-        taken = self.queued, self.queued_futures, self.queued_bytes
-        self.queued, self.queued_futures, self.queued_bytes = [], [], 0
+    def take_queued(self) -> dict[int, Queue]:
+        """Hand out what waits to be proposed, by the kind of record."""
+        taken, self.queued = self.queued, {}
         return taken
 
-    def lost_queue(self) -> None:
-        """Leadership went before the turn came: nothing of the queue was proposed."""
-        _, futures, size_bytes = self.take_queued()
-        Proposals(0, 0, futures, size_bytes, 0.0).fail(self.budget, self.refusal)
+    def lost_queue(self, error: Callable[[], MultiRaftError] | None = None) -> None:
+        """Nothing of the queue was proposed, because of `error`; None: leadership went before the turn came."""
+        for queue in self.take_queued().values():
+            Proposals(0, 0, queue.futures, queue.size_bytes, 0.0).fail(self.budget, error or self.refusal)
 
     # -------------------------------------------------------------------------------------------------- applying
 
@@ -198,47 +199,44 @@ class Replica:
         """Apply the rest of `record`, as far as it is committed; False when time ran out or the replica halted."""
         last = min(record.last, self.committed)
         batch = self._callers_of(record)
-        if record.kind == COMMANDS:
+        if record.kind in FOR_MACHINES:
             context = self.context
             context.term = record.term
             context.time_ms = max(context.time_ms, record.stamp_ms)
-            if not self._apply_commands(record, last, batch, until_s):
+            if not self._apply_entries(record, last, batch, until_s):
                 return False
         self.applied = last
         if batch is not None and last >= batch.last:
             self.waiting.popleft().finish(self.budget)
         return True
 
-    def _apply_commands(self, record: Record, last: Index, batch: Proposals | None, until_s: float) -> bool:
+    def _apply_entries(self, record: Record, last: Index, batch: Proposals | None, until_s: float) -> bool:
         entries = record.entries()
         base = record.first
         futures = batch.futures if batch is not None else ()
         callers_base = batch.first if batch is not None else 0
-        apply, context = self.machine.apply, self.context
+        run, context = self.executor.runs[record.kind], self.context
         stopwatch = self.stopwatch
         began_s = stopwatch()
         for index in range(self.applied + 1, last + 1):
             context.index = index
-            result: bytes | CommandFailed
             try:
-                result = apply(entries[index - base], context)
+                result = run(entries[index - base], context)
             except BaseException as problem:
-                if environmental(problem) or not isinstance(problem, Exception):
-                    self.halt(f"applying index {index}", problem)
-                    if isinstance(problem, KeyboardInterrupt | SystemExit):
-                        raise
-                    return False
-                result = command_failed(problem)
-                self.failed_commands += 1
-                log.info("group %d: command at index %d failed: %s", self.group_id, index, result)
+                if not environmental(problem):
+                    raise
+                self.halt(f"applying index {index}", problem)
+                if isinstance(problem, KeyboardInterrupt | SystemExit):
+                    raise
+                return False
             self.applied = index
             if futures:
                 future = futures[index - callers_base]
                 if not future.done():
-                    if type(result) is bytes:
+                    if isinstance(result, bytes):
                         future.set_result(result)
                     else:
-                        fail_future(future, _not_bytes(result))
+                        fail_future(future, result)
             now_s = stopwatch()
             if now_s - began_s > self.slow_command_s:
                 log.warning("group %d: command at index %d took %.0f ms", self.group_id, index, (now_s - began_s) * 1e3)
@@ -334,15 +332,7 @@ class Replica:
         """The engine ends: what was proposed has an unknown outcome, what was not certainly did not happen."""
         while self.waiting:
             self.waiting.popleft().fail(self.budget, lambda: OutcomeUnknown(reason))
-        _, futures, size_bytes = self.take_queued()
-        Proposals(0, 0, futures, size_bytes, 0.0).fail(self.budget, lambda: NotCommitted(reason))
+        self.lost_queue(lambda: NotCommitted(reason))
         self.fail_reads(lambda: ReadFailed(reason))
         if self.local is not None:
             self.local.fail(lambda: ReadFailed(reason))
-
-
-def _not_bytes(result: object) -> Exception:
-    """A machine's result that is no bytes is the machine's fault, and told to its caller as such."""
-    if isinstance(result, CommandFailed):
-        return result
-    return CommandFailed("TypeError", f"apply returned {type(result).__name__}, not bytes")

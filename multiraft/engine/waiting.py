@@ -29,6 +29,17 @@ class Budget:
         self.count = 0
 
 
+class Queue:
+    """What waits to be proposed, of one kind of record: entries, and their callers; same length."""
+
+    __slots__ = ("entries", "futures", "size_bytes")
+
+    def __init__(self) -> None:
+        self.entries: list[bytes] = []
+        self.futures: list[Future[bytes]] = []
+        self.size_bytes = 0
+
+
 class Proposals:
     """The callers of the record that holds `first` to `last` in `term`, in order; empty `futures` once finished."""
 

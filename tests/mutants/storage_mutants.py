@@ -45,6 +45,24 @@ SYNCING: Final = (
         (f"{WRITER}::test_what_is_merged_is_synced_when_any_of_it_must_be",),
     ),
     Mutant(
+        "log-left-unsynced",
+        "a write-ahead log that LevelDB leaves for the next one is synced, where something in it was not",
+        "storage/wal.py",
+        "            if self._unsynced:\n",
+        "            if False:\n",
+        ("tests/storage/test_wal.py::test_the_log_that_was_left_is_synced_if_something_in_it_was_not",),
+    ),
+    Mutant(
+        "unsynced-before-synced-lost",
+        "a synced batch makes those before it durable, on the memory disk too",
+        MEMORY,
+        "                self._undo.clear()\n        if failure",
+        "                pass\n        if failure",
+        (
+            "tests/storage/test_memory.py::test_a_crash_takes_unsynced_batches_from_the_end_and_never_one_before_a_synced_one",
+        ),
+    ),
+    Mutant(
         "completed-before-write",
         "a write is completed after it was written, not when it is taken",
         WRITING,
@@ -56,8 +74,8 @@ SYNCING: Final = (
         "sync-off-memory",
         "the memory disk keeps what it acknowledged over a crash",
         MEMORY,
-        "            if not self.sync:\n",
-        "            if self.sync:\n",
+        "            if not (sync and self.sync):\n",
+        "            if sync and self.sync:\n",
         (
             "tests/storage/test_memory.py::test_a_crash_drops_what_was_not_written_and_keeps_what_was",
             f"{PROMISES_KEPT}::test_what_was_acknowledged_is_on_two_disks_at_that_very_moment",
@@ -67,8 +85,8 @@ SYNCING: Final = (
         "completed-before-write-store",
         "the store completes a write after its backend has, over the memory disk as well",
         STORE,
-        "self._backend.submit(cast(PartitionedBatch, batch).raw, done)",
-        "self._backend.submit(cast(PartitionedBatch, batch).raw, lambda _: None)\n"
+        "self._backend.submit(cast(PartitionedBatch, batch).raw, done, sync)",
+        "self._backend.submit(cast(PartitionedBatch, batch).raw, lambda _: None, sync)\n"
         "        asyncio.get_running_loop().call_soon(done, None)",
         (
             f"{CRASHES}::test_no_acknowledgement_before_a_quorum_has_synced",

@@ -118,10 +118,10 @@ class DirectoryPlace(Place):
         backend = cast(Any, store)._backend
 
         def fail(_: object) -> None:
-            del backend._write_synced
+            del backend._write_synced, backend._write_unsynced
             raise error
 
-        backend._write_synced = fail
+        backend._write_synced = backend._write_unsynced = fail
 
     def identity_file(self) -> bytes | None:
         file = self.path / "IDENTITY"

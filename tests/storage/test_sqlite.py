@@ -151,7 +151,6 @@ async def test_a_view_is_of_the_moment_that_it_was_asked_for(sqlite_place: Sqlit
     for key, value in then.items():
         assert view.get(key) == value
     assert store.read_firsts(GROUP, 0) == [4]
-    assert view.load_identity() == backend.load_identity()
     view.close()
     view.close()
     with pytest.raises(StorageError, match="closed"):

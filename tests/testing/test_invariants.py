@@ -92,7 +92,7 @@ def everybody_is_busy(patch: pytest.MonkeyPatch) -> None:
 
 def applies_twice(patch: pytest.MonkeyPatch) -> None:
     """One replica of three applies every tenth entry on top of itself."""
-    apply = Replica._apply_commands
+    apply = Replica._apply_entries
 
     def twice(self: Replica, record: Any, last: int, batch: Any, until_s: float) -> bool:
         if self.core.replica_id == 2 and record.first % 10 == 0 and self.group_id >= 16:
@@ -100,7 +100,7 @@ def applies_twice(patch: pytest.MonkeyPatch) -> None:
             self.machine.__dict__["_machine"].apply(record.entries()[0], self.context)
         return apply(self, record, last, batch, until_s)
 
-    patch.setattr(Replica, "_apply_commands", twice)
+    patch.setattr(Replica, "_apply_entries", twice)
 
 
 COUPS = ("coup", "heal", "start")

@@ -15,6 +15,7 @@ from multiraft.records import Record
 from multiraft.types import (
     INDEX_MAX,
     GroupId,
+    Halt,
     HardState,
     Identity,
     Index,
@@ -66,6 +67,9 @@ class WriteBatch(Protocol):
 
     def put_membership(self, group_id: GroupId, membership: Membership) -> None:
         """Store the membership that is in effect: that of its index, which the stored commit has reached."""
+
+    def put_halt(self, group_id: GroupId, halt: Halt | None) -> None:
+        """Store why the group's replica has stopped applying; None: it has not, or does so no longer."""
 
     def create_replica(
         self,

@@ -22,6 +22,7 @@ from multiraft.storage import layout
 from multiraft.storage.backend import Reader
 from multiraft.types import (
     GroupId,
+    Halt,
     HardState,
     Index,
     LogStart,
@@ -60,6 +61,7 @@ class ReplicaScan:
         self.membership: Membership | None = None
         self.log_start: LogStart | None = None
         self.snapshot: Snapshot | None = None
+        self.halt: Halt | None = None
         self.first_index: Index = 0
         self.last_index: Index = 0
         self.last_term: Term = 0
@@ -87,6 +89,7 @@ class ReplicaScan:
             self.last_term,
             tuple(index for index in self._changes if index > self.membership.index),
             self.snapshot.index if self.snapshot is not None else 0,
+            halt=self.halt,
         )
 
     def add(self, kind: int, first: Index, value: bytes) -> None:
@@ -105,6 +108,8 @@ class ReplicaScan:
             self.log_start = self._decoded(layout.decode_log_start, group_id, value)
         elif kind == layout.KIND_SNAPSHOT:
             self.snapshot = self._decoded(layout.decode_snapshot, group_id, value)
+        elif kind == layout.KIND_HALT:
+            self.halt = self._decoded(layout.decode_halt, group_id, value)
 
     def problem(self, text: str) -> None:
         if len(self.problems) < _PROBLEMS_MAX:

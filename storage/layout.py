@@ -7,8 +7,8 @@ A group's keys are neighbours, its small values come before its log records, and
 (8 bytes, big-endian), so the order of the keys is the order of the log. Record values are records as they are
 (multiraft.records), which carry a format and checksum of their own. Group 0 holds what concerns the whole store.
 
-Kinds of a group: 1 descriptor, 2 hard state, 3 membership, 4 log start, 7 log record, 8 snapshot (5 and 6 are kept
-for what a state machine has applied and for sessions). Kinds of group 0: 1 store format, 2 identity, 3 incarnation,
+Kinds of a group: 1 descriptor, 2 hard state, 3 membership, 4 log start, 6 why it has halted, 7 log record, 8 snapshot
+(5 is kept for what a state machine has applied). Kinds of group 0: 1 store format, 2 identity, 3 incarnation,
 4 closing, 5 tombstone of a removed replica (rest: its group, 8 bytes), apart from the group's own keys, so that all
 tombstones are read without passing over any group; 6 the ids of the latest runs, oldest first, 8 bytes each; 7 the
 latest run seen of each peer's store; 8 why this store may take part no longer.
@@ -33,6 +33,7 @@ from multiraft.types import (
     RUN_ID_BYTES,
     U64_MAX,
     GroupId,
+    Halt,
     HardState,
     Identity,
     Index,
@@ -53,10 +54,18 @@ KIND_DESCRIPTOR: Final = 1
 KIND_HARD_STATE: Final = 2
 KIND_MEMBERSHIP: Final = 3
 KIND_LOG_START: Final = 4
+KIND_HALT: Final = 6
 KIND_RECORD: Final = 7
 KIND_SNAPSHOT: Final = 8
 _KIND_TOMBSTONE: Final = 5
-KINDS_WITHOUT_REST: Final = (KIND_DESCRIPTOR, KIND_HARD_STATE, KIND_MEMBERSHIP, KIND_LOG_START, KIND_SNAPSHOT)
+KINDS_WITHOUT_REST: Final = (
+    KIND_DESCRIPTOR,
+    KIND_HARD_STATE,
+    KIND_MEMBERSHIP,
+    KIND_LOG_START,
+    KIND_HALT,
+    KIND_SNAPSHOT,
+)
 
 _KEY: Final = struct.Struct(">QB")
 _RECORD_KEY: Final = struct.Struct(">QBQ")
@@ -166,6 +175,24 @@ def decode_log_start(group_id: GroupId, value: bytes) -> LogStart:
     """Raises CorruptRecord."""
     what = f"log start of group {group_id}"
     return LogStart(*_fixed(_LOG_START, group_key(group_id, KIND_LOG_START), value, what))
+
+
+def encode_halt(group_id: GroupId, halt: Halt) -> bytes:
+    fields = [halt.index, halt.kind, halt.reason, halt.command, halt.wall_ms]
+    return seal(group_key(group_id, KIND_HALT), msgpack.packb(fields))
+
+
+def decode_halt(group_id: GroupId, value: bytes) -> Halt:
+    """Raises CorruptRecord."""
+    what = f"halt of group {group_id}"
+    index, kind, reason, command, wall_ms = _fields(group_key(group_id, KIND_HALT), value, what, 5)
+    return Halt(
+        checked_u64(index, what),
+        _text(kind, what),
+        _text(reason, what),
+        _text(command, what),
+        checked_u64(wall_ms, what),
+    )
 
 
 def encode_number(key: bytes, number: int) -> bytes:

@@ -27,6 +27,7 @@ from multiraft.types import (
     ADMITTED_RUNS,
     INDEX_MAX,
     GroupId,
+    Halt,
     HardState,
     Identity,
     Index,
@@ -78,6 +79,15 @@ class PartitionedBatch:
     def put_membership(self, group_id: GroupId, membership: Membership) -> None:
         """Store the membership that is in effect, in place of the one before."""
         self._store(layout.group_key(group_id, layout.KIND_MEMBERSHIP), layout.encode_membership(group_id, membership))
+
+    def put_halt(self, group_id: GroupId, halt: Halt | None) -> None:
+        """Store why the group's replica has stopped applying; None: it has not, or does so no longer."""
+        key = layout.group_key(group_id, layout.KIND_HALT)
+        if halt is not None:
+            self._store(key, layout.encode_halt(group_id, halt))
+        else:
+            self._delete(key)
+            self.size_bytes += _KEY_OVERHEAD_BYTES
 
     def create_replica(
         self, descriptor: ReplicaDescriptor, membership: Membership, hard_state: HardState, log_start: LogStart

@@ -302,7 +302,8 @@ def describe_call(raw: bytes) -> str:
         name, *arguments = decode_call(raw)
     except CommandFailed:
         return f"{len(raw)} bytes that are no command"
-    return f"command {name!r:.80}({', '.join(map(repr, arguments))})".replace("'", "", 2)
+    printable = name if name.isprintable() else ascii(name)
+    return f"command {printable:.80}({', '.join(map(repr, arguments))})"
 
 
 def _without_self(signature: inspect.Signature) -> inspect.Signature:

@@ -7,13 +7,14 @@ protocols only; every method says in which order and on which thread things happ
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from multiraft.messages import FormingMessage, NodeMessage
 from multiraft.records import Record
 from multiraft.types import (
     INDEX_MAX,
+    Applied,
     GroupId,
     Halt,
     HardState,
@@ -25,6 +26,7 @@ from multiraft.types import (
     ReplicaDescriptor,
     SeenRun,
     Snapshot,
+    SpaceId,
     StoredReplica,
     Term,
     Tombstone,
@@ -68,9 +70,6 @@ class WriteBatch(Protocol):
     def put_membership(self, group_id: GroupId, membership: Membership) -> None:
         """Store the membership that is in effect: that of its index, which the stored commit has reached."""
 
-    def put_halt(self, group_id: GroupId, halt: Halt | None) -> None:
-        """Store why the group's replica has stopped applying; None: it has not, or does so no longer."""
-
     def create_replica(
         self,
         descriptor: ReplicaDescriptor,
@@ -92,6 +91,21 @@ class WriteBatch(Protocol):
         snapshot replaces as a whole (it starts at the snapshot's index then) is deleted in the same batch.
         """
 
+    def put_applied(self, group_id: GroupId, applied: Applied) -> None:
+        """Store what the group's machine on disk has applied, and which keyspace holds its data.
+
+        In one batch with what applying has changed there, and after the entries are on the disk.
+        """
+
+    def put_halt(self, group_id: GroupId, halt: Halt | None) -> None:
+        """Store why the group's replica has stopped applying; None: it has not."""
+
+    def put_data(self, space: SpaceId, key: bytes, value: bytes) -> None:
+        """Store `value` under `key` of a keyspace. A key begins with the byte of its part (keyspace.py)."""
+
+    def delete_data(self, space: SpaceId, key: bytes) -> None:
+        """Delete `key` of a keyspace."""
+
     def remove_replica(self, tombstone: Tombstone) -> None:
         """Delete the group's replica, which has at most this id, and leave `tombstone` in place of an earlier one.
 
@@ -104,7 +118,7 @@ class WriteBatch(Protocol):
         """Store the latest run seen of each peer's store, in place of what was stored before."""
 
     def delete_leftovers(self, keys: Iterable[bytes]) -> None:
-        """Delete keys that `Store.read_leftovers` has returned."""
+        """Delete keys that `Store.read_leftovers` or `Store.read_space` has returned."""
 
 
 class LogReader(Protocol):
@@ -127,7 +141,39 @@ class LogReader(Protocol):
         """Return the group's snapshot; None where there is none: no replica, or an empty one. Raises CorruptRecord."""
 
 
-class Store(LogReader, Protocol):
+class DataReader(Protocol):
+    """Reads of keyspaces, which hold the data of state machines on disk."""
+
+    def read_data(self, space: SpaceId, key: bytes) -> bytes | None:
+        """Return the value under `key`; None where there is none. Raises CorruptRecord."""
+
+    def iterate_data(
+        self, space: SpaceId, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the keyspace's keys and values with start <= key < stop (None: to its end), ascending or descending.
+
+        It shows the moment of its first item. Raises CorruptRecord.
+        """
+        ...
+
+    def iterate_data_keys(
+        self, space: SpaceId, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
+    ) -> Iterator[bytes]:
+        """Yield the keys alone."""
+        ...
+
+    def read_applied(self, group_id: GroupId) -> Applied | None:
+        """Return what the group's machine on disk has applied; None where it has none. Raises CorruptRecord."""
+
+
+class StoreView(DataReader, Protocol):
+    """All reads are of the moment at which the view was made."""
+
+    def close(self) -> None:
+        """Let go of what the view holds. Idempotent."""
+
+
+class Store(LogReader, DataReader, Protocol):
     """One node's durable state, partitioned by group.
 
     Opened by its own constructor function, which raises StorageError and its kin. From then on a failed write is
@@ -196,11 +242,34 @@ class Store(LogReader, Protocol):
         at the start, too. Sees what was submitted only after its write completed.
         """
 
+    def new_space(self, batch: WriteBatch) -> SpaceId:
+        """Return the id of a new, empty keyspace. That it was given out rides in `batch`, which must be submitted.
+
+        The first batch that names the keyspace is that one or a later one. Raises CorruptRecord.
+        """
+        ...
+
+    def spaces(self) -> list[SpaceId]:
+        """Return the keyspaces that hold anything, ascending; one look for each. Raises CorruptRecord."""
+        ...
+
+    def read_space(self, space: SpaceId, limit: int) -> list[bytes]:
+        """Return stored keys, at most `limit`, of a keyspace, for `delete_leftovers`; empty: it holds nothing."""
+        ...
+
+    def view(self) -> StoreView:
+        """Return reads of this moment, to be closed. They show every completed write, and of those under way each as a
+
+        whole or not at all. The store's closing closes what is left open."""
+        ...
+
     def batch(self) -> WriteBatch: ...
 
-    def submit(self, batch: WriteBatch, done: Callable[[Exception | None], None]) -> None:
+    def submit(self, batch: WriteBatch, done: Callable[[Exception | None], None], sync: bool = True) -> None:
         """Write and sync `batch` after all earlier ones; then call `done(None)`, or `done(error)`, on the loop.
 
+        Without `sync`, `done` comes when it is written: a loss of power may take it away, with all unsynced ones after
+        it and none before. Nothing submitted before a synced batch can be lost once that one's `done` has come.
         Never blocks, never calls `done` before returning. Batches complete in the order submitted.
         """
 

@@ -4,6 +4,7 @@
 too), be held still, be slow, be full, fail, be put back to an earlier moment or emptied, and lie about having synced.
 What is on it after a crash is exactly what a real disk promises: everything synced, and of the rest a prefix of the
 batches, in order. A batch that was torn is not there at all: its checksum does not hold, and the log ends before it.
+Unsynced are the batches that were submitted so, since the latest synced one, and those that wait to be written.
 
 Rules of this file: no thread, no clock but the loop's; what happens is decided by the calls alone, so that a seeded
 simulation replays.
@@ -22,7 +23,8 @@ from typing import TypeAlias
 
 from multiraft import failpoints
 from multiraft.errors import StorageError
-from multiraft.storage.backend import Done, RawBatch
+from multiraft.storage.backend import Done, RawBatch, View
+from multiraft.storage.memory_view import MemoryView, between
 from multiraft.types import RUN_ID_BYTES
 
 _Ops: TypeAlias = list[tuple[bytes, bytes | None]]
@@ -109,7 +111,7 @@ class MemoryDisk:
         self._undo.clear()
         if handle is not None:
             if not handle.failed:
-                for ops, _ in list(handle.queue)[: max(keep, 0)]:
+                for ops, _, _ in list(handle.queue)[: max(keep, 0)]:
                     self._apply(ops)
             handle.die()
         self._hold_writes = self._hold_completions = False
@@ -240,15 +242,17 @@ class MemoryDisk:
         kill()
         return None
 
-    def _write(self, ops: _Ops) -> None:
+    def _write(self, ops: _Ops, sync: bool) -> None:
         if self.full:
             self.faults["enospc"] += 1
             raise OSError(errno.ENOSPC, "No space left on device")
         failure, self._failure = self._failure, None
         if failure is None or failure[1]:
             undo = self._apply(ops)
-            if not self.sync:
+            if not (sync and self.sync):
                 self._undo.append(undo)
+            else:  # what was written before it is durable with it
+                self._undo.clear()
         if failure is not None:
             self.faults["eio_write"] += 1
             raise failure[0]
@@ -283,7 +287,7 @@ class MemoryBackend:
         disk._handle = self
         self.name = disk.name
         self.syncs = 0
-        self.queue: deque[tuple[_Ops, Done]] = deque()
+        self.queue: deque[tuple[_Ops, Done, bool]] = deque()
         self._disk = disk
         self._loop = loop
         self._completions: deque[tuple[Done, StorageError | None]] = deque()
@@ -301,16 +305,16 @@ class MemoryBackend:
     def batch(self) -> RawBatch:
         return _MemoryBatch()  # on a dead disk, too: what is written to it vanishes
 
-    def submit(self, batch: RawBatch, done: Done) -> None:
+    def submit(self, batch: RawBatch, done: Done, sync: bool = True) -> None:
         if not self._dead:
-            self.queue.append((_ops(batch), done))
+            self.queue.append((_ops(batch), done, sync))
             self.kick()
 
     def write(self, batch: RawBatch) -> None:
         self._check_open()
         self._write_queued(len(self.queue))
         self._check_open()
-        error, kill = self._write_one(_ops(batch))
+        error, kill = self._write_one(_ops(batch), True)
         if kill is not None:
             kill()
         self._check_open()
@@ -354,8 +358,8 @@ class MemoryBackend:
         for _ in range(count):
             if self._dead:
                 return
-            ops, done = self.queue[0]
-            error, kill = self._write_one(ops)
+            ops, done, sync = self.queue[0]
+            error, kill = self._write_one(ops, sync)
             if self._dead:  # killed before this write, which a crash may keep like those behind it
                 return
             self.queue.popleft()
@@ -363,7 +367,7 @@ class MemoryBackend:
             if kill is not None:
                 kill()
 
-    def _write_one(self, ops: _Ops) -> tuple[StorageError | None, Callable[[], None] | None]:
+    def _write_one(self, ops: _Ops, sync: bool) -> tuple[StorageError | None, Callable[[], None] | None]:
         """Write; return what went wrong, and whom to call because a crash was asked for after this write."""
         if self._error is not None:
             return self._error, None
@@ -373,8 +377,8 @@ class MemoryBackend:
         try:
             if failpoints.armed is not None:
                 failpoints.armed(failpoints.DISK_BEFORE_WRITE)
-            self._disk._write(ops)
-            self.syncs += 1
+            self._disk._write(ops, sync)
+            self.syncs += sync
             if failpoints.armed is not None:
                 failpoints.armed(failpoints.DISK_AFTER_WRITE)
         except OSError as problem:
@@ -382,9 +386,12 @@ class MemoryBackend:
             self._error.__cause__ = problem
         return self._error, kill
 
+    def view(self) -> View:
+        self._readable()
+        return MemoryView(self.name, self._disk._values, self._disk._keys, self._readable)
+
     def get(self, key: bytes) -> bytes | None:
-        self._check_open()
-        self._disk._read()
+        self._readable()
         return self._disk._values.get(key)
 
     def items(self, start: bytes, stop: bytes | None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
@@ -392,13 +399,8 @@ class MemoryBackend:
         return ((key, values[key]) for key in self.keys(start, stop, reverse))
 
     def keys(self, start: bytes, stop: bytes | None, reverse: bool = False) -> Iterator[bytes]:
-        self._check_open()
-        self._disk._read()
-        keys = self._disk._keys
-        low = bisect_left(keys, start)
-        high = len(keys) if stop is None else bisect_left(keys, stop)
-        step = range(high - 1, low - 1, -1) if reverse else range(low, high)
-        return (keys[position] for position in step)
+        self._readable()
+        return between(self._disk._keys, start, stop, reverse)
 
     def load_identity(self) -> bytes | None:
         self._disk._read()
@@ -447,6 +449,10 @@ class MemoryBackend:
             self._timer = None
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
+
+    def _readable(self) -> None:
+        self._check_open()
+        self._disk._read()
 
     def _check_open(self) -> None:
         if self._dead:

@@ -17,25 +17,17 @@ import errno
 import os
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from multiraft import failpoints
 from multiraft.errors import StorageError
 from multiraft.storage.backend import Done, RawBatch, View
+from multiraft.storage.memory_files import DiskImage, MemoryFiles, Shelf
 from multiraft.storage.memory_view import MemoryView, between
 from multiraft.types import RUN_ID_BYTES
 
 _Ops: TypeAlias = list[tuple[bytes, bytes | None]]
-
-
-@dataclass(frozen=True, slots=True)
-class DiskImage:
-    """What a disk held at one moment, identity file included."""
-
-    values: Mapping[bytes, bytes]
-    identity: bytes | None
 
 
 class MemoryDisk:
@@ -46,8 +38,11 @@ class MemoryDisk:
     delay_s       when set, each write takes as long as this returns, in seconds of the loop's clock
     sync          False: the disk acknowledges writes that it has not synced, so a crash loses acknowledged writes
     full          while it is set, every write fails with ENOSPC
+    capacity_bytes  how much it holds, keys and values and ballast; past it writes fail likewise. None: no bound
+    ballast_bytes   of a MemorySpace on it
     writes        how many writes were begun since it was made, those of the identity file included
     faults        counts what is done to it, by kind
+    shelf         the snapshot files on it
     """
 
     def __init__(
@@ -61,6 +56,8 @@ class MemoryDisk:
         self.name = name
         self.sync = sync
         self.full = False
+        self.capacity_bytes: int | None = None
+        self.ballast_bytes = 0
         self.writes = 0
         self.faults: Counter[str] = faults if faults is not None else Counter()
         # The write at which to call `kill`, and whether that write is on the disk by then.
@@ -72,6 +69,7 @@ class MemoryDisk:
         self._values: dict[bytes, bytes] = {}
         self._keys: list[bytes] = []
         self._identity: bytes | None = None
+        self.shelf = Shelf()
         # Written but not synced, oldest first: how to take each batch back.
         self._undo: list[_Ops] = []
         self._handle: MemoryBackend | None = None
@@ -82,6 +80,20 @@ class MemoryDisk:
     @property
     def in_use(self) -> bool:
         return self._handle is not None
+
+    @property
+    def free_bytes(self) -> int | None:
+        """How much may still be written; None: there is no bound."""
+        if self.full:
+            return 0
+        if self.capacity_bytes is None:
+            return None
+        used_bytes = sum(len(key) + len(value) for key, value in self._values.items()) + self.shelf.size_bytes
+        return max(0, self.capacity_bytes - self.ballast_bytes - used_bytes)
+
+    def _has_room(self, ops: _Ops) -> bool:
+        free_bytes = self.free_bytes
+        return free_bytes is None or free_bytes >= max(1, sum(len(key) + len(value or b"") for key, value in ops))
 
     @property
     def unsynced(self) -> int:
@@ -114,6 +126,7 @@ class MemoryDisk:
                 for ops, _, _ in list(handle.queue)[: max(keep, 0)]:
                     self._apply(ops)
             handle.die()
+        self.shelf.crash()
         self._hold_writes = self._hold_completions = False
         self._failure = self._read_failure = self._kill_at = None
 
@@ -134,20 +147,21 @@ class MemoryDisk:
                     values.pop(key, None)
                 else:
                     values[key] = old
-        return DiskImage(values, self._identity)
+        return DiskImage(values, self._identity, self.shelf.copy())
 
     def roll_back(self, image: DiskImage) -> None:
         """Put the disk of an earlier moment back. Raises StorageError while a store has it open."""
         self._check_free()
         self.faults["roll_back"] += 1
         self._values, self._keys, self._identity = dict(image.values), sorted(image.values), image.identity
+        self.shelf = image.shelf.copy()
         self._undo.clear()
 
     def wipe(self) -> None:
         """Empty the disk; the next opening finds nothing. Raises StorageError while a store has it open."""
         self._check_free()
         self.faults["wipe"] += 1
-        self._values, self._keys, self._identity = {}, [], None
+        self._values, self._keys, self._identity, self.shelf = {}, [], None, Shelf()
         self._undo.clear()
 
     def _check_free(self) -> None:
@@ -171,6 +185,7 @@ class MemoryDisk:
         self._hold_writes = self._hold_completions = False
         if self._handle is not None:
             self._handle.kick()
+            self._handle.files.kick()
 
     def fail_next_write(self, error: OSError, *, written: bool = False) -> None:
         """Let the next write fail with `error`; `written`: its batch reaches the disk all the same."""
@@ -242,8 +257,19 @@ class MemoryDisk:
         kill()
         return None
 
+    def _check_write(self, size_bytes: int) -> None:
+        """Every write to a snapshot file begins here."""
+        free_bytes = self.free_bytes
+        if free_bytes is not None and free_bytes < size_bytes:
+            self.faults["enospc"] += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self.faults["eio_write"] += 1
+            raise failure[0]
+
     def _write(self, ops: _Ops, sync: bool) -> None:
-        if self.full:
+        if not self._has_room(ops):
             self.faults["enospc"] += 1
             raise OSError(errno.ENOSPC, "No space left on device")
         failure, self._failure = self._failure, None
@@ -290,6 +316,7 @@ class MemoryBackend:
         self.queue: deque[tuple[_Ops, Done, bool]] = deque()
         self._disk = disk
         self._loop = loop
+        self.files = MemoryFiles(disk, loop)
         self._completions: deque[tuple[Done, StorageError | None]] = deque()
         self._error: StorageError | None = None
         # Closed, or the disk crashed.
@@ -435,6 +462,8 @@ class MemoryBackend:
 
     def _let_go(self) -> None:
         if not self._dead:
+            self.files.finish()
+        if not self._dead:
             # An orderly close is a flush, even on a disk that had not synced.
             self._disk._undo.clear()
             self._disk._handle = None
@@ -442,6 +471,7 @@ class MemoryBackend:
 
     def die(self) -> None:
         self._dead = True
+        self.files.die()
         self.queue.clear()
         self._completions.clear()
         if self._timer is not None:

@@ -37,7 +37,7 @@ from multiraft.engine.machine import Machine
 from multiraft.engine.observing import Observing
 from multiraft.engine.outgoing import Outgoing
 from multiraft.engine.pacing import Pacing
-from multiraft.engine.proposing import propose_queued
+from multiraft.engine.proposing import check_room, propose_queued
 from multiraft.engine.reading import Reading
 from multiraft.engine.replica import Replica
 from multiraft.engine.residents import Residents
@@ -54,7 +54,6 @@ from multiraft.errors import (
     NotLeader,
     NotRunning,
     OutcomeUnknown,
-    Overloaded,
 )
 from multiraft.messages import (
     AskRemoved,
@@ -114,6 +113,7 @@ class Engine:
         self.limits = limits
         self.replicas: dict[GroupId, Replica] = {}
         self.budget = Budget(limits.pending_bytes)
+        self._disk_problem: str | None = None
         self.incoming = Incoming(self)
         self.counters = self.incoming.counters
         self.counters["audit_repairs"] = 0
@@ -232,7 +232,7 @@ class Engine:
 
         The future gets OutcomeUnknown when it is not applied within the request timeout, NotCommitted when a later
         leader replaced it, CommandFailed when the state machine raised. Raises, having proposed nothing: NotLeader,
-        Halted, Overloaded, InvalidRequest (over entry_bytes, or unknown to the machine's class), NotRunning.
+        Halted, Overloaded, DiskFull, InvalidRequest (over entry_bytes, unknown to the machine), NotRunning.
         """
         replica = self.replicas.get(group_id)
         if replica is None or replica.core.role is not LEADER or replica.halted or replica.broken:
@@ -244,7 +244,7 @@ class Engine:
             raise InvalidRequest(f"group {group_id}: {refused}")
         size_bytes = len(command) + ENTRY_OVERHEAD_BYTES
         if budget.used_bytes + size_bytes > budget.limit_bytes:
-            raise Overloaded(f"{budget.used_bytes} bytes of commands are waiting; retry when some are answered")
+            check_room(replica, size_bytes, self.limits.pending_bytes, self._disk_problem)
         budget.used_bytes += size_bytes
         budget.count += 1
         future: Future[bytes] = self.loop.create_future()
@@ -257,6 +257,11 @@ class Engine:
         queue.futures.append(future)
         queue.size_bytes += size_bytes
         return future
+
+    def refuse_proposals(self, why: str | None) -> None:
+        """Refuse every command but the directory's from now on, with DiskFull and this text; None: take them again."""
+        self._disk_problem = why
+        self.budget.limit_bytes = self.limits.pending_bytes if why is None else 0
 
     def read(self, group_id: GroupId, query: bytes) -> Future[bytes]:
         """Answer `query` from the state machine, linearizably (ReadIndex, thesis section 6.4).

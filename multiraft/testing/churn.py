@@ -47,7 +47,7 @@ class Churn:
 
     def _up(self) -> list[NodeId]:
         self.cluster.forget_ended()
-        return list(self.cluster.nodes)
+        return [name for name, node in self.cluster.nodes.items() if node.runs]
 
     def _group(self) -> GroupId | None:
         """Choose a group whose members may change: any but the directory."""

@@ -127,6 +127,7 @@ class Schedule(Losing):
         cluster.end_faults()
         await cluster.run_for(0.5)
         cluster.forget_ended()
+        await cluster.until(lambda: not any(node.comes_back for node in cluster.nodes.values()))
         for name in cluster.names:
             if name not in cluster.nodes and name != self.lost:
                 await self.start_one(name)

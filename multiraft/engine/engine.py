@@ -113,7 +113,7 @@ class Engine:
         self.limits = limits
         self.replicas: dict[GroupId, Replica] = {}
         self.budget = Budget(limits.pending_bytes)
-        self._disk_problem: str | None = None
+        self.disk_problem: str | None = None
         self.incoming = Incoming(self)
         self.counters = self.incoming.counters
         self.counters["audit_repairs"] = 0
@@ -244,7 +244,7 @@ class Engine:
             raise InvalidRequest(f"group {group_id}: {refused}")
         size_bytes = len(command) + ENTRY_OVERHEAD_BYTES
         if budget.used_bytes + size_bytes > budget.limit_bytes:
-            check_room(replica, size_bytes, self.limits.pending_bytes, self._disk_problem)
+            check_room(replica, size_bytes, self.limits.pending_bytes, self.disk_problem)
         budget.used_bytes += size_bytes
         budget.count += 1
         future: Future[bytes] = self.loop.create_future()
@@ -260,7 +260,7 @@ class Engine:
 
     def refuse_proposals(self, why: str | None) -> None:
         """Refuse every command but the directory's from now on, with DiskFull and this text; None: take them again."""
-        self._disk_problem = why
+        self.disk_problem = why
         self.budget.limit_bytes = self.limits.pending_bytes if why is None else 0
 
     def read(self, group_id: GroupId, query: bytes) -> Future[bytes]:

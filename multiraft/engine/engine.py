@@ -37,7 +37,7 @@ from multiraft.engine.machine import Machine
 from multiraft.engine.observing import Observing
 from multiraft.engine.outgoing import Outgoing
 from multiraft.engine.pacing import Pacing
-from multiraft.engine.proposing import check_room, propose_queued
+from multiraft.engine.proposing import check_entry, check_room, propose_queued
 from multiraft.engine.reading import Reading
 from multiraft.engine.replica import Replica
 from multiraft.engine.residents import Residents
@@ -49,7 +49,6 @@ from multiraft.engine.wheel import Wheel
 from multiraft.engine.writer import LogWriter, Persisted, Promise
 from multiraft.errors import (
     CorruptRecord,
-    InvalidRequest,
     InvariantViolation,
     NotLeader,
     NotRunning,
@@ -70,6 +69,7 @@ from multiraft.messages import (
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import LEADER, CoreSettings, Raft
 from multiraft.records import COMMANDS, CONTROL
+from multiraft.sessions import encode_register
 from multiraft.types import (
     FOUNDING_INDEX,
     FOUNDING_TERM,
@@ -192,6 +192,7 @@ class Engine:
         now = self.pacing.now()
         core = Raft(stored, self.store, self.view, self.rng, self._core_settings, now, stored.snapshot_index)
         replica = Replica(stored.descriptor, core, machine, self.budget, self._slow_s, self.clocks.effort)
+        replica.on_applied = self.observing.applied
         self.replicas[replica.group_id] = replica
         self.containing.open(replica, stored)
         self.snapshotting.open(replica)
@@ -238,10 +239,7 @@ class Engine:
         if replica is None or replica.core.role is not LEADER or replica.halted or replica.broken:
             replica = self.leading(group_id)  # which raises
         budget = self.budget
-        if len(command) > self._entry_bytes:
-            raise InvalidRequest(f"a command of {len(command)} bytes; entry_bytes allows {self._entry_bytes}")
-        if kind != CONTROL and (refused := replica.executor.refuses(kind, command)) is not None:
-            raise InvalidRequest(f"group {group_id}: {refused}")
+        check_entry(replica, command, kind, self._entry_bytes)
         size_bytes = len(command) + ENTRY_OVERHEAD_BYTES
         if budget.used_bytes + size_bytes > budget.limit_bytes:
             check_room(replica, size_bytes, self.limits.pending_bytes, self.disk_problem)
@@ -262,6 +260,12 @@ class Engine:
         """Refuse every command but the directory's from now on, with DiskFull and this text; None: take them again."""
         self.disk_problem = why
         self.budget.limit_bytes = self.limits.pending_bytes if why is None else 0
+
+    def register(self, group_id: GroupId, client: bytes) -> Future[bytes]:
+        """Have the group begin a session of `client`, under the bounds of this node. Otherwise as `propose`."""
+        limits = self.limits
+        entry = encode_register(client, limits.session_expiry_ms, limits.session_reply_bytes, limits.sessions)
+        return self.propose(group_id, entry, CONTROL)
 
     def read(self, group_id: GroupId, query: bytes) -> Future[bytes]:
         """Answer `query` from the state machine, linearizably (ReadIndex, thesis section 6.4).

@@ -25,6 +25,7 @@ from multiraft.engine.replica import Replica
 from multiraft.errors import InvalidRequest, MultiRaftError, NotReady, NotRunning, StorageError
 from multiraft.free_space import SPACE_CALL
 from multiraft.group import CallKind, Group, Unsubscribe
+from multiraft.mending import Mending
 from multiraft.ports import Clocks, Space, Store, Transport
 from multiraft.readmission import READMIT_TIMEOUT_S, STORE_CALL
 from multiraft.reviving import Revival, disk_was_full
@@ -58,7 +59,7 @@ def _aiohttp_transport(config: NodeConfig, identity: Identity, incarnation: int,
     return AiohttpTransport(config, identity, incarnation, rng)
 
 
-class Node:
+class Node(Mending):
     """One node of a cluster.
 
         node = Node(NodeConfig(node_id="a", data_dir="data/a", listen="127.0.0.1:7001", members={...}))

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, Typ
 
 from multiraft.attributes import pack_attributes, unpack_attributes
 from multiraft.engine.machine import Context, Machine
-from multiraft.errors import CommandFailed
+from multiraft.errors import CommandFailed, invariant
+from multiraft.keyspace import KeepsData, Keyspace
 from multiraft.methods import Kind, Method, check_declaration, compile_method, decode_call
 from multiraft.remote import RemoteCommand, RemoteQuery, RemoteShardQuery, ServiceBinding
 
@@ -274,7 +275,24 @@ def schema_of(machine: type[StateMachine | BytesStateMachine]) -> dict[str, list
 # ----------------------------------------------------------------------------------------------------- adapting
 
 
-class MachineAdapter:
+class _HasData:
+    """The half of an adapter that passes the keyspace of a machine on disk on."""
+
+    __slots__ = ()
+    machine: object
+
+    @property
+    def data(self) -> Keyspace | None:
+        """Where the machine keeps its state; None: in memory."""
+        return self.machine.data if isinstance(self.machine, KeepsData) else None
+
+    @data.setter
+    def data(self, keyspace: Keyspace) -> None:
+        invariant(isinstance(self.machine, KeepsData), "only a machine on disk has a keyspace")
+        self.machine._data = keyspace
+
+
+class MachineAdapter(_HasData):
     """A StateMachine as the engine's Machine: finds the method, decodes the arguments, encodes the result.
 
     Bytes that are no command of this class raise CommandFailed: the same on every replica.
@@ -317,7 +335,7 @@ class MachineAdapter:
         return CommandFailed(f"Unknown{kind.title()}", f"{type(self.machine).__name__} has no {kind} {name!r:.80}")
 
 
-class BytesMachineAdapter:
+class BytesMachineAdapter(_HasData):
     """A BytesStateMachine as the engine's Machine. Results that are not bytes raise CommandFailed."""
 
     __slots__ = ("machine",)

@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar
 from multiraft import failpoints
 from multiraft.config import Limits, NodeConfig
 from multiraft.consistency import Consistency
+from multiraft.containment import REBUILD_TIMEOUT_S
 from multiraft.engine.replica import Replica
 from multiraft.errors import InvalidRequest, MultiRaftError, NotReady, NotRunning, StorageError
 from multiraft.free_space import SPACE_CALL
@@ -409,6 +410,28 @@ class Node:
         if timeout_s is not None and not timeout_s > 0:
             raise InvalidRequest(f"timeout_s = {timeout_s!r}: must be a number of seconds above 0")
         await running.readmit(node_id, READMIT_TIMEOUT_S if timeout_s is None else timeout_s)
+
+    def retry(self, group_id: GroupId) -> None:
+        """Have a halted replica on this node apply on, from the entry that it stopped at.
+
+        Its machine is made anew, from its own snapshot and log. Mend what halted it first (`why` says what it was).
+
+        Raises InvalidRequest (it is not halted), NotReady (this node has no replica of the group), NotRunning.
+        """
+        self._here().containment.retry(group_id)
+
+    async def rebuild(self, group_id: GroupId, timeout_s: float | None = None) -> None:
+        """Give a halted replica on this node the state of a healthy one; its log, its vote and its place stay.
+
+        Its group's leader takes a snapshot of what it has applied and sends it here. Where this replica leads, a
+        healthy one takes over first. Returns when this one applies again.
+
+        timeout_s  seconds in all; None: 120
+
+        Raises NotReady (no other replica is healthy, or not done in time; the message says what was missing, and
+        calling again goes on), InvalidRequest (the replica is not halted), NotRunning.
+        """
+        await self._here().containment.rebuild(group_id, REBUILD_TIMEOUT_S if timeout_s is None else timeout_s)
 
     def _replica(self, group_id: GroupId) -> Replica:
         replica = self._here().engine.replicas.get(group_id)

@@ -104,7 +104,7 @@ def replica_state(replica: Replica, node_id: NodeId, shard: dict[str, Any] | Non
         "applied": replica.applied,
         "first": core.log.start.index + 1,
         "last": core.last_index,
-        "halted": replica.broken or replica.halted,
+        "halted": replica.why_halted,
         "snapshot": {"index": core.snapshot_index, "problem": replica.snapshot_problem},
         "pending": sum(len(batch.futures) for batch in replica.waiting)
         + sum(len(queue.futures) for queue in replica.queued.values()),

@@ -28,6 +28,7 @@ from multiraft import failpoints
 from multiraft.config import Limits
 from multiraft.engine.applying import Applying
 from multiraft.engine.changing import Changing
+from multiraft.engine.containing import Containing
 from multiraft.engine.following import Following
 from multiraft.engine.incoming import Incoming
 from multiraft.engine.leases import Leases
@@ -68,7 +69,7 @@ from multiraft.messages import (
 )
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import LEADER, CoreSettings, Raft
-from multiraft.records import COMMANDS
+from multiraft.records import COMMANDS, CONTROL
 from multiraft.types import (
     FOUNDING_INDEX,
     FOUNDING_TERM,
@@ -152,6 +153,7 @@ class Engine:
         self.upkeep = Upkeep(self, loop)
         self.residents = Residents(self, store.load_tombstones())
         self.changing = Changing(self)
+        self.containing = Containing(self)
         self._started_s = self._next_beat_s = now = self.pacing.now()
         settings = LivenessSettings(self._beat_s, self._election_timeout_s, limits.clock_drift_ppm / 1e6)
         self.liveness = Liveness(
@@ -191,6 +193,7 @@ class Engine:
         core = Raft(stored, self.store, self.view, self.rng, self._core_settings, now, stored.snapshot_index)
         replica = Replica(stored.descriptor, core, machine, self.budget, self._slow_s, self.clocks.effort)
         self.replicas[replica.group_id] = replica
+        self.containing.open(replica, stored)
         self.snapshotting.open(replica)
         quiet_s = max(0.0, self._started_s + self._election_timeout_s - now)
         core.release(now, quiet_s + self.view.turn_to_campaign_s(replica))
@@ -218,6 +221,7 @@ class Engine:
         self.liveness.unlead(replica.group_id, self.pacing.now())
         self.liveness.replica_removed(replica.group_id)
         self.changing.forget(replica.group_id)
+        self.containing.gone(replica)
         replica.fail_everything(f"group {replica.group_id}: {reason}")
         self.observing.on_role(replica)
 
@@ -228,7 +232,7 @@ class Engine:
 
         The future gets OutcomeUnknown when it is not applied within the request timeout, NotCommitted when a later
         leader replaced it, CommandFailed when the state machine raised. Raises, having proposed nothing: NotLeader,
-        Halted, Overloaded, DiskFull, InvalidRequest (over entry_bytes), NotRunning.
+        Halted, Overloaded, DiskFull, InvalidRequest (over entry_bytes, or unknown to the machine's class), NotRunning.
         """
         replica = self.replicas.get(group_id)
         if replica is None or replica.core.role is not LEADER or replica.halted or replica.broken:
@@ -236,6 +240,8 @@ class Engine:
         budget = self.budget
         if len(command) > self._entry_bytes:
             raise InvalidRequest(f"a command of {len(command)} bytes; entry_bytes allows {self._entry_bytes}")
+        if kind != CONTROL and (refused := replica.executor.refuses(kind, command)) is not None:
+            raise InvalidRequest(f"group {group_id}: {refused}")
         size_bytes = len(command) + ENTRY_OVERHEAD_BYTES
         if budget.used_bytes + size_bytes > budget.limit_bytes:
             check_room(replica, size_bytes, self.limits.pending_bytes, self._disk_problem)
@@ -454,6 +460,7 @@ class Engine:
             self._expire_callers(now)
             self.snapshotting.tick()
             self.changing.tick(now)
+            self.containing.tick(now)
             self.residents.tick()
             self.upkeep.repair_drops()
             self.upkeep.audit(now)

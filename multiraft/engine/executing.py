@@ -12,15 +12,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from multiraft.engine.machine import Context, Machine, command_failed, environmental
+import msgpack
+
+from multiraft.engine.machine import Context, Diverged, Machine, UnknownCommand, command_failed, environmental
+from multiraft.engine.rolling import Result, RollingHash
 from multiraft.errors import CommandFailed
-from multiraft.records import COMMANDS
-from multiraft.types import GroupId
+from multiraft.records import COMMANDS, CONTROL, SESSION
+from multiraft.types import GroupId, Index
 
-Result: TypeAlias = bytes | CommandFailed
 Run: TypeAlias = Callable[[bytes, Context], Result]
+Control: TypeAlias = Callable[[list[Any], Context], Result]
+
+CHECK: Final = 2
+_SESSION_HEAD_BYTES: Final = 32
+_TEXT_CHARACTERS: Final = 200
 log: Final = logging.getLogger("multiraft.engine")
 
 
@@ -29,16 +36,26 @@ class Executor:
 
     machine          the state machine
     runs             by the record's kind: what runs one entry of it
+    controls         by the code that a CONTROL entry begins with: what runs it
+    rolling          what all results have come to
     failed_commands  how many commands raised, since the start
     """
 
-    __slots__ = ("failed_commands", "group_id", "machine", "runs")
+    __slots__ = ("controls", "failed_commands", "group_id", "machine", "rolling", "runs")
 
     def __init__(self, group_id: GroupId, machine: Machine) -> None:
         self.group_id = group_id
         self.machine = machine
         self.failed_commands = 0
-        self.runs: dict[int, Run] = {COMMANDS: self.command}
+        self.rolling = RollingHash()
+        self.runs: dict[int, Run] = {COMMANDS: self.command, CONTROL: self.control}
+        self.controls: dict[int, Control] = {CHECK: self._check}
+
+    def anew(self, machine: Machine) -> Executor:
+        """Return one for `machine`, which has applied nothing yet."""
+        executor = Executor(self.group_id, machine)
+        executor.failed_commands = self.failed_commands
+        return executor
 
     def command(self, command: bytes, context: Context) -> Result:
         """Apply one command; return its result, or what its caller is to be raised. Raises what halts the replica."""
@@ -54,3 +71,39 @@ class Executor:
         if type(result) is not bytes:
             return CommandFailed("TypeError", f"apply returned {type(result).__name__}, not bytes")
         return result
+
+    def control(self, entry: bytes, context: Context) -> Result:
+        """Do what a CONTROL entry says. Raises UnknownCommand, of an entry of a later version; Diverged."""
+        parts = msgpack.unpackb(entry)
+        run = self.controls.get(parts[0])
+        if run is None:
+            raise UnknownCommand(f"this version of multiraft knows no control entry of code {parts[0]!r:.20}")
+        return run(parts, context)
+
+    def _check(self, parts: list[Any], context: Context) -> Result:
+        """Compare what has come of the commands here with what has on most replicas."""
+        index, value = parts[1], parts[2]
+        own = self.rolling.at(index)
+        if own is not None and own != value:
+            raise Diverged(index, value, own)
+        self.rolling.compared(index)
+        return b""
+
+    def refuses(self, kind: int, entry: bytes) -> str | None:
+        """Why an entry of this kind must not be proposed: the machine's class would not know it. None: it may be."""
+        return self.machine.refuses(entry if kind == COMMANDS else entry[_SESSION_HEAD_BYTES:])
+
+    def text_of(self, kind: int, entry: bytes) -> str:
+        """Return an entry of a record of this kind as an operator reads it, on one line. Never raises."""
+        if kind == SESSION:
+            entry = entry[_SESSION_HEAD_BYTES:]
+        elif kind != COMMANDS:
+            return "an entry of the group's own"
+        text = self.machine.describe(entry)
+        return text if len(text) <= _TEXT_CHARACTERS else f"{text[:_TEXT_CHARACTERS]}..."
+
+
+def check_entry(index: Index, value: int) -> bytes:
+    """Return the CONTROL entry that has all replicas compare their rolling hash at `index` with `value`."""
+    packed: bytes = msgpack.packb([CHECK, index, value])
+    return packed

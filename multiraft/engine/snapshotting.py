@@ -1,6 +1,7 @@
 """Snapshots of state machines: when one is taken, what it holds, and how a machine gets one.
 
-    data   format (1 byte) | the replicated clock, milliseconds (8 bytes, big-endian) | what `Machine.snapshot` returned
+    data   format (1 byte) | the replicated clock, milliseconds (8 bytes, big-endian) | the rolling hash (4 bytes) |
+           what `Machine.snapshot` returned
 
 A group's founding is the one snapshot without data: every machine starts there by itself.
 
@@ -26,8 +27,9 @@ from multiraft.types import GroupId, Snapshot
 if TYPE_CHECKING:
     from multiraft.engine.engine import Engine
 
-STATE_FORMAT: Final = 1
-_HEAD: Final = struct.Struct(">BQ")
+_RESTORE: Final = "restore"
+STATE_FORMAT: Final = 2
+_HEAD: Final = struct.Struct(">BQI")
 log: Final = logging.getLogger("multiraft.engine")
 
 
@@ -67,7 +69,12 @@ class Snapshotting:
     # -------------------------------------------------------------------------------------- storing and restoring
 
     def open(self, replica: Replica) -> None:
-        """Give the machine of a replica that has just been opened what its stored snapshot holds."""
+        """Give the machine of a replica that has just been opened what its stored snapshot holds.
+
+        Not where it could not be taken over before: that stays so until it is retried.
+        """
+        if replica.halted is not None and replica.halted.kind == _RESTORE:
+            return
         snapshot = self._engine.store.read_snapshot(replica.group_id)
         if snapshot is not None and snapshot.data:
             self._restore(replica, snapshot)
@@ -77,28 +84,33 @@ class Snapshotting:
         if failpoints.armed is not None:
             failpoints.armed(failpoints.SNAPSHOT_AFTER_SAVE)
         core, snapshot = replica.core, write.snapshot
-        if write.installs and core.log.start.index == snapshot.index:
-            log.info("group %d: a snapshot of index %d takes the place of the log", replica.group_id, snapshot.index)
+        counts = replica.applied < snapshot.index if write.adopts else core.log.start.index == snapshot.index
+        if write.installs and counts:
+            place = "machine's state" if write.adopts else "log"
+            log.info("group %d: a snapshot of %d takes the place of the %s", replica.group_id, snapshot.index, place)
             if failpoints.armed is not None:
                 failpoints.armed(failpoints.SNAPSHOT_BEFORE_RESTORE)
             replica.pass_over(snapshot.index)
             self._restore(replica, snapshot)
             if failpoints.armed is not None:
                 failpoints.armed(failpoints.SNAPSHOT_AFTER_RESTORE)
-        core.snapshot_stored(snapshot.index)
+        core.snapshot_stored(snapshot.index, write.adopts)
+        if replica.committed > replica.applied:
+            self._engine.applying.add(replica)
 
     def _restore(self, replica: Replica, snapshot: Snapshot) -> None:
         try:
-            time_ms = 0
+            time_ms = value = 0
             if snapshot.data:
-                time_ms, state = unpack_state(snapshot.data)
+                time_ms, value, state = unpack_state(snapshot.data)
                 replica.machine.restore(state)
         except BaseException as problem:
-            replica.halt(f"restoring the snapshot of index {snapshot.index}", problem)
+            replica.halt(snapshot.index, f"restoring the snapshot of index {snapshot.index}", problem, kind=_RESTORE)
             if not isinstance(problem, Exception):
                 raise
             return
-        replica.restored(snapshot.index, time_ms)
+        replica.restored(snapshot.index, time_ms, value)
+        self._engine.containing.healed(replica, snapshot.index)
 
     # -------------------------------------------------------------------------------------------------- taking
 
@@ -111,7 +123,7 @@ class Snapshotting:
         length = applied - core.log.start.index
         if length <= self._entries:
             replica.snapshot_due = core.log.start.index + self._entries + 1
-        elif applied > core.snapshot_index and core.may_compact():
+        elif applied > core.snapshot_index and applied == core.applied and core.may_compact():
             data = self._take(replica)
             if data is None:
                 replica.snapshot_due = applied + length  # twice as long a log until the next attempt
@@ -121,10 +133,26 @@ class Snapshotting:
             with self._engine.touching(replica, self._engine.pacing.now()):
                 core.compact(data, self._trailing)
 
+    def take_now(self, replica: Replica) -> str:
+        """Take a snapshot of what is applied, and keep the log as long as it is. Return why not; empty: it is taken."""
+        core = replica.core
+        if replica.halted is not None or replica.broken is not None:
+            return "the replica there is halted itself"
+        if replica.applied != core.applied or not core.may_compact():
+            return "the membership changes, or another snapshot is on its way to the disk; retry shortly"
+        if core.snapshot_index == core.applied:
+            return ""
+        data = self._take(replica)
+        if data is None:
+            return f"no snapshot can be taken: {replica.snapshot_problem}"
+        with self._engine.touching(replica, self._engine.pacing.now()):
+            core.compact(data, core.applied)
+        return ""
+
     def _take(self, replica: Replica) -> bytes | None:
         """Return the data of a snapshot of the machine as it is; None, having said why, where there can be none."""
         try:
-            data = pack_state(replica.context.time_ms, replica.machine.snapshot())
+            data = pack_state(replica.context.time_ms, replica.executor.rolling.value, replica.machine.snapshot())
             if len(data) <= self._most_bytes:
                 return data
             problem = f"its state has {len(data)} bytes; entry_bytes allows {self._most_bytes}"
@@ -136,17 +164,21 @@ class Snapshotting:
         return None
 
 
-def pack_state(time_ms: int, state: bytes) -> bytes:
-    """Return the data of a snapshot: the replicated clock and the machine's state. Raises TypeError: no bytes."""
+def pack_state(time_ms: int, value: int, state: bytes) -> bytes:
+    """Return the data of a snapshot: the replicated clock, the rolling hash, the machine's state.
+
+    Raises TypeError: the state is not bytes.
+    """
     if type(state) is not bytes:
         raise TypeError(f"snapshot() returned {type(state).__name__}, not bytes")
-    return _HEAD.pack(STATE_FORMAT, time_ms) + state
+    return _HEAD.pack(STATE_FORMAT, time_ms, value) + state
 
 
-def unpack_state(data: bytes) -> tuple[int, bytes]:
-    """Return (time_ms, state) of what `pack_state` returned. Raises CorruptRecord."""
+def unpack_state(data: bytes) -> tuple[int, int, bytes]:
+    """Return (time_ms, rolling hash, state) of what `pack_state` returned. Raises CorruptRecord."""
     if len(data) < _HEAD.size or data[0] != STATE_FORMAT:
         raise CorruptRecord(
             f"a snapshot's data is of format {data[:1].hex() or 'none'}; this version reads {STATE_FORMAT}"
         )
-    return _HEAD.unpack_from(data)[1], data[_HEAD.size :]
+    _, time_ms, value = _HEAD.unpack_from(data)
+    return time_ms, value, data[_HEAD.size :]

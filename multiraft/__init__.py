@@ -52,6 +52,7 @@ __all__ = [
     "ConfigError",
     "DeadlineExceeded",
     "DiskFull",
+    "DiskStateMachine",
     "Group",
     "Halted",
     "InvalidRequest",

@@ -85,7 +85,6 @@ class KeepsData:
     """
 
     __slots__ = ()
-    _data: Keyspace
     _taken: ClassVar = {
         "data": "is where its state is",
         "snapshot": "is not asked for, since its state is in self.data",
@@ -95,11 +94,16 @@ class KeepsData:
     @property
     def data(self) -> Keyspace:
         """The state: the replica's own; before there is a replica, a map in memory that begins empty."""
-        try:
-            return self._data
-        except AttributeError:
-            self._data = MemoryKeyspace()
-            return self._data
+        data: Keyspace | None = getattr(self, "_data", None)
+        if data is None:
+            data = MemoryKeyspace()
+            self.attach(data)
+        return data
+
+    def attach(self, data: Keyspace) -> None:
+        """Keep the state in `data` from now on. For the framework."""
+        machine: Any = self
+        machine._data = data
 
     def snapshot(self) -> bytes:
         """There is none. Raises TypeError."""

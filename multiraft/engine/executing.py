@@ -11,7 +11,7 @@ is not (`environmental`) is raised, and halts the replica.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeAlias
 
 import msgpack
@@ -50,6 +50,16 @@ class Executor:
         self.rolling = RollingHash()
         self.runs: dict[int, Run] = {COMMANDS: self.command, CONTROL: self.control}
         self.controls: dict[int, Control] = {CHECK: self._check}
+
+    def changes_beside(self) -> Iterable[tuple[bytes, bytes | None]]:
+        """Return what entries have changed beside the machine since the last time, for the data of one on disk.
+
+        Keys of the keyspace's part for sessions, each with that part's byte, and values (None: deleted).
+        """
+        return ()
+
+    def load_beside(self, pairs: Iterator[tuple[bytes, bytes]]) -> None:
+        """Take what `changes_beside` has said in earlier runs, or on the leader: keys without the part's byte."""
 
     def anew(self, machine: Machine) -> Executor:
         """Return one for `machine`, which has applied nothing yet."""

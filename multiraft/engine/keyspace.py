@@ -22,7 +22,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from multiraft.engine.machine import Context, Machine
 from multiraft.errors import ReadFailed, StorageError
-from multiraft.keyspace import check_pair
+from multiraft.keyspace import Keyspace, check_pair
 from multiraft.ports import DataReader, WriteBatch
 from multiraft.types import Applied, GroupId, SpaceId
 
@@ -56,6 +56,8 @@ class ReplicaData:
     applied   what the latest batch handed out says is applied
     durable   what a loss of power could not take back any more
     failed    the read that failed while a command was applied; None: none has
+    installing  other keyspaces that take the place of this one, oldest first; that is on its way to the disk
+    arriving  one of these that was filled before the batch that switches to it; None: it is filled by that batch
     """
 
     __slots__ = (
@@ -69,9 +71,11 @@ class ReplicaData:
         "_undo",
         "_writable",
         "applied",
+        "arriving",
         "durable",
         "failed",
         "group_id",
+        "installing",
         "queued_bytes",
         "slice_bytes",
         "space",
@@ -82,6 +86,8 @@ class ReplicaData:
         self.space: SpaceId = applied.space
         self.applied = self.durable = applied
         self.failed: StorageError | None = None
+        self.installing: deque[Applied] = deque()
+        self.arriving: Applied | None = None
         self.queued_bytes = 0
         self.slice_bytes = 0
         self._store = store
@@ -295,15 +301,15 @@ class ReplicaData:
 class MachineOnDisk:
     """A machine whose data are a ReplicaData: what a command wrote is kept when it ends well, and else dropped."""
 
-    __slots__ = ("data", "machine")
-
     def __init__(self, machine: Machine, data: ReplicaData) -> None:
         self.machine = machine
-        self.data = machine.data = data
+        self.replica_data = data
+        self.data: Keyspace | None = data
+        machine.data = data
 
     def apply(self, command: bytes, context: Context) -> bytes:
         """Apply one command. Raises what it raises, having dropped what it wrote; StorageError: a read failed."""
-        data = self.data
+        data = self.replica_data
         if data.failed is not None:
             raise data.failed
         data.begin()
@@ -325,8 +331,18 @@ class MachineOnDisk:
         try:
             return self.machine.query(query)
         except StorageError as problem:
-            self.data.failed = problem
-            raise ReadFailed(f"group {self.data.group_id}: its data cannot be read here: {problem}") from problem
+            self.replica_data.failed = problem
+            raise ReadFailed(
+                f"group {self.replica_data.group_id}: its data cannot be read here: {problem}"
+            ) from problem
+
+    def refuses(self, command: bytes) -> str | None:
+        """See Machine."""
+        return self.machine.refuses(command)
+
+    def describe(self, command: bytes) -> str:
+        """See Machine."""
+        return self.machine.describe(command)
 
     def snapshot(self) -> bytes:
         raise TypeError("the data of a machine on disk are no snapshot in memory")

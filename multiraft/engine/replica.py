@@ -16,6 +16,7 @@ from typing import Final
 
 from multiraft import failpoints
 from multiraft.engine.executing import Executor
+from multiraft.engine.keyspace import MachineOnDisk, ReplicaData
 from multiraft.engine.local import LocalReads
 from multiraft.engine.machine import Context, Machine, environmental, halt_kind, query_failed, said
 from multiraft.engine.waiting import Budget, Proposals, Queue, Reads, fail_future
@@ -46,6 +47,7 @@ class Replica:
     local                   reads that this replica answers whoever leads; None before the first one
     committed               apply up to here: committed, and on this disk
     executor                runs what is applied, on the state machine
+    data                    of a machine on disk; None: the machine's state is in memory
     halted                  why applying has stopped, and at which entry; None while it has not
     handing                 halted, it leads until somebody healthy takes over
     on_halt                 called with the reason when it has halted
@@ -68,6 +70,7 @@ class Replica:
         "confirmed",
         "context",
         "core",
+        "data",
         "descriptor",
         "dirty",
         "executor",
@@ -102,11 +105,13 @@ class Replica:
         budget: Budget,
         slow_command_s: float,
         stopwatch: Clock,
+        data: ReplicaData | None = None,
     ) -> None:
         self.descriptor = descriptor
+        self.data = data
         self.group_id: GroupId = descriptor.group_id
         self.core = core
-        self.executor = Executor(descriptor.group_id, machine)
+        self.executor = Executor(descriptor.group_id, machine if data is None else MachineOnDisk(machine, data))
         self.budget = budget
         self.slow_command_s = slow_command_s
         self.stopwatch = stopwatch
@@ -144,7 +149,7 @@ class Replica:
         if self.local is not None:  # what it knows of its age is true no longer
             self.local.fail(self.stopped)
             self.local = None
-        self.executor = self.executor.anew(machine)
+        self.executor = self.executor.anew(machine if self.data is None else MachineOnDisk(machine, self.data))
         self.executor.rolling.restart(index, 0)
         self.context = Context(index, 0, self.group_id, 0)
         self.applied = index

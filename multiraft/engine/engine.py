@@ -199,7 +199,9 @@ class Engine:
         applied = stored.snapshot_index if data is None else data.applied.index
         reader = self.ondisk.reader_of(data)
         core = Raft(stored, reader, self.view, self.rng, self._core_settings, now, applied)
-        replica = Replica(stored.descriptor, core, machine, self.budget, self._slow_s, self.clocks.effort, data)
+        replica = Replica(
+            stored.descriptor, core, machine, self.budget, self._slow_s, self.clocks.effort, self.clocks.real, data
+        )
         self.replicas[replica.group_id] = replica
         self.containing.open(replica, stored)
         self.snapshotting.open(replica)
@@ -396,7 +398,7 @@ class Engine:
         core = replica.core
         try:
             if replica.queued:
-                self._deadlines += propose_queued(replica, self.limits, int(self.clocks.wall() * 1e3), now)
+                self._deadlines += propose_queued(replica, self.limits, replica.stamp_ms(self.clocks), now)
             ready = core.ready()
             self._look(replica, now)
         except (InvariantViolation, CorruptRecord) as problem:

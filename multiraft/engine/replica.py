@@ -19,6 +19,7 @@ from multiraft.engine.executing import Executor
 from multiraft.engine.keyspace import MachineOnDisk, ReplicaData
 from multiraft.engine.local import LocalReads
 from multiraft.engine.machine import Context, Machine, environmental, halt_kind, query_failed, said
+from multiraft.engine.stamps import ReplicatedClock
 from multiraft.engine.waiting import Budget, Proposals, Queue, Reads, fail_future
 from multiraft.errors import (
     Halted,
@@ -28,7 +29,7 @@ from multiraft.errors import (
     OutcomeUnknown,
     ReadFailed,
 )
-from multiraft.ports import Clock
+from multiraft.ports import Clock, Clocks
 from multiraft.raft import LEADER, Raft
 from multiraft.records import FOR_MACHINES, Record
 from multiraft.types import GroupId, Halt, Index, NodeId, ReplicaDescriptor, ReplicaId, Term
@@ -48,6 +49,8 @@ class Replica:
     committed               apply up to here: committed, and on this disk
     executor                runs what is applied, on the state machine
     data                    of a machine on disk; None: the machine's state is in memory
+    clock                   the group's replicated clock, for records that are proposed here
+    opened_last             the end of the log when the replica was taken up: later entries came in this run
     halted                  why applying has stopped, and at which entry; None while it has not
     handing                 halted, it leads until somebody healthy takes over
     on_halt                 called with the reason when it has halted
@@ -66,6 +69,7 @@ class Replica:
         "apply_queued",
         "broken",
         "budget",
+        "clock",
         "committed",
         "confirmed",
         "context",
@@ -79,8 +83,10 @@ class Replica:
         "handing",
         "local",
         "on_halt",
+        "opened_last",
         "queued",
         "reads",
+        "real",
         "rounds",
         "seen_deadline_s",
         "seen_leader",
@@ -105,16 +111,20 @@ class Replica:
         budget: Budget,
         slow_command_s: float,
         stopwatch: Clock,
+        real: Clock,
         data: ReplicaData | None = None,
     ) -> None:
         self.descriptor = descriptor
         self.data = data
+        self.clock = ReplicatedClock()
+        self.opened_last: Index = core.last_index
         self.group_id: GroupId = descriptor.group_id
         self.core = core
         self.executor = Executor(descriptor.group_id, machine if data is None else MachineOnDisk(machine, data))
         self.budget = budget
         self.slow_command_s = slow_command_s
         self.stopwatch = stopwatch
+        self.real = real
         self.context = Context(core.applied, 0, self.group_id, 0)
         self.applied: Index = core.applied
         self.committed: Index = core.applied
@@ -184,6 +194,10 @@ class Replica:
             return NotLeader(self.group_id, self.leader_node)
         return NotLeader(self.group_id) if self.handing else self.stopped()
 
+    def stamp_ms(self, clocks: Clocks) -> int:
+        """Return what a record that is proposed here now is stamped with."""
+        return self.clock.stamp_ms(self.context.time_ms, clocks.real(), clocks.wall())
+
     def stopped(self) -> Halted:
         """What whoever asks this very replica is told once it is halted or broken."""
         if self.broken is not None:
@@ -247,6 +261,8 @@ class Replica:
             context = self.context
             context.term = record.term
             context.time_ms = max(context.time_ms, record.stamp_ms)
+            if record.last > self.opened_last:
+                self.clock.saw(record.stamp_ms, self.real())
             if not self._apply_entries(record, last, batch, until_s):
                 return False
         self.applied = last

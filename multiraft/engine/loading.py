@@ -23,6 +23,7 @@ class Loading:
     """One file that is being read into `feed`, chunk by chunk.
 
     ended  called once with what went wrong, or None; not after `stop`
+    then   what follows, whether it ended or was stopped; for whoever stops it
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Loading:
         manifest: Manifest,
         feed: Callable[[bytes], None],
         ended: Callable[[BaseException | None], None],
+        then: Callable[[], None],
         loop: asyncio.AbstractEventLoop,
         stopwatch: Clock,
         slice_s: float,
@@ -39,6 +41,7 @@ class Loading:
         self._manifest = manifest
         self._feed = feed
         self._ended: Callable[[BaseException | None], None] | None = ended
+        self.then = then
         self._loop = loop
         self._stopwatch = stopwatch
         self._slice_s = slice_s

@@ -6,8 +6,8 @@
 A key begins with the byte of its part of the keyspace: what the machine wrote, or the sessions beside it. Keys ascend,
 so that a stream in which something was doubled or changed places is refused, and equal keyspaces give equal streams.
 
-Rules of this file: chunks may be cut anywhere; what is kept of them is less than one pair; a pair is handed out when all
-of it has come, and what begins to say a length that the stream cannot have is refused before it is waited for.
+Rules of this file: chunks may be cut anywhere; what is kept of them is less than one pair; a pair is handed out when
+all of it has come; a length that the stream cannot have is refused before it is waited for.
 """
 
 from __future__ import annotations

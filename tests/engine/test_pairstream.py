@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -27,7 +28,7 @@ def loaded(stream: bytes, cuts: list[int], stream_bytes: int | None = None) -> t
     loader = PairLoader(len(stream) if stream_bytes is None else stream_bytes)
     edges = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
     found: Pairs = []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         found += loader.feed(stream[start:stop])
     loader.finish()
     return loader, found

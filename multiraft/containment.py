@@ -71,6 +71,8 @@ class Containment:
         self._make_machine = make_machine
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
+        self._rebuilding: dict[GroupId, str] = {}
+        self._rebuilds: set[GroupId] = set()
         containing = engine.containing
         containing.compare = lambda replica, index: self._start(self._compare(replica, index))
         containing.hand_over = lambda replica: self._start(self._hand_over(replica))
@@ -249,6 +251,7 @@ class Containment:
         machine = self._make_machine(replica.descriptor)
         if machine is None:
             raise NotReady(f"service {replica.descriptor.service!r} is not declared on this node")
+        self._rebuilding.pop(group_id, None)
         self._engine.containing.retry(replica, machine)
 
     def _halted(self, group_id: GroupId) -> Replica:
@@ -264,14 +267,37 @@ class Containment:
     async def rebuild(self, group_id: GroupId, timeout_s: float) -> None:
         """Give the halted replica here the state of a healthy one. Raises as `Node.rebuild`."""
         replica = self._halted(group_id)
-        waiting_for = "nobody was asked yet"
         try:
             async with asyncio.timeout(timeout_s):
                 while replica.halted is not None:
-                    waiting_for = await self._rebuild_step(replica)
+                    self._rebuilding[group_id] = await self._rebuild_step(replica)
                     await asyncio.sleep(_AGAIN_S)
         except TimeoutError:
+            waiting_for = self._rebuilding.get(group_id, "nobody was asked yet")
             raise NotReady(f"group {group_id}: not rebuilt within {timeout_s:g} s: {waiting_for}") from None
+        finally:
+            self._rebuilding.pop(group_id, None)
+
+    def begin_rebuild(self, group_id: GroupId, timeout_s: float) -> None:
+        """Have `rebuild` go on by itself; `rebuilding` says how far it is. Raises as `rebuild` does at once."""
+        self._halted(group_id)
+        if group_id not in self._rebuilds:
+            self._rebuilds.add(group_id)
+            self._rebuilding[group_id] = "nobody was asked yet"
+            self._start(self._rebuild_alone(group_id, timeout_s))
+
+    async def _rebuild_alone(self, group_id: GroupId, timeout_s: float) -> None:
+        try:
+            await self.rebuild(group_id, timeout_s)
+        except MultiRaftError as problem:
+            log.warning("%s", problem)
+            self._rebuilding[group_id] = f"given up: {problem}"
+        finally:
+            self._rebuilds.discard(group_id)
+
+    def rebuilding(self, group_id: GroupId) -> str | None:
+        """Say what the rebuild of the replica here waits for, or why the last one was given up; None: there is none."""
+        return self._rebuilding.get(group_id)
 
     async def _rebuild_step(self, replica: Replica) -> str:
         """Ask for a state once, and wait for it; return what is missing. Raises NotReady: nobody has one."""

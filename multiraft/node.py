@@ -21,17 +21,17 @@ from typing import Any, Self, TypeVar
 from multiraft import failpoints
 from multiraft.config import Limits, NodeConfig
 from multiraft.consistency import Consistency
-from multiraft.containment import REBUILD_TIMEOUT_S
 from multiraft.engine.replica import Replica
 from multiraft.errors import InvalidRequest, MultiRaftError, NotReady, NotRunning, StorageError
 from multiraft.free_space import SPACE_CALL
 from multiraft.group import CallKind, Group, Unsubscribe
+from multiraft.mending import Mending
 from multiraft.ports import Clocks, Space, Store, Transport
 from multiraft.readmission import READMIT_TIMEOUT_S, STORE_CALL
 from multiraft.reviving import Revival, disk_was_full
 from multiraft.running import LEADER_CALL, Running, Setup, StoreOpener, TransportMaker
 from multiraft.services import BytesService, Services
-from multiraft.shard import Router, ShardMap
+from multiraft.shard import Router, ServiceRoute, ShardMap
 from multiraft.shard.partition import Mode
 from multiraft.statemachine import BytesStateMachine, StateMachine
 from multiraft.status import read_log, replica_state, shards_by_group, tombstones
@@ -55,7 +55,7 @@ def _aiohttp_transport(config: NodeConfig, identity: Identity, incarnation: int,
     return AiohttpTransport(config, identity, incarnation, rng)
 
 
-class Node:
+class Node(Mending):
     """One node of a cluster.
 
         node = Node(NodeConfig(node_id="a", data_dir="data/a", listen="127.0.0.1:7001", members={...}))
@@ -347,6 +347,16 @@ class Node:
         """Answer `query` in the way chosen; see Group.read and Group.read_stale."""
         return self._here().router.read_as(group_id, query, how, timeout_s)
 
+    async def open_session(self, name: str, timeout_s: float | None = None) -> bytes:
+        """Begin a session in every shard of service `name`, for a program that numbers its commands itself.
+
+        For retries from another process, or after a restart: the program keeps what this returns, gives each command a
+        sequence of its own, and calls it with `with_options(session=Numbered(...))`, on any node, as often as it must.
+        A session ends in a shard where it was not used for session_expiry_ms. Raises NotReady, DeadlineExceeded,
+        Overloaded, NotRunning.
+        """
+        return await ServiceRoute(self._here().router, name).open_session(timeout_s)
+
     def leader(self, group_id: GroupId) -> NodeId | None:
         """Return the node that leads the group, as far as this node's replica knows."""
         return self._here().forwarding.leader_hint(group_id)
@@ -377,6 +387,19 @@ class Node:
         if self._running is not None and self._running.forwarding.leads(group_id):
             changed(True)
         return lambda: hooks.remove(changed) if changed in hooks else None
+
+    def subscribe_applied(self, group_id: GroupId, applied: Callable[[], None]) -> Unsubscribe:
+        """Have `applied` called soon after this node's replica has applied more; see `Group.on_applied`."""
+        hooks = self._setup.applied_hooks.setdefault(group_id, [])
+        hooks.append(applied)
+
+        def unsubscribe() -> None:
+            if applied in hooks:
+                hooks.remove(applied)
+            if not hooks and self._setup.applied_hooks.get(group_id) is hooks:
+                del self._setup.applied_hooks[group_id]
+
+        return unsubscribe
 
     def transfer_leadership(self, group_id: GroupId, to: NodeId) -> None:
         """Ask the group's replica on node `to` to take over. Returns at once; given up after an election timeout.
@@ -410,28 +433,6 @@ class Node:
         if timeout_s is not None and not timeout_s > 0:
             raise InvalidRequest(f"timeout_s = {timeout_s!r}: must be a number of seconds above 0")
         await running.readmit(node_id, READMIT_TIMEOUT_S if timeout_s is None else timeout_s)
-
-    def retry(self, group_id: GroupId) -> None:
-        """Have a halted replica on this node apply on, from the entry that it stopped at.
-
-        Its machine is made anew, from its own snapshot and log. Mend what halted it first (`why` says what it was).
-
-        Raises InvalidRequest (it is not halted), NotReady (this node has no replica of the group), NotRunning.
-        """
-        self._here().containment.retry(group_id)
-
-    async def rebuild(self, group_id: GroupId, timeout_s: float | None = None) -> None:
-        """Give a halted replica on this node the state of a healthy one; its log, its vote and its place stay.
-
-        Its group's leader takes a snapshot of what it has applied and sends it here. Where this replica leads, a
-        healthy one takes over first. Returns when this one applies again.
-
-        timeout_s  seconds in all; None: 120
-
-        Raises NotReady (no other replica is healthy, or not done in time; the message says what was missing, and
-        calling again goes on), InvalidRequest (the replica is not halted), NotRunning.
-        """
-        await self._here().containment.rebuild(group_id, REBUILD_TIMEOUT_S if timeout_s is None else timeout_s)
 
     def _replica(self, group_id: GroupId) -> Replica:
         replica = self._here().engine.replicas.get(group_id)

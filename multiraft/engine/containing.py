@@ -4,8 +4,9 @@ A replica halts at an entry when going on would leave it with another state than
 alone (`machine.environmental`), a comparison that fails, a command that it does not know. Halted, it still stores,
 acknowledges and votes, and follows the membership; it applies nothing from the entry on, answers nobody, and takes no
 snapshot. That is on disk, and stays so over restarts, until it is retried, is rebuilt from a healthy replica, or is
-sent a snapshot that covers the entry. One that leads asks a healthy voter to take over; where there is none, it leads
-on, and callers hear that it is halted.
+sent a snapshot that covers the entry; only one that does not know a command is retried at each start, which may bring
+another program. One that leads asks a healthy voter to take over; where there is none, it leads on, and callers hear
+that it is halted.
 
     running ──> halted at an entry ──┬──> retried: its machine is made anew, from its snapshot and its log
                                      └──> a snapshot of a healthy replica that covers the entry ──> running
@@ -27,7 +28,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from multiraft.engine.executing import check_entry
-from multiraft.engine.machine import Diverged, Machine
+from multiraft.engine.machine import Diverged, Machine, UnknownCommand
 from multiraft.engine.replica import Replica
 from multiraft.errors import MultiRaftError, NotReady
 from multiraft.records import CONTROL
@@ -71,7 +72,9 @@ class Containing:
         if halt is not None:
             replica.halted = halt
             self._halted[replica] = -inf
-            if _covers(stored.snapshot_index, halt):
+            if halt.kind == UnknownCommand.kind:
+                self._end(replica)  # this start may have brought the program that knows it; else it halts again
+            elif _covers(stored.snapshot_index, halt):
                 self.healed(replica, stored.snapshot_index)  # its last run ended before that was written down
             else:
                 log.warning("group %d: replica is halted still: %s", replica.group_id, halt.reason)

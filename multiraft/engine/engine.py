@@ -38,7 +38,7 @@ from multiraft.engine.observing import Observing
 from multiraft.engine.ondisk import OnDisk
 from multiraft.engine.outgoing import Outgoing
 from multiraft.engine.pacing import Pacing
-from multiraft.engine.proposing import check_room, propose_queued
+from multiraft.engine.proposing import check_entry, check_room, propose_queued
 from multiraft.engine.reading import Reading
 from multiraft.engine.replica import Replica
 from multiraft.engine.residents import Residents
@@ -50,7 +50,6 @@ from multiraft.engine.wheel import Wheel
 from multiraft.engine.writer import LogWriter, Persisted, Promise
 from multiraft.errors import (
     CorruptRecord,
-    InvalidRequest,
     InvariantViolation,
     NotLeader,
     NotRunning,
@@ -69,8 +68,9 @@ from multiraft.messages import (
     RemovedReplica,
 )
 from multiraft.ports import Clocks, Store, Transport
-from multiraft.raft import LEADER, CoreSettings, Raft
+from multiraft.raft import LEADER, CoreSettings
 from multiraft.records import COMMANDS, CONTROL
+from multiraft.sessions import encode_register
 from multiraft.types import (
     FOUNDING_INDEX,
     FOUNDING_TERM,
@@ -114,7 +114,7 @@ class Engine:
         self.limits = limits
         self.replicas: dict[GroupId, Replica] = {}
         self.budget = Budget(limits.pending_bytes)
-        self._disk_problem: str | None = None
+        self.disk_problem: str | None = None
         self.incoming = Incoming(self)
         self.counters = self.incoming.counters
         self.counters["audit_repairs"] = 0
@@ -133,10 +133,9 @@ class Engine:
         self._election_timeout_s = limits.election_timeout_ms / 1e3
         self._beat_s = limits.beat_ms / 1e3
         self._entry_bytes = limits.entry_bytes
-        self._slow_s = limits.slow_command_ms / 1e3
         self.snapshotting = Snapshotting(self)
         self.ondisk = OnDisk(self)
-        self._core_settings = CoreSettings(
+        self.core_settings = CoreSettings(
             self._election_timeout_s,
             limits.inflight_messages,
             limits.inflight_bytes,
@@ -190,18 +189,10 @@ class Engine:
         self._deadlines.clear()
 
     def open_replica(self, stored: StoredReplica, machine: Machine) -> Replica:
-        """Take up a replica that is on disk. It campaigns when nobody claims its group for long enough.
-
-        Raises StartError when the machine's class keeps its state elsewhere than this replica has it.
-        """
+        """Take up a replica that is on disk; it campaigns when nobody claims its group. Raises StartError."""
         now = self.pacing.now()
-        data = self.ondisk.data_of(stored, machine)
-        applied = stored.snapshot_index if data is None else data.applied.index
-        reader = self.ondisk.reader_of(data)
-        core = Raft(stored, reader, self.view, self.rng, self._core_settings, now, applied)
-        replica = Replica(
-            stored.descriptor, core, machine, self.budget, self._slow_s, self.clocks.effort, self.clocks.real, data
-        )
+        replica = self.residents.taken_up(stored, machine, now)
+        core = replica.core
         self.replicas[replica.group_id] = replica
         self.containing.open(replica, stored)
         self.snapshotting.open(replica)
@@ -242,19 +233,16 @@ class Engine:
 
         The future gets OutcomeUnknown when it is not applied within the request timeout, NotCommitted when a later
         leader replaced it, CommandFailed when the state machine raised. Raises, having proposed nothing: NotLeader,
-        Halted, Overloaded, DiskFull, InvalidRequest (over entry_bytes, or unknown to the machine's class), NotRunning.
+        Halted, Overloaded, DiskFull, InvalidRequest (over entry_bytes, unknown to the machine), NotRunning.
         """
         replica = self.replicas.get(group_id)
         if replica is None or replica.core.role is not LEADER or replica.halted or replica.broken:
             replica = self.leading(group_id)  # which raises
         budget = self.budget
-        if len(command) > self._entry_bytes:
-            raise InvalidRequest(f"a command of {len(command)} bytes; entry_bytes allows {self._entry_bytes}")
-        if kind != CONTROL and (refused := replica.executor.refuses(kind, command)) is not None:
-            raise InvalidRequest(f"group {group_id}: {refused}")
+        check_entry(replica, command, kind, self._entry_bytes)
         size_bytes = len(command) + ENTRY_OVERHEAD_BYTES
         if budget.used_bytes + size_bytes > budget.limit_bytes:
-            check_room(replica, size_bytes, self.limits.pending_bytes, self._disk_problem)
+            check_room(replica, size_bytes, self.limits.pending_bytes, self.disk_problem)
         budget.used_bytes += size_bytes
         budget.count += 1
         future: Future[bytes] = self.loop.create_future()
@@ -270,8 +258,14 @@ class Engine:
 
     def refuse_proposals(self, why: str | None) -> None:
         """Refuse every command but the directory's from now on, with DiskFull and this text; None: take them again."""
-        self._disk_problem = why
+        self.disk_problem = why
         self.budget.limit_bytes = self.limits.pending_bytes if why is None else 0
+
+    def register(self, group_id: GroupId, client: bytes) -> Future[bytes]:
+        """Have the group begin a session of `client`, under the bounds of this node. Otherwise as `propose`."""
+        limits = self.limits
+        entry = encode_register(client, limits.session_expiry_ms, limits.session_reply_bytes, limits.sessions)
+        return self.propose(group_id, entry, CONTROL)
 
     def read(self, group_id: GroupId, query: bytes) -> Future[bytes]:
         """Answer `query` from the state machine, linearizably (ReadIndex, thesis section 6.4).

@@ -16,17 +16,19 @@ from typing import Any, Final, TypeAlias
 
 import msgpack
 
+from multiraft.engine.keyspace import SESSIONS
 from multiraft.engine.machine import Context, Diverged, Machine, UnknownCommand, command_failed, environmental
-from multiraft.engine.rolling import Result, RollingHash
-from multiraft.errors import CommandFailed
+from multiraft.engine.rolling import RollingHash
+from multiraft.engine.sessions import Result, SessionTable
+from multiraft.errors import CommandFailed, InvalidRequest
 from multiraft.records import COMMANDS, CONTROL, SESSION
+from multiraft.sessions import HEAD, REGISTER, registration
 from multiraft.types import GroupId, Index
 
 Run: TypeAlias = Callable[[bytes, Context], Result]
 Control: TypeAlias = Callable[[list[Any], Context], Result]
 
 CHECK: Final = 2
-_SESSION_HEAD_BYTES: Final = 32
 _TEXT_CHARACTERS: Final = 200
 log: Final = logging.getLogger("multiraft.engine")
 
@@ -36,35 +38,43 @@ class Executor:
 
     machine          the state machine
     runs             by the record's kind: what runs one entry of it
-    controls         by the code that a CONTROL entry begins with: what runs it
+    controls         by its code: what runs a CONTROL entry
+    sessions         the clients, and what was replied to them
     rolling          what all results have come to
     failed_commands  how many commands raised, since the start
     """
 
-    __slots__ = ("controls", "failed_commands", "group_id", "machine", "rolling", "runs")
+    __slots__ = ("controls", "failed_commands", "group_id", "machine", "rolling", "runs", "sessions")
 
     def __init__(self, group_id: GroupId, machine: Machine) -> None:
         self.group_id = group_id
         self.machine = machine
         self.failed_commands = 0
+        self.sessions = SessionTable()
         self.rolling = RollingHash()
-        self.runs: dict[int, Run] = {COMMANDS: self.command, CONTROL: self.control}
-        self.controls: dict[int, Control] = {CHECK: self._check}
+        self.runs: dict[int, Run] = {COMMANDS: self.command, SESSION: self.numbered, CONTROL: self.control}
+        self.controls: dict[int, Control] = {REGISTER: self.register, CHECK: self._check}
 
     def changes_beside(self) -> Iterable[tuple[bytes, bytes | None]]:
         """Return what entries have changed beside the machine since the last time, for the data of one on disk.
 
         Keys of the keyspace's part for sessions, each with that part's byte, and values (None: deleted).
         """
-        return ()
+        return [(SESSIONS + key, value) for key, value in self.sessions.take_changes()]
 
     def load_beside(self, pairs: Iterator[tuple[bytes, bytes]]) -> None:
-        """Take what `changes_beside` has said in earlier runs, or on the leader: keys without the part's byte."""
+        """Take what `changes_beside` has said in earlier runs, or on the leader: keys without the part's byte.
+
+        Raises CorruptRecord.
+        """
+        self.sessions = SessionTable.load(pairs)
 
     def anew(self, machine: Machine) -> Executor:
-        """Return one for `machine`, which has applied nothing yet."""
+        """Return one for `machine`, which has applied nothing yet, or goes on from the data of this one."""
         executor = Executor(self.group_id, machine)
         executor.failed_commands = self.failed_commands
+        if self.sessions.tracked:  # with what is on its way to the data
+            executor.sessions = self.sessions
         return executor
 
     def command(self, command: bytes, context: Context) -> Result:
@@ -82,17 +92,41 @@ class Executor:
             return CommandFailed("TypeError", f"apply returned {type(result).__name__}, not bytes")
         return result
 
+    def numbered(self, entry: bytes, context: Context) -> Result:
+        """Apply the command of a session, unless it was applied before. Otherwise as `command`."""
+        if len(entry) < HEAD.size:
+            return InvalidRequest(f"an entry of {len(entry)} bytes is no command of a session")
+        client, sequence, lowest = HEAD.unpack_from(entry)
+        answer = self.sessions.answer(client, sequence, lowest, context.time_ms)
+        if answer is None:
+            answer = self.command(entry[HEAD.size :], context)
+            self.sessions.keep(client, sequence, answer)
+        return answer
+
     def control(self, entry: bytes, context: Context) -> Result:
-        """Do what a CONTROL entry says. Raises UnknownCommand, of an entry of a later version; Diverged."""
-        parts = msgpack.unpackb(entry)
-        run = self.controls.get(parts[0])
+        """Do what concerns the group itself. Raises UnknownCommand for a code of a later version; Diverged."""
+        try:
+            fields = msgpack.unpackb(entry)
+        except ValueError:
+            fields = None
+        if not isinstance(fields, list) or not fields or type(fields[0]) is not int:
+            return InvalidRequest("a malformed entry of control")
+        run = self.controls.get(fields[0])
         if run is None:
-            raise UnknownCommand(f"this version of multiraft knows no control entry of code {parts[0]!r:.20}")
-        return run(parts, context)
+            raise UnknownCommand(f"this version of multiraft knows no control entry of code {fields[0]}")
+        return run(fields, context)
+
+    def register(self, fields: list[Any], context: Context) -> Result:
+        """Begin the session of a client."""
+        asked = registration(fields)
+        if asked is None:
+            return InvalidRequest("a malformed registration of a session")
+        self.sessions.register(*asked, context.time_ms)
+        return b""
 
     def _check(self, parts: list[Any], context: Context) -> Result:
         """Compare what has come of the commands here with what has on most replicas."""
-        index, value = parts[1], parts[2]
+        _, index, value = parts
         own = self.rolling.at(index)
         if own is not None and own != value:
             raise Diverged(index, value, own)
@@ -101,12 +135,12 @@ class Executor:
 
     def refuses(self, kind: int, entry: bytes) -> str | None:
         """Why an entry of this kind must not be proposed: the machine's class would not know it. None: it may be."""
-        return self.machine.refuses(entry if kind == COMMANDS else entry[_SESSION_HEAD_BYTES:])
+        return self.machine.refuses(entry if kind == COMMANDS else entry[HEAD.size :])
 
     def text_of(self, kind: int, entry: bytes) -> str:
         """Return an entry of a record of this kind as an operator reads it, on one line. Never raises."""
         if kind == SESSION:
-            entry = entry[_SESSION_HEAD_BYTES:]
+            entry = entry[HEAD.size :]
         elif kind != COMMANDS:
             return "an entry of the group's own"
         text = self.machine.describe(entry)

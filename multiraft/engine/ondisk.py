@@ -23,7 +23,7 @@ from multiraft.engine.machine import Machine
 from multiraft.engine.pairs import STORED, pack_pairs, unpack_pairs
 from multiraft.engine.replica import Replica
 from multiraft.engine.spaces import Spaces
-from multiraft.errors import CorruptRecord, StartError
+from multiraft.errors import CorruptRecord, StartError, StorageError
 from multiraft.messages import InstallSnapshot
 from multiraft.ports import LogReader, Store, StoreView, WriteBatch
 from multiraft.records import Record
@@ -76,12 +76,16 @@ class OnDisk:
 
     def resume(self, replica: Replica, data: ReplicaData) -> None:
         """The replica goes on from what its data have; also after it halted."""
-        applied = data.applied
         data.failed = None
-        self._take_up(replica, data, applied)
+        # What is on its way to the store would be missing of what is read there: those in memory have it.
+        self._take_up(replica, data, data.applied, not replica.executor.sessions.tracked)
 
-    def _take_up(self, replica: Replica, data: ReplicaData, applied: Applied) -> None:
-        replica.executor.load_beside(data.pairs_beside())
+    def _take_up(self, replica: Replica, data: ReplicaData, applied: Applied, reads: bool) -> None:
+        try:
+            if reads:
+                replica.executor.load_beside(data.pairs_beside())
+        except StorageError as problem:
+            replica.halt(applied.index + 1, "reading the sessions beside its data", problem, kind="damaged")
         replica.restored(applied.index, applied.time_ms, applied.hash)
 
     def reader_of(self, data: ReplicaData | None) -> LogReader:
@@ -216,7 +220,7 @@ class OnDisk:
         old = data.switch(applied)
         if failpoints.armed is not None:
             failpoints.armed(failpoints.SPACE_SWITCHED)
-        self._take_up(replica, data, applied)
+        self._take_up(replica, data, applied, True)
         self.spaces.delete_once_written(old)
 
     def left(self, replica: Replica) -> None:

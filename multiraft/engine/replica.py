@@ -31,7 +31,7 @@ from multiraft.errors import (
 )
 from multiraft.ports import Clock, Clocks
 from multiraft.raft import LEADER, Raft
-from multiraft.records import FOR_MACHINES, Record
+from multiraft.records import FOR_MACHINES, SESSION, Record
 from multiraft.types import GroupId, Halt, Index, NodeId, ReplicaDescriptor, ReplicaId, Term
 
 _READ_BYTES: Final = 1024 * 1024
@@ -62,6 +62,7 @@ class Replica:
     seen_term, seen_leader, seen_role, seen_deadline_s  what the rest of the engine was last told of the core
     strangers               nodes of replicas that the membership here does not name yet, by the messages they sent
     told_leading            what the user's hooks were last told
+    on_applied              called when more is applied, or taken over with a snapshot
     """
 
     __slots__ = (
@@ -82,6 +83,7 @@ class Replica:
         "halted",
         "handing",
         "local",
+        "on_applied",
         "on_halt",
         "opened_last",
         "queued",
@@ -150,6 +152,7 @@ class Replica:
         self.seen_deadline_s = inf
         self.strangers: dict[ReplicaId, NodeId] = {}
         self.told_leading = False
+        self.on_applied: Callable[[Replica], None] = _nobody
 
     def remake(self, machine: Machine, index: Index) -> None:
         """Begin anew with `machine`, which has what the snapshot of `index` (or the founding) says.
@@ -220,8 +223,15 @@ class Replica:
 
     def lost_queue(self, error: Callable[[], MultiRaftError] | None = None) -> None:
         """Nothing of the queue was proposed, because of `error`; None: leadership went before the turn came."""
-        for queue in self.take_queued().values():
-            Proposals(0, 0, queue.futures, queue.size_bytes, 0.0).fail(self.budget, error or self.refusal)
+        for kind, queue in self.take_queued().items():
+            Proposals(0, 0, queue.futures, queue.size_bytes, 0.0, kind).fail(self.budget, error or self.refusal)
+
+    def hand_back_sessions(self) -> None:
+        """Leadership went: who waits with a number asks the next leader under it, rather than wait for the log here."""
+        text = f"group {self.group_id}: the leadership went to another replica; ask it under the same number"
+        for batch in self.waiting:
+            if batch.kind == SESSION:
+                batch.fail(self.budget, lambda: OutcomeUnknown(text))
 
     # -------------------------------------------------------------------------------------------------- applying
 
@@ -246,6 +256,7 @@ class Replica:
             self._answer_confirmed()
         if self.local is not None:
             self.local.applied(self.applied, self.machine)
+        self.on_applied(self)
         return more
 
     @property
@@ -348,6 +359,7 @@ class Replica:
         self.context.time_ms = max(self.context.time_ms, time_ms)
         if self.local is not None:
             self.local.applied(index, self.machine)
+        self.on_applied(self)
 
     def halt(self, index: Index, doing: str, problem: BaseException, command: str = "", kind: str = "") -> None:
         """Apply nothing from `index` on: the machine's state would not be the group's.
@@ -419,3 +431,7 @@ class Replica:
 
 def _nothing(problem: BaseException) -> None:
     pass
+
+
+def _nobody(replica: Replica) -> None:
+    """Nobody wants to know."""

@@ -1,7 +1,7 @@
 """Snapshots of state machines: when one is taken, what it holds, and how a machine gets one.
 
-    data   format (1 byte) | the replicated clock, milliseconds (8 bytes, big-endian) | the rolling hash (4 bytes) |
-           what `Machine.snapshot` returned
+    data   format (1 byte) | the replicated clock, milliseconds (8 bytes, big-endian) | the rolling hash (4) |
+           the session table (as SessionTable.encode) | what `Machine.snapshot` returned
 
 A group's founding is the one snapshot without data: every machine starts there by itself.
 
@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import logging
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from multiraft import failpoints
 from multiraft.engine.replica import Replica
+from multiraft.engine.sessions import SessionLoader, SessionTable
 from multiraft.errors import CorruptRecord
 from multiraft.raft.ready import SnapshotWrite
 from multiraft.types import GroupId, Snapshot
@@ -114,8 +115,10 @@ class Snapshotting:
         try:
             time_ms = value = 0
             if snapshot.data:
-                time_ms, value, state = unpack_state(snapshot.data)
-                replica.machine.restore(state)
+                saved = unpack_state(snapshot.data)
+                time_ms, value = saved.time_ms, saved.hash
+                replica.machine.restore(saved.state)
+                replica.executor.sessions = saved.sessions
         except BaseException as problem:
             replica.halt(snapshot.index, f"restoring the snapshot of index {snapshot.index}", problem, kind=_RESTORE)
             if not isinstance(problem, Exception):
@@ -169,7 +172,8 @@ class Snapshotting:
     def _take(self, replica: Replica) -> bytes | None:
         """Return the data of a snapshot of the machine as it is; None, having said why, where there can be none."""
         try:
-            data = pack_state(replica.context.time_ms, replica.executor.rolling.value, replica.machine.snapshot())
+            state = replica.machine.snapshot()
+            data = pack_state(replica.context.time_ms, replica.executor.rolling.value, replica.executor.sessions, state)
             if len(data) <= self._most_bytes:
                 return data
             problem = f"its state has {len(data)} bytes; entry_bytes allows {self._most_bytes}"
@@ -181,21 +185,31 @@ class Snapshotting:
         return None
 
 
-def pack_state(time_ms: int, value: int, state: bytes) -> bytes:
-    """Return the data of a snapshot: the replicated clock, the rolling hash, the machine's state.
+class SavedState(NamedTuple):
+    """What a snapshot's data holds: the replicated clock, the rolling hash, the sessions, and the machine's state."""
 
-    Raises TypeError: the state is not bytes.
-    """
+    time_ms: int
+    hash: int
+    sessions: SessionTable
+    state: bytes
+
+
+def pack_state(time_ms: int, rolling: int, sessions: SessionTable, state: bytes) -> bytes:
+    """Return the data of a snapshot. Raises TypeError: the state is no bytes."""
     if type(state) is not bytes:
         raise TypeError(f"snapshot() returned {type(state).__name__}, not bytes")
-    return _HEAD.pack(STATE_FORMAT, time_ms, value) + state
+    return b"".join((_HEAD.pack(STATE_FORMAT, time_ms, rolling), *sessions.encode(), state))
 
 
-def unpack_state(data: bytes) -> tuple[int, int, bytes]:
-    """Return (time_ms, rolling hash, state) of what `pack_state` returned. Raises CorruptRecord."""
+def unpack_state(data: bytes) -> SavedState:
+    """Return what `pack_state` was given. Raises CorruptRecord."""
     if len(data) < _HEAD.size or data[0] != STATE_FORMAT:
         raise CorruptRecord(
             f"a snapshot's data is of format {data[:1].hex() or 'none'}; this version reads {STATE_FORMAT}"
         )
-    _, time_ms, value = _HEAD.unpack_from(data)
-    return time_ms, value, data[_HEAD.size :]
+    _, time_ms, rolling = _HEAD.unpack_from(data)
+    loader = SessionLoader()
+    state = loader.feed(data[_HEAD.size :])
+    if state is None:
+        raise CorruptRecord("a snapshot's data ends within its session table")
+    return SavedState(time_ms, rolling, loader.table, state)

@@ -201,6 +201,9 @@ class OnDisk:
 
     def takes(self, replica: Replica, message: InstallSnapshot) -> bool:
         """Whether what a leader has sent can be taken; one that cannot halts the replica."""
+        data = replica.data
+        if data is None or (message.index, message.index_term) in data.arriving:
+            return True
         try:
             unpack_pairs(message.data)
         except CorruptRecord as problem:
@@ -210,6 +213,22 @@ class OnDisk:
                 )
             return False
         return True
+
+    def arrived(self, data: ReplicaData, applied: Applied) -> None:
+        """A keyspace has been filled for the snapshot that the core is handed next."""
+        self._let_go_of_arriving(data, [(applied.index, applied.term)])
+        data.arriving[applied.index, applied.term] = applied
+
+    def stepped(self, replica: Replica, data: ReplicaData) -> None:
+        """The core has seen a leader's snapshot: where it did not need it, what was filled for it goes."""
+        if not replica.core.takes_over:
+            self._let_go_of_arriving(data, list(data.arriving))
+
+    def _let_go_of_arriving(self, data: ReplicaData, those: list[tuple[Index, Term]]) -> None:
+        for one in those:
+            applied = data.arriving.pop(one, None)
+            if applied is not None:
+                self.spaces.delete_once_written(applied.space)
 
     def installed(self, replica: Replica, data: ReplicaData, counts: bool) -> None:
         """The oldest switch is on disk. `counts`: the replica goes on from it; else a later one has taken its place."""
@@ -222,12 +241,14 @@ class OnDisk:
             failpoints.armed(failpoints.SPACE_SWITCHED)
         self._take_up(replica, data, applied, True)
         self.spaces.delete_once_written(old)
+        self._let_go_of_arriving(data, [one for one in data.arriving if one[0] <= applied.index])
 
     def left(self, replica: Replica) -> None:
         """The replica was removed, which is on disk: nothing names its data any more."""
         data = replica.data
         if data is not None:
             self.spaces.delete_once_written(data.space)
+            self._let_go_of_arriving(data, list(data.arriving))
             for applied in data.installing:
                 self.spaces.delete_once_written(applied.space)
 

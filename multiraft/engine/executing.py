@@ -56,7 +56,7 @@ class Executor:
         self.controls: dict[int, Control] = {REGISTER: self.register, CHECK: self._check}
 
     def changes_beside(self) -> Iterable[tuple[bytes, bytes | None]]:
-        """Return what entries have changed beside the machine since the last time, for the data of one on disk.
+        """Return what entries have changed of the sessions since the last time, for the data of a machine on disk.
 
         Keys of the keyspace's part for sessions, each with that part's byte, and values (None: deleted).
         """

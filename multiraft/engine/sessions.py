@@ -93,12 +93,12 @@ class SessionTable:
         self._changes: dict[bytes, bytes | None] | None = {} if tracked else None
         self._used: dict[bytes, None] = {}
 
-    # --------------------------------------------------------------------------------------------- what the log says
-
     @property
     def tracked(self) -> bool:
-        """Whether it notes what changes, to be kept beside the data of a machine on disk."""
+        """Whether changes are to be had from `take_changes`, as they are beside data on disk."""
         return self._changes is not None
+
+    # --------------------------------------------------------------------------------------------- what the log says
 
     def register(self, client: bytes, expiry_ms: int, reply_bytes: int, sessions: int, now_ms: int) -> None:
         """Begin the session of `client`; nothing happens where it has one. Others may have to end for it."""

@@ -18,6 +18,7 @@ from multiraft.messages import (
     BeatAnswer,
     CreateReplica,
     HostingMessage,
+    InstallSnapshot,
     LeadAll,
     LeadAsk,
     LeadDelta,
@@ -79,11 +80,15 @@ class Incoming:
             return
         if core.membership.nodes.get(message.sender) != node_id and not self._admits(replica, node_id, message):
             return
+        if type(message) is InstallSnapshot and replica.data is not None and not engine.ondisk.takes(replica, message):
+            return
         try:  # written out: this is the hot path of `touching`
             core.step(message, now)
         except (InvariantViolation, CorruptRecord) as problem:
             engine.broke(replica, problem)
             return
+        if type(message) is InstallSnapshot and replica.data is not None:
+            engine.ondisk.stepped(replica, replica.data)
         if type(message) is AppendAnswer and core.settled(message.sender):
             if core.commit_untold:
                 engine.upkeep.tell_commit_later(replica)

@@ -69,7 +69,7 @@ from multiraft.messages import (
     RemovedReplica,
 )
 from multiraft.ports import Clocks, Store, Transport
-from multiraft.raft import LEADER, CoreSettings, Raft
+from multiraft.raft import LEADER, CoreSettings
 from multiraft.records import COMMANDS, CONTROL
 from multiraft.sessions import encode_register
 from multiraft.types import (
@@ -128,11 +128,10 @@ class Engine:
         self._election_timeout_s = limits.election_timeout_ms / 1e3
         self._beat_s = limits.beat_ms / 1e3
         self._entry_bytes = limits.entry_bytes
-        self._slow_s = limits.slow_command_ms / 1e3
         self.snapshotting = Snapshotting(self)
         self.shelving = Shelving(self)
         self.ondisk = OnDisk(self)
-        self._core_settings = CoreSettings(
+        self.core_settings = CoreSettings(
             self._election_timeout_s,
             limits.inflight_messages,
             limits.inflight_bytes,
@@ -186,19 +185,10 @@ class Engine:
         self._deadlines.clear()
 
     def open_replica(self, stored: StoredReplica, machine: Machine) -> Replica:
-        """Take up a replica that is on disk. It campaigns when nobody claims its group for long enough.
-
-        Raises StartError when the machine's class keeps its state elsewhere than this replica has it.
-        """
+        """Take up a replica that is on disk; it campaigns when nobody claims its group. Raises StartError."""
         now = self.pacing.now()
-        data = self.ondisk.data_of(stored, machine)
-        applied = stored.snapshot_index if data is None else data.applied.index
-        reader = self.ondisk.reader_of(data)
-        core = Raft(stored, reader, self.view, self.rng, self._core_settings, now, applied)
-        replica = Replica(
-            stored.descriptor, core, machine, self.budget, self._slow_s, self.clocks.effort, self.clocks.real, data
-        )
-        replica.on_applied = self.observing.applied
+        replica = self.residents.taken_up(stored, machine, now)
+        core = replica.core
         self.replicas[replica.group_id] = replica
         self.containing.open(replica, stored)
         self.snapshotting.open(replica)

@@ -21,6 +21,7 @@ from multiraft.keyspace import Keyspace
 from multiraft.types import GroupId, Index, Term
 
 _DETAIL_CHARACTERS: Final = 1_000
+_PIECE_BYTES: Final = 64 * 1024
 
 
 class Halting(Exception):
@@ -159,14 +160,12 @@ def restoring(machine: Machine) -> Restoring:
 
 
 def pieces_of(state: bytes | Iterator[bytes]) -> Iterator[bytes]:
-    """Yield what `Machine.snapshot` returned, piece by piece. Raises TypeError for a piece that is no bytes."""
-    if isinstance(state, bytes):
-        yield state
-        return
-    for piece in state:
+    """Yield what `Machine.snapshot` returned, in small pieces. Raises TypeError for a piece that is no bytes."""
+    for piece in (state,) if isinstance(state, bytes) else state:
         if type(piece) is not bytes:
             raise TypeError(f"snapshot() yielded {type(piece).__name__}, not bytes")
-        yield piece
+        for at in range(0, len(piece), _PIECE_BYTES):
+            yield piece if len(piece) <= _PIECE_BYTES else piece[at : at + _PIECE_BYTES]
 
 
 def environmental(failure: BaseException) -> bool:

@@ -24,6 +24,7 @@ from multiraft.engine.machine import Machine
 from multiraft.engine.replica import Replica
 from multiraft.messages import AskRemoved, CreateReplica, HostingMessage, RemovedReplica
 from multiraft.ports import WriteBatch
+from multiraft.raft import Raft
 from multiraft.types import (
     FOUNDING_INDEX,
     FOUNDING_TERM,
@@ -199,6 +200,18 @@ class Residents:
             failpoints.armed(failpoints.REPLICA_BEFORE_CREATE)
         engine.writer.write(create, made)
         engine.wake()
+
+    def taken_up(self, stored: StoredReplica, machine: Machine, now: float) -> Replica:
+        """Return what is on disk as a replica. Raises StartError when its class keeps the state elsewhere."""
+        engine, clocks = self._engine, self._engine.clocks
+        data = engine.ondisk.data_of(stored, machine)
+        applied = stored.snapshot_index if data is None else data.applied.index
+        reader, settings = engine.ondisk.reader_of(data), engine.core_settings
+        core = Raft(stored, reader, engine.view, engine.rng, settings, now, applied)
+        slow_s = engine.limits.slow_command_ms / 1e3
+        replica = Replica(stored.descriptor, core, machine, engine.budget, slow_s, clocks.effort, clocks.real, data)
+        replica.on_applied = engine.observing.applied
+        return replica
 
     # -------------------------------------------------------------------------------------------------- leaving
 

@@ -64,20 +64,21 @@ class Saving:
     def take(self, until_s: float, stopwatch: Clock) -> None:
         """Take chunks until the stopwatch passes `until_s`, the disk lags behind, or there are no more."""
         try:
-            while not self.taken and not self.waits and self._saved is not None:
+            while not self.taken and not self.waits:
                 chunk = next(self._chunks, None)
                 if chunk is None:
                     self.taken = True
-                    self._end()
                 elif chunk:
                     self._add(chunk)
                 if stopwatch() >= until_s:
-                    return
+                    break
         except BaseException as problem:
-            self.taken = True
             self._fail(problem if isinstance(problem, Exception) else RuntimeError(repr(problem)))
             if not isinstance(problem, Exception):
                 raise
+            return
+        if self.taken and self._saved is not None:
+            self._end()  # apart from what the machine raises, since it tells
 
     def stop(self) -> None:
         """Nobody wants it any more."""
@@ -122,6 +123,9 @@ class Saving:
     def _committed(self, error: Exception | None) -> None:
         if error is not None:
             self._fail(error)
+            return
+        if self._saved is None:  # stopped meanwhile
+            self._files.delete(self.name)
             return
         index, time_ms, rolling, kind = self._described
         writer = self._writer

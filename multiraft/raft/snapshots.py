@@ -170,6 +170,11 @@ class Snapshots(Replication):
 
     # ---------------------------------------------------------------------------------------------------- follower
 
+    @property
+    def takes_over(self) -> bool:
+        """Whether the next `ready()` has a leader's snapshot to be installed."""
+        return self._snapshot is not None and self._snapshot.installs
+
     def want_state(self, least: Index) -> None:
         """Let the next snapshot of `least` or a later entry take the place of the state machine's state, once.
 

@@ -42,6 +42,7 @@ from multiraft.engine.reading import Reading
 from multiraft.engine.replica import Replica
 from multiraft.engine.residents import Residents
 from multiraft.engine.snapshotting import Snapshotting
+from multiraft.engine.transfers import Transfers
 from multiraft.engine.upkeep import Upkeep
 from multiraft.engine.view import EngineView
 from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, Proposals, Queue
@@ -55,16 +56,7 @@ from multiraft.errors import (
     OutcomeUnknown,
 )
 from multiraft.messages import (
-    AskRemoved,
-    Beat,
-    BeatAnswer,
-    CreateReplica,
-    LeadAll,
-    LeadAsk,
-    LeadDelta,
     NodeMessage,
-    Refuse,
-    RemovedReplica,
 )
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import LEADER, CoreSettings, Raft
@@ -82,8 +74,6 @@ from multiraft.types import (
     StoredReplica,
 )
 
-_HOSTING: Final = frozenset((AskRemoved, CreateReplica, RemovedReplica))
-_LIVENESS: Final = frozenset((Beat, BeatAnswer, LeadAll, LeadAsk, LeadDelta, Refuse))
 log: Final = logging.getLogger("multiraft.engine")
 
 
@@ -162,6 +152,7 @@ class Engine:
         self.reading = Reading(self.liveness, self._request_timeout_s, self.mark)
         self.leases = Leases(self, settings, loop)
         self.following = Following(self, transport, settings, loop)
+        self.transfers = Transfers(self, store, transport)
 
     # ------------------------------------------------------------------------------------------------- lifecycle
 
@@ -181,6 +172,7 @@ class Engine:
         self.pacing.cancel()
         self.upkeep.stop()
         self.following.stop()
+        self.transfers.stop()
         self.writer.stop()
         for replica in self.replicas.values():
             replica.fail_everything(reason)
@@ -466,6 +458,7 @@ class Engine:
             self.changing.tick(now)
             self.containing.tick(now)
             self.residents.tick()
+            self.transfers.tick(now)
             self.upkeep.repair_drops()
             self.upkeep.audit(now)
 

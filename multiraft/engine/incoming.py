@@ -18,6 +18,7 @@ from multiraft.messages import (
     BeatAnswer,
     CreateReplica,
     HostingMessage,
+    InstallSnapshot,
     LeadAll,
     LeadAsk,
     LeadDelta,
@@ -80,7 +81,10 @@ class Incoming:
         if core.membership.nodes.get(message.sender) != node_id and not self._admits(replica, node_id, message):
             return
         try:  # written out: this is the hot path of `touching`
-            core.step(message, now)
+            if type(message) is not InstallSnapshot or not engine.transfers.fetching.takes(
+                replica, node_id, message, now
+            ):
+                core.step(message, now)
         except (InvariantViolation, CorruptRecord) as problem:
             engine.broke(replica, problem)
             return

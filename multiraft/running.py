@@ -418,7 +418,8 @@ class Running:
                 "questions": engine.following.asked,
                 "waiting_here": engine.following.budget.count,
             },
-            "counters": {**engine.counters, **transport.counters()},
+            "transfers": engine.transfers.status(),
+            "counters": {**engine.counters, **engine.transfers.fetching.counters, **transport.counters()},
         }
 
 

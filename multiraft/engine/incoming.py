@@ -80,6 +80,8 @@ class Incoming:
             return
         if core.membership.nodes.get(message.sender) != node_id and not self._admits(replica, node_id, message):
             return
+        if type(message) is InstallSnapshot and replica.data is not None and not engine.ondisk.takes(replica, message):
+            return
         try:  # written out: this is the hot path of `touching`
             if type(message) is not InstallSnapshot or not engine.transfers.fetching.takes(
                 replica, node_id, message, now

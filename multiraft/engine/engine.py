@@ -134,7 +134,7 @@ class Engine:
             limits.uncommitted_bytes,
             self.snapshotting,
         )
-        self.pacing = Pacing(clocks, loop, self._schedule)
+        self.pacing = Pacing(clocks, loop, self.wake)
         self.wheel = Wheel()
         self.writer = LogWriter(
             store, limits.batch_bytes, limits.writes_in_flight, clocks.effort, self._persisted, self._write_failed
@@ -166,7 +166,7 @@ class Engine:
         """Start the ticker; from now on the engine acts by itself."""
         self._running = True
         self.residents.begin()
-        self._schedule()
+        self.wake()
 
     def stop(self, reason: str) -> None:
         """End: every waiting caller gets its outcome; nothing is sent or applied any more. Idempotent."""
@@ -278,7 +278,7 @@ class Engine:
         replica = self.leading(group_id)
         future: Future[bytes] = self.loop.create_future()
         self.reading.add(replica, query, future, self.pacing.now())
-        self._schedule()
+        self.wake()
         return future
 
     def transfer_leadership(self, group_id: GroupId, to: NodeId) -> None:
@@ -321,7 +321,7 @@ class Engine:
     def messages_received(self, node_id: NodeId, incarnation: int, messages: Sequence[NodeMessage]) -> None:
         """Take a peer's messages; the next turn handles them."""
         self.incoming.add(node_id, incarnation, messages)
-        self._schedule()
+        self.wake()
 
     # -------------------------------------------------------------------------------------------------- the turn
 
@@ -336,9 +336,6 @@ class Engine:
 
     def wake(self) -> None:
         """Have a turn come soon."""
-        self._schedule()
-
-    def _schedule(self) -> None:
         if not self._turn_scheduled:
             self._turn_scheduled = True
             self.loop.call_soon(self._turn)
@@ -378,7 +375,7 @@ class Engine:
             self.applying.run(now)
             self.writer.flush()  # what was applied on disk
             if self.applying.pending:
-                self._schedule()
+                self.wake()
 
     @contextmanager
     def touching(self, replica: Replica, now: float) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
@@ -14,6 +15,7 @@ import pytest
 from multiraft import BytesService, BytesStateMachine, Limits, Node
 from multiraft.engine.snapshotting import Snapshotting
 from multiraft.snapshot_file import MEMORY, Manifest, decode_manifest, file_name, is_manifest
+from multiraft.storage.memory_files import MemoryFiles
 from multiraft.testing import MemoryCluster
 from multiraft.types import Snapshot
 
@@ -41,6 +43,49 @@ class Album(BytesStateMachine):
         self.kept = state.partition(b"|")[0].split()
 
 
+def ship_as_files(patch: pytest.MonkeyPatch) -> None:
+    """Let every state above 64 KiB be a file, raw as it is."""
+    take, restore = Snapshotting._take, Snapshotting._restore
+
+    def take_file(snapshotting: Any, replica: Any) -> bytes | None:
+        data = take(snapshotting, replica)
+        if data is None or len(data) < 65_536:
+            return data
+        engine = snapshotting._engine
+        for name in engine.store.files.names():
+            if name.startswith(f"{replica.group_id:016x}-") and not engine.transfers.protects(name):
+                engine.store.files.delete(name)
+        name = file_name(replica.group_id, replica.applied, engine.rng.getrandbits(32))
+        put(engine.store.files, name, data)
+        digest = blake2b(data, digest_size=32).digest()
+        return Manifest(name, len(data), digest, len(data), replica.applied, 0, 0, MEMORY).encode()
+
+    def restore_file(snapshotting: Any, replica: Any, snapshot: Snapshot) -> None:
+        if is_manifest(snapshot.data):
+            data = get(snapshotting._engine.store.files, decode_manifest(snapshot.data).name)
+            snapshot = replace(snapshot, data=data)
+        restore(snapshotting, replica, snapshot)
+
+    patch.setattr(Snapshotting, "_take", take_file)
+    patch.setattr(Snapshotting, "_restore", restore_file)
+
+
+def put(files: Any, name: str, content: bytes) -> None:
+    if isinstance(files, MemoryFiles):
+        files.disk.shelf.whole[name] = content
+        return
+    os.makedirs(files.directory, exist_ok=True)
+    with open(files.path_of(name), "wb") as file:
+        file.write(content)
+
+
+def get(files: Any, name: str) -> bytes:
+    if isinstance(files, MemoryFiles):
+        return files.disk.shelf.whole[name]
+    with open(files.path_of(name), "rb") as file:
+        return file.read()
+
+
 class Albums:
     """Nodes a, b and c serve "album" on group 16; d is there, too, and has no part in it."""
 
@@ -51,30 +96,7 @@ class Albums:
         self._shards = shards
         self._replicas = replicas
         self.cluster = MemoryCluster(self._declare, names, limits=limits)
-        take, restore = Snapshotting._take, Snapshotting._restore
-
-        def take_file(snapshotting: Any, replica: Any) -> bytes | None:
-            data = take(snapshotting, replica)
-            if data is None or len(data) < 65_536:
-                return data
-            engine = snapshotting._engine
-            shelf = engine.store.files.disk.shelf
-            for name in list(shelf.whole):
-                if name.startswith(f"{replica.group_id:016x}-") and not engine.transfers.protects(name):
-                    del shelf.whole[name]
-            name = file_name(replica.group_id, replica.applied, engine.rng.getrandbits(32))
-            shelf.whole[name] = data
-            digest = blake2b(data, digest_size=32).digest()
-            return Manifest(name, len(data), digest, len(data), replica.applied, 0, 0, MEMORY).encode()
-
-        def restore_file(snapshotting: Any, replica: Any, snapshot: Snapshot) -> None:
-            if is_manifest(snapshot.data):
-                shelf = snapshotting._engine.store.files.disk.shelf
-                snapshot = replace(snapshot, data=shelf.whole[decode_manifest(snapshot.data).name])
-            restore(snapshotting, replica, snapshot)
-
-        patch.setattr(Snapshotting, "_take", take_file)
-        patch.setattr(Snapshotting, "_restore", restore_file)
+        ship_as_files(patch)
 
     def _declare(self, node: Node) -> None:
         self.services[node.node_id] = node.bytes_service(

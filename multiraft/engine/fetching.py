@@ -94,6 +94,8 @@ class Fetching:
         self._timeout_s = engine.limits.election_timeout_ms / 1e3
         self._pace = Pace(engine.limits.snapshot_bytes_per_s, engine.clocks.real)
         self._fetches: dict[GroupId, Fetch] = {}
+        # What cores were given whose snapshots are not on disk yet.
+        self._installing: dict[GroupId, Fetch] = {}
         self._stopped = False
         self.counters = {"snapshots_fetched": 0, "fetch_failures": 0, "fetch_wrong_digest": 0, "fetch_gone": 0}
 
@@ -135,6 +137,9 @@ class Fetching:
             elif now - fetch.told_s >= self._timeout_s and not fetch.failures:
                 fetch.told_s = now
                 self._report(fetch, gone=False)
+        for fetch in list(self._installing.values()):
+            if not self._lives(fetch) or fetch.replica.core.snapshot_index >= fetch.message.index:
+                del self._installing[fetch.group_id]
         self._start_what_may(now)
 
     def stop(self) -> None:
@@ -147,8 +152,8 @@ class Fetching:
         self._fetches.clear()
 
     def keeps(self, name: str) -> bool:
-        """Whether the file of that name, or a part of it, is here for a snapshot that is not installed yet."""
-        return any(fetch.name == name for fetch in self._fetches.values())
+        """Whether the file of that name, or a part of it, is here for a snapshot that is not on disk yet."""
+        return any(fetch.name == name for fetch in (*self._fetches.values(), *self._installing.values()))
 
     def status(self) -> list[dict[str, Any]]:
         """Describe what is being fetched: group, index, from, name, bytes, of, stage, failures, problem."""
@@ -290,6 +295,7 @@ class Fetching:
             self._drop(fetch)
         elif fetch.message.term >= fetch.replica.core.term:
             del self._fetches[fetch.group_id]
+            self._installing[fetch.group_id] = fetch
             now = self._engine.pacing.now()
             with self._engine.touching(fetch.replica, now):
                 fetch.replica.core.step(fetch.message, now)
@@ -363,17 +369,20 @@ class Fetching:
 
     def _useless(self, fetch: Fetch) -> bool:
         """Whether the replica is another one by now, or has come by what the snapshot covers in some other way."""
-        replica = fetch.replica
-        if self._engine.replicas.get(fetch.group_id) is not replica or replica.broken is not None:
+        if not self._lives(fetch):
             return True
         try:
-            return not replica.core.needs(fetch.message)
+            return not fetch.replica.core.needs(fetch.message)
         except CorruptRecord as problem:
-            self._engine.broke(replica, problem)
+            self._engine.broke(fetch.replica, problem)
             return True
 
+    def _lives(self, fetch: Fetch) -> bool:
+        replica = fetch.replica
+        return self._engine.replicas.get(fetch.group_id) is replica and replica.broken is None
+
     def _report(self, fetch: Fetch, *, gone: bool) -> None:
-        engine, replica = self._engine, fetch.replica
-        if engine.replicas.get(fetch.group_id) is replica and replica.broken is None:
-            with engine.touching(replica, engine.pacing.now()):
-                replica.core.report_install(fetch.message, gone=gone)
+        engine = self._engine
+        if self._lives(fetch):
+            with engine.touching(fetch.replica, engine.pacing.now()):
+                fetch.replica.core.report_install(fetch.message, gone=gone)

@@ -90,12 +90,18 @@ class Albums:
     """Nodes a, b and c serve "album" on group 16; d is there, too, and has no part in it."""
 
     def __init__(
-        self, patch: pytest.MonkeyPatch, limits: Limits, names: str = "abcd", shards: int = 1, replicas: int = 3
+        self,
+        patch: pytest.MonkeyPatch,
+        limits: Limits,
+        names: str = "abcd",
+        shards: int = 1,
+        replicas: int = 3,
+        seed: int = 0,
     ) -> None:
         self.services: dict[str, BytesService] = {}
         self._shards = shards
         self._replicas = replicas
-        self.cluster = MemoryCluster(self._declare, names, limits=limits)
+        self.cluster = MemoryCluster(self._declare, names, limits=limits, seed=seed)
         ship_as_files(patch)
 
     def _declare(self, node: Node) -> None:

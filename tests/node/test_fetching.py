@@ -296,6 +296,42 @@ def test_an_owner_that_sends_nothing_is_tried_again_and_again_until_it_does(
     assert "fell silent" in caplog.text
 
 
+def test_a_file_of_an_earlier_term_waits_until_its_leader_sends_it_again(show: Show) -> None:
+    async def scenario(albums: Albums) -> None:
+        await albums.lead("a")
+        kept = await albums.write("b", 0, 25)
+        await albums.add_learner("a", "d")
+        fetch = await albums.half("d")
+        fetch.message.term -= 1
+        await albums.cluster.until(lambda: albums.fetching("d").status()[0]["stage"] == "whole")
+        assert albums.kept("d") == []
+        assert albums.engine("d").transfers.protects(fetch.name)
+        await albums.caught_up("d", kept)
+        assert albums.count("d", "files_asked") == 1
+
+    show(scenario)
+
+
+def test_a_file_is_protected_until_its_snapshot_is_on_disk(show: Show) -> None:
+    async def scenario(albums: Albums) -> None:
+        await albums.lead("a")
+        kept = await albums.write("b", 0, 25)
+        await albums.add_learner("a", "d")
+        fetch = await albums.half("d")
+        protects = albums.engine("d").transfers.protects
+        assert protects(fetch.name)
+        albums.cluster.disks["d"].delay_s = lambda: 0.5
+        await albums.cluster.until(lambda: not albums.fetching("d").status())
+        await albums.cluster.run_for(0.3)
+        assert albums.core("d").snapshot_index < fetch.message.index <= albums.core("d").commit
+        assert protects(fetch.name)
+        await albums.caught_up("d", kept)
+        await albums.cluster.until(lambda: not protects(fetch.name))
+        assert fetch.name in albums.whole("d")
+
+    show(scenario)
+
+
 @pytest.mark.parametrize("data", [bytes([MANIFEST_FORMAT]), bytes([MANIFEST_FORMAT]) + b"nonsense"])
 def test_a_manifest_that_makes_no_sense_is_passed_over(show: Show, data: bytes) -> None:
     async def scenario(albums: Albums) -> None:

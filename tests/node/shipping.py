@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import replace
 from functools import partial
-from hashlib import blake2b
 from random import Random
 from typing import Any
 
 import pytest
 
 from multiraft import BytesService, BytesStateMachine, Limits, Node
-from multiraft.engine.snapshotting import Snapshotting
-from multiraft.snapshot_file import MEMORY, Manifest, decode_manifest, file_name, is_manifest
 from multiraft.storage.memory_files import MemoryFiles
 from multiraft.testing import MemoryCluster
-from multiraft.types import Snapshot
 
 GROUP = 16
 BLOB_BYTES = 1024 * 1024
@@ -41,33 +36,6 @@ class Album(BytesStateMachine):
 
     def restore(self, state: bytes) -> None:
         self.kept = state.partition(b"|")[0].split()
-
-
-def ship_as_files(patch: pytest.MonkeyPatch) -> None:
-    """Let every state above 64 KiB be a file, raw as it is."""
-    take, restore = Snapshotting._take, Snapshotting._restore
-
-    def take_file(snapshotting: Any, replica: Any) -> bytes | None:
-        data = take(snapshotting, replica)
-        if data is None or len(data) < 65_536:
-            return data
-        engine = snapshotting._engine
-        for name in engine.store.files.names():
-            if name.startswith(f"{replica.group_id:016x}-") and not engine.transfers.protects(name):
-                engine.store.files.delete(name)
-        name = file_name(replica.group_id, replica.applied, engine.rng.getrandbits(32))
-        put(engine.store.files, name, data)
-        digest = blake2b(data, digest_size=32).digest()
-        return Manifest(name, len(data), digest, len(data), replica.applied, 0, 0, MEMORY).encode()
-
-    def restore_file(snapshotting: Any, replica: Any, snapshot: Snapshot) -> None:
-        if is_manifest(snapshot.data):
-            data = get(snapshotting._engine.store.files, decode_manifest(snapshot.data).name)
-            snapshot = replace(snapshot, data=data)
-        restore(snapshotting, replica, snapshot)
-
-    patch.setattr(Snapshotting, "_take", take_file)
-    patch.setattr(Snapshotting, "_restore", restore_file)
 
 
 def put(files: Any, name: str, content: bytes) -> None:
@@ -102,7 +70,6 @@ class Albums:
         self._shards = shards
         self._replicas = replicas
         self.cluster = MemoryCluster(self._declare, names, limits=limits, seed=seed)
-        ship_as_files(patch)
 
     def _declare(self, node: Node) -> None:
         self.services[node.node_id] = node.bytes_service(

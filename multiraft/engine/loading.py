@@ -32,10 +32,10 @@ class Loading:
         manifest: Manifest,
         feed: Callable[[bytes], None],
         ended: Callable[[BaseException | None], None],
-        then: Callable[[], None],
         loop: asyncio.AbstractEventLoop,
         stopwatch: Clock,
         slice_s: float,
+        then: Callable[[], None] = lambda: None,
     ) -> None:
         self._files = files
         self._manifest = manifest

@@ -325,7 +325,7 @@ async def test_what_is_stopped_is_given_no_more(rig: Rig) -> None:
     ended: list[object] = []
     loading = Loading(rig.files, manifest, fed.append, ended.append, rig.loop, rig.stopwatch, 2.0)
     loading.begin()
-    while not fed:
+    while not fed:  # noqa: ASYNC110 - whichever comes first
         await asyncio.sleep(0)
     loading.stop()
     before = len(fed)

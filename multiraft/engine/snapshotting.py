@@ -153,15 +153,9 @@ class Snapshotting:
             if is_manifest(snapshot.data):
                 engine = self._engine
                 manifest = decode_manifest(snapshot.data)
+                effort = engine.clocks.effort
                 replica.loading = Loading(
-                    engine.store.files,
-                    manifest,
-                    loader.feed,
-                    ended,
-                    done,
-                    engine.loop,
-                    engine.clocks.effort,
-                    self._slice_s,
+                    engine.store.files, manifest, loader.feed, ended, engine.loop, effort, self._slice_s, done
                 )
                 replica.loading.begin()
                 return

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _RESTORE: Final = "restore"
 _DAMAGED: Final = "damaged"
+_STATE_SHARE: Final = 4
+"""No snapshot before the log since the last one is this part of what that one took."""
 _TOKENS: Final = 1 << 32
 log: Final = logging.getLogger("multiraft.engine")
 
@@ -241,7 +243,7 @@ class Snapshotting:
         length = applied - core.log.start.index
         if length <= self._entries and replica.log_bytes < self._bytes:
             replica.snapshot_due = core.log.start.index + self._entries + 1
-        elif replica.log_bytes < replica.saved_bytes // 4:  # a large state is not written anew for a few entries
+        elif replica.log_bytes < replica.saved_bytes // _STATE_SHARE:
             replica.snapshot_due = applied + 1 + self._entries // 4
         elif applied > core.snapshot_index and applied == core.applied and core.may_compact():
             self._begin(replica, min(self._trailing, length // 2))

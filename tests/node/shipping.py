@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from multiraft import BytesService, BytesStateMachine, Limits, Node
+from multiraft.engine import snapshotting
 from multiraft.storage.memory_files import MemoryFiles
 from multiraft.testing import MemoryCluster
 
@@ -70,6 +71,7 @@ class Albums:
         self._shards = shards
         self._replicas = replicas
         self.cluster = MemoryCluster(self._declare, names, limits=limits, seed=seed)
+        patch.setattr(snapshotting, "_STATE_SHARE", 1 << 40)  # a few entries are worth a large state here
 
     def _declare(self, node: Node) -> None:
         self.services[node.node_id] = node.bytes_service(

@@ -149,7 +149,7 @@ WRITING: Final = (
         "a failed write ends the node",
         ENGINE,
         "        self._end(error)\n\n    def _end",
-        "        self._schedule()\n\n    def _end",
+        "        self.wake()\n\n    def _end",
         (f"{PROMISES_KEPT}::test_a_failed_write_ends_the_node_in_good_time",),
     ),
 )

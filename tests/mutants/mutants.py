@@ -17,6 +17,7 @@ from tests.mutants.reads_mutants import READS_MUTANTS
 from tests.mutants.snapshot_mutants import SNAPSHOT_MUTANTS
 from tests.mutants.storage_mutants import STORAGE_MUTANTS
 from tests.mutants.stores_mutants import STORES_MUTANTS
+from tests.mutants.transfer_mutants import TRANSFER_MUTANTS
 
 MUTANTS: Final = (
     *STORAGE_MUTANTS,
@@ -26,6 +27,7 @@ MUTANTS: Final = (
     *ENGINE_MUTANTS,
     *MEMBERSHIP_MUTANTS,
     *SNAPSHOT_MUTANTS,
+    *TRANSFER_MUTANTS,
     *READS_MUTANTS,
     *STORES_MUTANTS,
 )

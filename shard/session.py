@@ -220,20 +220,25 @@ class Sessions:
     async def open(self, groups: Sequence[GroupId], deadline: float, timeout_s: float) -> bytes:
         """Register a new client in all of these groups, and return its id. Raises NotCommitted of some kind."""
         router = self._router
+        cause: MultiRaftError | None = None
         while True:
             client = router.chance.randbytes(CLIENT_BYTES)
             try:
                 for group_id in groups:
                     left_s = deadline - router.now()
+                    if left_s <= 0:
+                        break
                     part_s = min(left_s, max(left_s / 2, ATTEMPT_LEAST_S))
                     await router.run(group_id, "register", client, router.now() + part_s, part_s)
-                return client
+                else:
+                    return client
             except (OutcomeUnknown, NotCommitted) as problem:
                 if not isinstance(problem, _LATER) and type(problem) is not NotCommitted:
                     raise
-                left_s = deadline - router.now()
-                if left_s <= 0:
-                    raise router.late(group_id, timeout_s, problem) from problem
+                cause = problem
+            left_s = deadline - router.now()
+            if left_s <= 0:
+                raise router.late(group_id, timeout_s, cause) from cause
             await router.pause(BACKOFF_FIRST_S, left_s)
 
 

@@ -20,6 +20,7 @@
       StartError              the node cannot start from what is there
         StorageError          the store is damaged, locked, of another node, or cannot be written
       NotRunning              called before start or after stop
+      NoSuchFile              a peer does not have the file of a snapshot any more
     InvariantViolation        a bug in multiraft itself; not a MultiRaftError, so that nobody handles it by accident
 
 Rules of this file: standard library only; every message says what to do next.
@@ -146,6 +147,10 @@ class CorruptRecord(StorageError):
 
 class NotRunning(NotCommitted):
     """The node has not been started, or has stopped."""
+
+
+class NoSuchFile(MultiRaftError):
+    """A peer does not have the file asked for, or not any more. Ask the group's leader for its newest snapshot."""
 
 
 class WireError(MultiRaftError):

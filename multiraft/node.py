@@ -5,7 +5,8 @@
          ── Hosting (which replicas live here) ──────────────────┘
 
 Rules of this file: it alone names the concrete store and transport; it decides nothing that a part could decide; a
-node runs once: after `stop`, or after a failed write, make a new one on the same directory.
+node starts once: after `stop`, or after a failed write, make a new one on the same directory. Only a node that found
+its disk full comes back by itself, in the same object (reviving.py).
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ from multiraft import failpoints
 from multiraft.config import Limits, NodeConfig
 from multiraft.consistency import Consistency
 from multiraft.engine.replica import Replica
-from multiraft.errors import InvalidRequest, MultiRaftError, NotReady, NotRunning
+from multiraft.errors import InvalidRequest, MultiRaftError, NotReady, NotRunning, StorageError
+from multiraft.free_space import SPACE_CALL
 from multiraft.group import CallKind, Group, Unsubscribe
-from multiraft.ports import Clocks, Store, Transport
+from multiraft.ports import Clocks, Space, Store, Transport
 from multiraft.readmission import READMIT_TIMEOUT_S, STORE_CALL
+from multiraft.reviving import Revival, disk_was_full
 from multiraft.running import LEADER_CALL, Running, Setup, StoreOpener, TransportMaker
 from multiraft.services import BytesService, Services
 from multiraft.shard import Router, ServiceRoute, ShardMap
 from multiraft.shard.partition import Mode
 from multiraft.statemachine import BytesStateMachine, StateMachine
 from multiraft.status import read_log, replica_state, shards_by_group, tombstones
-from multiraft.storage import open_leveldb
+from multiraft.storage import FileSpace, open_leveldb
 from multiraft.transport import AiohttpTransport
 from multiraft.types import GroupId, Identity, Membership, NodeId
 
@@ -62,6 +65,8 @@ class Node:
 
     config           see NodeConfig
     open_store       another store than LevelDB; gets the configuration and the loop
+    space            the room under another store; None: it is not looked at, and a full disk ends the node for good
+    revives          False: a full disk ends the node for good, as every other failed write does
     make_transport   another transport than aiohttp
     clocks           all the time that reaches it; None: the machine's
     rng              where chance comes from; None: the operating system's
@@ -73,6 +78,8 @@ class Node:
         config: NodeConfig,
         *,
         open_store: StoreOpener = _open_leveldb,
+        space: Space | None = None,
+        revives: bool = True,
         make_transport: TransportMaker = _aiohttp_transport,
         clocks: Clocks | None = None,
         rng: Random | None = None,
@@ -86,13 +93,23 @@ class Node:
             clocks or Clocks(boottime, time.time, time.perf_counter),
             rng if rng is not None else Random(),
             Services(tuple(config.members)),
-            {LEADER_CALL: self._answer_leader, STORE_CALL: lambda body: self._here().answer_store(body)},
+            {
+                LEADER_CALL: self._answer_leader,
+                STORE_CALL: lambda body: self._here().answer_store(body),
+                SPACE_CALL: lambda body: self._here().free_space.answer(body),
+            },
             loop=loop,
+            space=space
+            or (FileSpace(config.data_dir, config.limits.ballast_bytes) if open_store is _open_leveldb else None),
+            revives=revives,
         )
         self._running: Running | None = None
+        self._revival = Revival(self._setup, self._has_failed, self._has_come_back, self._has_ended)
+        self._come_back_hooks: list[Callable[[], None]] = []
         self._used = False
         self._failure: MultiRaftError | None = None
         self._ending = False
+        self._closed_after_failure = False
         self._ended = asyncio.Event()
 
     @property
@@ -159,18 +176,39 @@ class Node:
             raise NotRunning("a node starts once; make a new one on the same directory")
         self._used = True
         failpoints.arm_from_environment()
+        try:
+            running = await self._start()
+        except StorageError as problem:
+            # What a full disk has ended once is opened in the room of the ballast.
+            space = self._setup.space
+            if space is None or not disk_was_full(problem) or not space.release_ballast():
+                raise
+            running = await self._start()
+        self._running = None if self._ending or running.failed else running
+
+    async def _start(self) -> Running:
         running = Running(self._setup, self._has_failed)
         try:
             await running.start()
         except BaseException:
             await running.close("the node did not start")
             raise
-        self._running = None if self._ending else running
+        return running
 
     @property
     def runs(self) -> bool:
         """Whether it has been started and has not ended, by `stop`, by a failed write, or by a bug."""
         return self._running is not None
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether a full disk has ended it, and it will run again by itself when there is space."""
+        return self._running is None and self._revival.away is not None
+
+    def on_come_back(self, hook: Callable[[], None]) -> Unsubscribe:
+        """Call `hook` whenever the node has come back by itself. Return a function that ends this."""
+        self._come_back_hooks.append(hook)
+        return lambda: self._come_back_hooks.remove(hook) if hook in self._come_back_hooks else None
 
     @property
     def failure(self) -> MultiRaftError | None:
@@ -180,6 +218,12 @@ class Node:
     async def stop(self) -> None:
         """Stop: end every waiting call, close connections, join the writer, close the store. Idempotent."""
         running, self._running = self._running, None
+        if running is None and self._revival.away is not None and not self._ending:
+            self._ending = True
+            await self._revival.stop()
+            self._setup.services.bind(None)
+            if self._closed_after_failure:
+                self._ended.set()
         if running is None:
             if self._ending:  # another caller, or a failed write, is at it: the store is closed when that is done
                 await self._ended.wait()
@@ -193,15 +237,34 @@ class Node:
             self._ended.set()
 
     def _has_failed(self, failure: MultiRaftError, closed: bool) -> None:
+        """A Running has ended by itself; when all its parts are closed, it says so again."""
+        self._running = None
+        self._closed_after_failure = closed
+        if closed and self._revival.away is not None:
+            self._revival.begin(failure)
+        elif closed:
+            self._ended.set()
+        elif self._ending or not self._revival.helps(failure):
+            self._failure = failure
+            self._ending = True
+        self._setup.services.bind(None, self._absence)
+
+    def _has_come_back(self, running: Running) -> None:
+        self._running = running
+        for hook in list(self._come_back_hooks):
+            hook()
+
+    def _has_ended(self, failure: MultiRaftError) -> None:
+        """It could not come back."""
         self._failure = failure
         self._ending = True
-        self._running = None
-        if closed:
-            self._ended.set()
+        self._ended.set()
 
     def abandon(self) -> None:
         """End at once, as a killed process does: nothing is sent, written or closed. For simulations."""
         running, self._running = self._running, None
+        self._ending = True
+        self._revival.abandon()
         self._setup.services.bind(None)
         if running is not None:
             running.abandon()
@@ -217,7 +280,7 @@ class Node:
         await self.stop()
 
     async def failed(self) -> None:
-        """Wait until the node ends. Returns on `stop`; raises what ended it (StorageError: a write failed)."""
+        """Wait until the node ends for good. Returns on `stop`; raises what ended it (StorageError: a write failed)."""
         await self._ended.wait()
         if self._failure is not None:
             raise self._failure
@@ -243,10 +306,16 @@ class Node:
 
     def _here(self) -> Running:
         if self._running is None:
-            if self._failure is not None:
-                raise NotRunning(f"the node has ended: {self._failure}")
-            raise NotRunning("the node is not running; start it first")
+            raise self._absence()
         return self._running
+
+    def _absence(self) -> MultiRaftError:
+        """Return what a call is told while nothing runs."""
+        if self._revival.away is not None:
+            return self._revival.error()
+        if self._failure is not None:
+            return NotRunning(f"the node has ended: {self._failure}")
+        return NotRunning("the node is not running; start it first")
 
     # -------------------------------------------------------------------------------------------------- groups
 
@@ -366,7 +435,8 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         """Describe this node: peers, groups, loop, writer, proposals, counters. Raises NotRunning."""
-        return self._here().status()
+        revival = self._revival
+        return {**self._here().status(), "came_back": {"count": revival.count, "reason": revival.reason}}
 
     def groups_status(self) -> list[dict[str, Any]]:
         """Describe every replica on this node, by group id. Raises NotRunning."""

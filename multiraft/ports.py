@@ -7,14 +7,16 @@ protocols only; every method says in which order and on which thread things happ
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
 
 from multiraft.messages import FormingMessage, NodeMessage
 from multiraft.records import Record
 from multiraft.types import (
     INDEX_MAX,
+    Applied,
     GroupId,
+    Halt,
     HardState,
     Identity,
     Index,
@@ -24,6 +26,7 @@ from multiraft.types import (
     ReplicaDescriptor,
     SeenRun,
     Snapshot,
+    SpaceId,
     StoredReplica,
     Term,
     Tombstone,
@@ -44,6 +47,64 @@ class Clocks(NamedTuple):
     real: Clock
     wall: Clock
     effort: Clock
+
+
+# ---------------------------------------------------------------------------------------------------------- files
+
+
+class SnapshotSink(Protocol):
+    """A snapshot file that is being written. What was begun happens in order; every `done` is called on the loop.
+
+    After the first error nothing more is written, and every later `done` gets that error.
+    """
+
+    @property
+    def size_bytes(self) -> int:
+        """How much was given to be written, what an interrupted sink had written before included."""
+
+    def write(self, piece: bytes, done: Callable[[Exception | None], None]) -> None:
+        """Write `piece` behind the rest; `done` comes when there is room for more."""
+
+    def commit(self, done: Callable[[Exception | None], None]) -> None:
+        """Sync the file and give it its name; `done(None)` once both will survive a crash."""
+
+    def pause(self) -> None:
+        """Let go of the file, and leave what is written of it for `SnapshotFiles.partial`. Idempotent."""
+
+    def abort(self) -> None:
+        """Remove what is written. Idempotent; of no effect after a commit."""
+
+
+class SnapshotFiles(Protocol):
+    """The snapshot files of one store. Nothing here blocks the loop; every `done` is called on it, never before return.
+
+    A name is one of snapshot_file.file_name.
+    """
+
+    def create(self, name: str) -> SnapshotSink:
+        """Begin a file. It has no size for anybody until it is committed."""
+        ...
+
+    def partial(self, name: str) -> SnapshotSink:
+        """Go on with a file that was paused, or that a crash has interrupted; with an empty one where there is none.
+
+        What a crash may have taken away is not counted.
+        """
+        ...
+
+    def read(self, name: str, offset: int, size_bytes: int, done: Callable[[bytes | Exception], None]) -> None:
+        """Read up to `size_bytes`; fewer at the end of the file. `done` gets NoSuchFile, StorageError otherwise."""
+
+    def size(self, name: str) -> int:
+        """Return the size of a committed file. Raises NoSuchFile."""
+        ...
+
+    def names(self) -> list[str]:
+        """Return the names of all files, committed or not, ascending."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove a file, after what is under way with it; one that is not there is no matter."""
 
 
 # --------------------------------------------------------------------------------------------------------- store
@@ -88,6 +149,21 @@ class WriteBatch(Protocol):
         snapshot replaces as a whole (it starts at the snapshot's index then) is deleted in the same batch.
         """
 
+    def put_applied(self, group_id: GroupId, applied: Applied) -> None:
+        """Store what the group's machine on disk has applied, and which keyspace holds its data.
+
+        In one batch with what applying has changed there, and after the entries are on the disk.
+        """
+
+    def put_halt(self, group_id: GroupId, halt: Halt | None) -> None:
+        """Store why the group's replica has stopped applying; None: it has not."""
+
+    def put_data(self, space: SpaceId, key: bytes, value: bytes) -> None:
+        """Store `value` under `key` of a keyspace. A key begins with the byte of its part (keyspace.py)."""
+
+    def delete_data(self, space: SpaceId, key: bytes) -> None:
+        """Delete `key` of a keyspace."""
+
     def remove_replica(self, tombstone: Tombstone) -> None:
         """Delete the group's replica, which has at most this id, and leave `tombstone` in place of an earlier one.
 
@@ -100,7 +176,7 @@ class WriteBatch(Protocol):
         """Store the latest run seen of each peer's store, in place of what was stored before."""
 
     def delete_leftovers(self, keys: Iterable[bytes]) -> None:
-        """Delete keys that `Store.read_leftovers` has returned."""
+        """Delete keys that `Store.read_leftovers` or `Store.read_space` has returned."""
 
 
 class LogReader(Protocol):
@@ -123,7 +199,39 @@ class LogReader(Protocol):
         """Return the group's snapshot; None where there is none: no replica, or an empty one. Raises CorruptRecord."""
 
 
-class Store(LogReader, Protocol):
+class DataReader(Protocol):
+    """Reads of keyspaces, which hold the data of state machines on disk."""
+
+    def read_data(self, space: SpaceId, key: bytes) -> bytes | None:
+        """Return the value under `key`; None where there is none. Raises CorruptRecord."""
+
+    def iterate_data(
+        self, space: SpaceId, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the keyspace's keys and values with start <= key < stop (None: to its end), ascending or descending.
+
+        It shows the moment of its first item. Raises CorruptRecord.
+        """
+        ...
+
+    def iterate_data_keys(
+        self, space: SpaceId, start: bytes = b"", stop: bytes | None = None, reverse: bool = False
+    ) -> Iterator[bytes]:
+        """Yield the keys alone."""
+        ...
+
+    def read_applied(self, group_id: GroupId) -> Applied | None:
+        """Return what the group's machine on disk has applied; None where it has none. Raises CorruptRecord."""
+
+
+class StoreView(DataReader, Protocol):
+    """All reads are of the moment at which the view was made."""
+
+    def close(self) -> None:
+        """Let go of what the view holds. Idempotent."""
+
+
+class Store(LogReader, DataReader, Protocol):
     """One node's durable state, partitioned by group.
 
     Opened by its own constructor function, which raises StorageError and its kin. From then on a failed write is
@@ -140,6 +248,11 @@ class Store(LogReader, Protocol):
     @property
     def runs(self) -> tuple[bytes, ...]:
         """What the latest runs of this store drew as their ids, oldest first; the last one is this run's."""
+
+    @property
+    def files(self) -> SnapshotFiles:
+        """The snapshot files beside the database."""
+        ...
 
     @property
     def closed_orderly(self) -> bool:
@@ -192,11 +305,34 @@ class Store(LogReader, Protocol):
         at the start, too. Sees what was submitted only after its write completed.
         """
 
+    def new_space(self, batch: WriteBatch) -> SpaceId:
+        """Return the id of a new, empty keyspace. That it was given out rides in `batch`, which must be submitted.
+
+        The first batch that names the keyspace is that one or a later one. Raises CorruptRecord.
+        """
+        ...
+
+    def spaces(self) -> list[SpaceId]:
+        """Return the keyspaces that hold anything, ascending; one look for each. Raises CorruptRecord."""
+        ...
+
+    def read_space(self, space: SpaceId, limit: int) -> list[bytes]:
+        """Return stored keys, at most `limit`, of a keyspace, for `delete_leftovers`; empty: it holds nothing."""
+        ...
+
+    def view(self) -> StoreView:
+        """Return reads of this moment, to be closed. They show every completed write, and of those under way each as a
+
+        whole or not at all. The store's closing closes what is left open."""
+        ...
+
     def batch(self) -> WriteBatch: ...
 
-    def submit(self, batch: WriteBatch, done: Callable[[Exception | None], None]) -> None:
+    def submit(self, batch: WriteBatch, done: Callable[[Exception | None], None], sync: bool = True) -> None:
         """Write and sync `batch` after all earlier ones; then call `done(None)`, or `done(error)`, on the loop.
 
+        Without `sync`, `done` comes when it is written: a loss of power may take it away, with all unsynced ones after
+        it and none before. Nothing submitted before a synced batch can be lost once that one's `done` has come.
         Never blocks, never calls `done` before returning. Batches complete in the order submitted.
         """
 
@@ -204,7 +340,51 @@ class Store(LogReader, Protocol):
         """Finish what was submitted, stop the writer, write the closing record, close. Idempotent."""
 
 
+class Space(Protocol):
+    """The room on the disk under a store, whether or not that is open, and a file that is given up when it is full.
+
+    Nothing here raises. `ballast_bytes` is how large that file is to be; 0: there is none.
+    """
+
+    ballast_bytes: int
+
+    def free_bytes(self) -> int | None:
+        """Return how much may still be written; None: that cannot be told, or has no bound."""
+
+    def opening_bytes(self) -> int:
+        """Return about how much opening the store writes before it gives anything back."""
+
+    def has_ballast(self) -> bool: ...
+
+    def release_ballast(self) -> int:
+        """Remove the ballast, and return how many bytes that has freed; 0: there was none."""
+
+    async def keep_ballast(self, spare_bytes: int) -> None:
+        """Make the ballast where it is missing, if `spare_bytes` stay free beside it."""
+
+
 # ----------------------------------------------------------------------------------------------------- transport
+
+FileSink = Callable[[bytes, Callable[[], None]], None]
+"""Takes (the next piece of a file, what to call, once, now or later, when there is room for another piece)."""
+Cancel = Callable[[], None]
+"""Ends what it belongs to, which is not heard of again. Idempotent."""
+FILE_PIECE_BYTES: Final = 64 * 1024
+"""The largest piece of a file that is handed to a FileSink, or asked of a FileSource, at once."""
+
+
+class FileSource(Protocol):
+    """A file that is being sent to a peer."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole file."""
+
+    def read(self, offset: int, size_bytes: int, done: Callable[[bytes | Exception], None]) -> None:
+        """Call `done` on the loop, now or later, with exactly these bytes of the file, or what went wrong."""
+
+    def close(self) -> None:
+        """The transfer is over, whatever came of it. Called once; what is still being read is of no use any more."""
 
 
 class TransportHandler(Protocol):
@@ -242,6 +422,13 @@ class TransportHandler(Protocol):
     ) -> None:
         """Call `reply` once, now or later; a reply that the peer cannot get any more is dropped."""
 
+    def file_asked(self, node_id: NodeId, name: str, offset: int) -> FileSource:
+        """Return the file of that name, which a peer wants from `offset` on; it is sent from there.
+
+        Only peers of this node's cluster ask, while they are connected to it. Raises NoSuchFile; Overloaded: too many
+        files are being sent already, the peer asks again later.
+        """
+
 
 class Transport(Protocol):
     """Ordered, lossy delivery of messages between nodes. Nothing here blocks or awaits but start and close."""
@@ -276,6 +463,24 @@ class Transport(Protocol):
         """Ask a peer. The future gets the reply's body, or Unreachable / Overloaded (it never left this node), or
 
         OutcomeUnknown (it left, and its answer is lost or late)."""
+
+    def fetch(
+        self,
+        node_id: NodeId,
+        name: str,
+        offset: int,
+        size_bytes: int,
+        sink: FileSink,
+        done: Callable[[Exception | None], None],
+    ) -> Cancel:
+        """Have a peer's file, which is `size_bytes` large as a whole, sent from `offset` on, beside the messages.
+
+        `sink` gets it piece by piece, in order; the peer is held back while it does not ask for more. Then
+        `done(None)`, or `done(error)`: NoSuchFile; Overloaded (the peer sends too many files already, ask again);
+        InvalidRequest (it has another size); Unreachable (the peer is not connected, refused this node, fell silent,
+        or the connection was lost: go on from what has come). Both are called on the loop, never before this returns,
+        never after the cancel or the close of the transport.
+        """
 
     def counters(self) -> dict[str, int]:
         """Frames and bytes sent and received, and what was dropped, by reason."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, Final, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from multiraft.config import Limits
 from multiraft.consistency import LINEARIZABLE, Consistency, consistency_of
-from multiraft.errors import ConfigError, InvalidRequest, NotRunning
+from multiraft.errors import ConfigError, InvalidRequest, MultiRaftError, NotRunning
 from multiraft.methods import Method
 from multiraft.sessions import Numbered
 
@@ -67,14 +67,24 @@ class ServiceBinding:
     name     the service
     caller   None before the node has started, after it has stopped, and when the declaration was refused
     refused  why the directory refused the declaration
+    away     makes what a call is told after the node has ended by itself; None at other times
     """
 
-    __slots__ = ("caller", "name", "refused")
+    __slots__ = ("away", "caller", "name", "refused")
 
     def __init__(self, name: str, caller: ServiceCaller | None = None) -> None:
         self.name = name
         self.caller = caller
         self.refused: ConfigError | None = None
+        self.away: Callable[[], MultiRaftError] | None = None
+
+    def unavailable(self) -> MultiRaftError:
+        """Return why there is no caller."""
+        if self.refused is not None:
+            return self.refused
+        if self.away is not None:
+            return self.away()
+        return NotRunning(f"service {self.name!r}: its node is not running; start it first")
 
 
 class _Remote(Generic[P, R]):
@@ -105,9 +115,7 @@ class _Remote(Generic[P, R]):
                 "returns, or on an instance"
             )
         if self._binding.caller is None:
-            if self._binding.refused is not None:
-                raise self._binding.refused
-            raise NotRunning(f"service {self._binding.name!r}: its node is not running; start it first")
+            raise self._binding.unavailable()
         return self._binding.caller
 
     def _encode(self, caller: ServiceCaller, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bytes]:

@@ -19,12 +19,13 @@ from typing import Any, Final
 from multiraft.config import NodeConfig
 from multiraft.engine.engine import Engine
 from multiraft.engine.replica import Replica
-from multiraft.errors import MultiRaftError, NotRunning, StorageError
+from multiraft.errors import MultiRaftError, NoSuchFile, NotRunning, StorageError
 from multiraft.forming import Forming
 from multiraft.forwarding import Forwarding
+from multiraft.free_space import FreeSpace
 from multiraft.hosting import Hosting
 from multiraft.messages import FormingMessage, NodeMessage
-from multiraft.ports import Clocks, Store, Transport
+from multiraft.ports import Clocks, FileSource, Space, Store, Transport
 from multiraft.readmission import Readmission
 from multiraft.reporting import Reporting
 from multiraft.services import Services
@@ -48,6 +49,8 @@ class Setup:
     role_hooks  whom to tell when a group's replica here begins or ceases to lead
     membership_hooks  whom to tell when another membership takes effect for a group's replica here
     loop        what the parts schedule their work on; None: the running loop
+    space       the room under the store; None: it is not looked at
+    revives     whether the node comes back by itself after its disk was full
     """
 
     config: NodeConfig
@@ -60,6 +63,8 @@ class Setup:
     role_hooks: dict[GroupId, list[Callable[[bool], None]]] = field(default_factory=dict)
     membership_hooks: dict[GroupId, list[Callable[[Membership], None]]] = field(default_factory=dict)
     loop: asyncio.AbstractEventLoop | None = None
+    space: Space | None = None
+    revives: bool = True
 
 
 class Running:
@@ -109,6 +114,7 @@ class Running:
         self.forwarding = Forwarding(config.node_id, self.engine, transport, self._loop)
         for method, handler in setup.calls.items():
             self.forwarding.on_call(method, handler)
+        self.free_space = FreeSpace(config.node_id, setup.space, self.engine, self.forwarding, config.limits)
         self.router = Router(self.forwarding, config.limits, setup.rng, self._loop.time)
         self.reporting = Reporting(self.router)
         self.router.add_group(DIRECTORY_GROUP, sorted(config.members))
@@ -132,6 +138,13 @@ class Running:
             )
         )
         self._tasks.append(self._loop.create_task(self.reporting.run(), name="report memberships"))
+        if setup.space is not None:
+            self._tasks.append(self._loop.create_task(self.free_space.run(), name="watch the free space"))
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended by itself."""
+        return self._failed
 
     async def close(self, reason: str) -> None:
         """End all parts, in the order in which they depend on each other. Idempotent."""
@@ -175,6 +188,11 @@ class Running:
         failure = error if isinstance(error, MultiRaftError) else MultiRaftError(bug)
         self._setup.services.bind(None)
         self._ended(failure, False)
+        for replica in self.engine.replicas.values():
+            if replica.told_leading:
+                replica.told_leading = False
+                for hook in list(self._setup.role_hooks.get(replica.group_id, ())):
+                    self._loop.call_soon(hook, False)
         self._ending = self._loop.create_task(self._close_failed(failure), name="close after a failed write")
 
     async def _close_failed(self, failure: MultiRaftError) -> None:
@@ -341,6 +359,9 @@ class Running:
     ) -> None:
         self.forwarding.request_received(node_id, method, body, timeout_s, reply)
 
+    def file_asked(self, node_id: NodeId, name: str, offset: int) -> FileSource:
+        raise NoSuchFile(f"node {self._config.node_id!r} has no file {name}")
+
     def answer_store(self, body: bytes) -> bytes:
         """Say which replica of a group lives here, and in which store; see readmission.STORE_CALL."""
         replica = self.engine.replicas.get(int.from_bytes(body, "big"))
@@ -380,6 +401,7 @@ class Running:
                 "in_flight": engine.writer.in_flight,
                 "syncs": store.syncs,
             },
+            "disk": self.free_space.state(),
             "proposals": {"pending": engine.budget.count, "pending_bytes": engine.budget.used_bytes},
             "reads": {
                 "by_lease": engine.leases.reads,

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 from multiraft.consistency import Consistency
 from multiraft.engine.machine import Machine
-from multiraft.errors import CommandFailed, ConfigError, NotCommitted, NotRunning, OutcomeUnknown
+from multiraft.errors import CommandFailed, ConfigError, MultiRaftError, NotCommitted, OutcomeUnknown
 from multiraft.remote import ServiceBinding
 from multiraft.service import bind_service
 from multiraft.sessions import Numbered
@@ -63,9 +63,7 @@ class BytesService:
     def _caller(self) -> ServiceRoute:
         caller = self._binding.caller
         if not isinstance(caller, ServiceRoute):
-            if self._binding.refused is not None:
-                raise self._binding.refused
-            raise NotRunning(f"service {self._binding.name!r}: its node is not running; start it first")
+            raise self._binding.unavailable()
         return caller
 
 
@@ -146,10 +144,12 @@ class Services:
         self.machines[name] = make
         return self._bindings[name]
 
-    def bind(self, router: Router | None) -> None:
-        """Let the handles call through `router`; None: the node is not running."""
+    def bind(self, router: Router | None, away: Callable[[], MultiRaftError] | None = None) -> None:
+        """Let the handles call through `router`; None: the node does not run, and `away` says why."""
+        self.accepted.clear()
         for name, binding in self._bindings.items():
-            binding.caller = ServiceRoute(router, name) if router is not None else None
+            binding.caller = ServiceRoute(router, name) if router is not None and name not in self.refused else None
+            binding.away = away
 
     async def declare_in_directory(self, router: Router, directory: Directory, changed: Callable[[], None]) -> None:
         """Have the directory know every service declared here; try until it does, or refuses."""

@@ -1,7 +1,7 @@
 """What a store needs from the thing that keeps its bytes: an ordered map with atomic, synced batches.
 
-Two backends exist, LevelDB and memory, and one contract suite holds for both. The store above them knows what keys
-mean; a backend does not.
+Several backends exist, and one contract suite holds for all of them. The store above them knows what keys mean; a
+backend does not.
 
 Rules of this file: protocols only. Everything is called on the loop's thread. Reads raise CorruptRecord for damage
 that the backend itself notices and StorageError for everything else, never an error of the library underneath.
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Protocol, TypeAlias
+
+from multiraft.ports import SnapshotFiles
 
 Done: TypeAlias = Callable[[Exception | None], None]
 
@@ -23,8 +25,8 @@ class RawBatch(Protocol):
     def delete(self, key: bytes) -> None: ...
 
 
-class Reader(Protocol):
-    """Reads. They see a write at the latest when its completion is delivered."""
+class Reads(Protocol):
+    """What can be asked of a place."""
 
     @property
     def name(self) -> str:
@@ -41,9 +43,20 @@ class Reader(Protocol):
         """The same, keys only: values are not copied."""
         ...
 
+
+class Reader(Reads, Protocol):
+    """Reads of a place as it is. They see a write at the latest when its completion is delivered."""
+
     def load_identity(self) -> bytes | None:
         """Return what `save_identity` stored, apart from all other keys; None if it never did."""
         ...
+
+
+class View(Reads, Protocol):
+    """Reads of the place as it was when the view was made: every write that was then complete, none begun since."""
+
+    def close(self) -> None:
+        """Let go of it. It keeps what it shows from being reclaimed. Idempotent; closing the backend does it too."""
 
 
 class Backend(Reader, Protocol):
@@ -52,12 +65,24 @@ class Backend(Reader, Protocol):
     @property
     def syncs(self) -> int:
         """How many synced writes have completed. Batches that were waiting together may share one."""
+
+    def view(self) -> View:
+        """Return reads of this very moment; on the loop's thread, like all others."""
+        ...
+
+    @property
+    def files(self) -> SnapshotFiles:
+        """The snapshot files beside the database."""
         ...
 
     def batch(self) -> RawBatch: ...
 
-    def submit(self, batch: RawBatch, done: Done) -> None:
+    def submit(self, batch: RawBatch, done: Done, sync: bool = True) -> None:
         """Write and sync `batch` after all earlier ones, then call `done` from the loop; never before returning.
+
+        Without `sync`, `done` comes when it is written: a crash of this process does not lose it, one of the machine
+        may, with every unsynced batch after it and never one before. A synced batch makes all before it durable: when
+        its `done` comes, nothing that was submitted earlier can be lost.
 
         The batch belongs to the backend from here on. `done` gets None, or a StorageError with the cause of the
         failure (an OSError with its errno, where there was one) as `__cause__`.

@@ -4,6 +4,10 @@
     a descriptor, hard state, membership and log start   records follow each other without a gap, and each names the
     log start <= snapshot <= commit <= last              term of the entry before it
     no entry is of a later term than the hard state's    no replica lives whose tombstone stands here
+    log start, snapshot <= applied <= last               the term of what a machine on disk has applied is the log's
+
+What is applied may be above the stored commit, which is written down with what comes after it; but it was in the log on
+this disk, committed, before it was applied, and a log's start moves only up to what is on the disk as applied.
 
 The node's start refuses the first problem; the offline inspection lists them all. A group with a tombstone and no
 descriptor is none of that: its replica was removed, and what is stored of it is about to be deleted.
@@ -21,7 +25,9 @@ from multiraft.records import MEMBERSHIP, Record
 from multiraft.storage import layout
 from multiraft.storage.backend import Reader
 from multiraft.types import (
+    Applied,
     GroupId,
+    Halt,
     HardState,
     Index,
     LogStart,
@@ -46,6 +52,8 @@ class ReplicaScan:
     removed                                         there is no replica here, only what is left over of a removed one
     descriptor, hard_state, membership, log_start   None where missing or damaged
     snapshot                                        the same; rightly None where the log start is 0
+    applied                                         of a machine on disk; None where missing, damaged, or in memory
+    halt                                            why it has stopped applying; None where missing or damaged
     first_index, last_index, last_term              of the stored log; the log start's where no record is stored
     records, size_bytes                             stored log records, and bytes of all stored values
     problems                                        what does not hold, one line each; empty: all is well
@@ -60,6 +68,8 @@ class ReplicaScan:
         self.membership: Membership | None = None
         self.log_start: LogStart | None = None
         self.snapshot: Snapshot | None = None
+        self.applied: Applied | None = None
+        self.halt: Halt | None = None
         self.first_index: Index = 0
         self.last_index: Index = 0
         self.last_term: Term = 0
@@ -87,6 +97,8 @@ class ReplicaScan:
             self.last_term,
             tuple(index for index in self._changes if index > self.membership.index),
             self.snapshot.index if self.snapshot is not None else 0,
+            self.applied,
+            self.halt,
         )
 
     def add(self, kind: int, first: Index, value: bytes) -> None:
@@ -105,6 +117,10 @@ class ReplicaScan:
             self.log_start = self._decoded(layout.decode_log_start, group_id, value)
         elif kind == layout.KIND_SNAPSHOT:
             self.snapshot = self._decoded(layout.decode_snapshot, group_id, value)
+        elif kind == layout.KIND_APPLIED:
+            self.applied = self._decoded(layout.decode_applied, group_id, value)
+        elif kind == layout.KIND_HALT:
+            self.halt = self._decoded(layout.decode_halt, group_id, value)
 
     def problem(self, text: str) -> None:
         if len(self.problems) < _PROBLEMS_MAX:
@@ -135,6 +151,8 @@ class ReplicaScan:
         if self.log_start is not None:
             self._judge_log(self.log_start)
             self._judge_snapshot(self.log_start)
+            if self.applied is not None:
+                self._judge_applied(self.log_start, self.applied)
         if self._unlisted:
             self.problems.append(f"group {self.group_id}: {self._unlisted} more problems")
 
@@ -153,6 +171,15 @@ class ReplicaScan:
             self.problem(f"{what}: is of {snapshot.index}, which was not committed yet")
         elif self.membership is not None and snapshot.membership.index > self.membership.index:
             self.problem(f"{what}: its membership is of {snapshot.membership.index}, later than the one in effect")
+
+    def _judge_applied(self, start: LogStart, applied: Applied) -> None:
+        what, last = f"applied index of group {self.group_id}", self.last_index if self.records else start.index
+        if not start.index <= applied.index <= last:
+            self.problem(f"{what}: {applied.index} is not within its log ({start.index} to {last})")
+        elif applied.index == start.index and applied.term != start.term:
+            self.problem(f"{what}: is of term {applied.term}, but the log start is of term {start.term}")
+        elif self.snapshot is not None and applied.index < self.snapshot.index:
+            self.problem(f"{what}: {applied.index} is below the snapshot of {self.snapshot.index}")
 
     def _judge_log(self, start: LogStart) -> None:
         where = f"group {self.group_id}"
@@ -202,6 +229,12 @@ class ReplicaScan:
             last = min(last, following.first - 1)
         if record.kind == MEMBERSHIP:
             self._changes += range(record.first, last + 1)
+        applied = self.applied
+        if applied is not None and record.first <= applied.index <= last and record.term != applied.term:
+            self.problem(
+                f"applied index of group {self.group_id}: {applied.index} is of term {applied.term}, but the log has "
+                f"term {record.term} there"
+            )
         start = self.log_start
         if start is None:
             return

@@ -19,16 +19,9 @@ from multiraft.config import Limits
 from multiraft.errors import StorageError
 from multiraft.storage import layout
 from multiraft.storage.check import ReplicaScan, read_tombstones, scan_replicas
+from multiraft.storage.directory import LOCK_FILE, in_use_by_another, in_use_by_this_process, storage_error
 from multiraft.storage.identity import read_opening
-from multiraft.storage.leveldb import (
-    DATABASE_DIR,
-    LevelReader,
-    has_database,
-    in_use_by_another,
-    in_use_by_this_process,
-    open_linked,
-    storage_error,
-)
+from multiraft.storage.leveldb import DATABASE_DIR, LevelReader, has_database, open_linked
 from multiraft.types import (
     GroupId,
     HardState,
@@ -120,7 +113,7 @@ def _held(path: str, database: str) -> Iterator[None]:
     if in_use_by_this_process(database):
         raise StorageError(f"{path} is in use by this very process; stop that node first")
     try:
-        lock = os.open(os.path.join(database, "LOCK"), os.O_RDONLY)
+        lock = os.open(os.path.join(database, LOCK_FILE), os.O_RDONLY)
     except FileNotFoundError:
         # Never opened since it was copied here, so nobody has it open.
         yield

@@ -7,11 +7,14 @@ A group's keys are neighbours, its small values come before its log records, and
 (8 bytes, big-endian), so the order of the keys is the order of the log. Record values are records as they are
 (multiraft.records), which carry a format and checksum of their own. Group 0 holds what concerns the whole store.
 
-Kinds of a group: 1 descriptor, 2 hard state, 3 membership, 4 log start, 7 log record, 8 snapshot (5 and 6 are kept
-for what a state machine has applied and for sessions). Kinds of group 0: 1 store format, 2 identity, 3 incarnation,
-4 closing, 5 tombstone of a removed replica (rest: its group, 8 bytes), apart from the group's own keys, so that all
-tombstones are read without passing over any group; 6 the ids of the latest runs, oldest first, 8 bytes each; 7 the
-latest run seen of each peer's store; 8 why this store may take part no longer.
+Kinds of a group: 1 descriptor, 2 hard state, 3 membership, 4 log start, 5 what its state machine on disk has applied,
+6 why it has halted, 7 log record, 8 snapshot. Kinds of group 0: 1 store format, 2 identity, 3 incarnation, 4 closing,
+5 tombstone of a removed replica (rest: its group, 8 bytes), apart from the group's own keys, so that all tombstones are
+read without passing over any group; 6 the ids of the latest runs, oldest first, 8 bytes each; 7 the latest run seen of
+each peer's store; 8 why this store may take part no longer; 9 the next keyspace id; 10 data of state machines (rest:
+keyspace id, 8 bytes; then the key within it, which begins with a byte for the part: 0 the machine's own, 1 sessions).
+Data lie here, and not with their group, so that reading all replicas passes over none of them, and so that a keyspace
+can be filled before its group is switched to it.
 
 Rules of this file: pure functions of bytes; a decoder raises CorruptRecord, never anything else; a checksum covers
 the key, so that a value which turns up under another key is refused.
@@ -32,7 +35,9 @@ from multiraft.records import Record, decode_record
 from multiraft.types import (
     RUN_ID_BYTES,
     U64_MAX,
+    Applied,
     GroupId,
+    Halt,
     HardState,
     Identity,
     Index,
@@ -42,10 +47,11 @@ from multiraft.types import (
     ReplicaDescriptor,
     SeenRun,
     Snapshot,
+    SpaceId,
     Tombstone,
 )
 
-STORE_FORMAT: Final = 3
+STORE_FORMAT: Final = 4
 """Raised when a store written by this version can no longer be read by the one before."""
 VALUE_FORMAT: Final = 1
 
@@ -53,16 +59,28 @@ KIND_DESCRIPTOR: Final = 1
 KIND_HARD_STATE: Final = 2
 KIND_MEMBERSHIP: Final = 3
 KIND_LOG_START: Final = 4
+KIND_APPLIED: Final = 5
+KIND_HALT: Final = 6
 KIND_RECORD: Final = 7
 KIND_SNAPSHOT: Final = 8
 _KIND_TOMBSTONE: Final = 5
-KINDS_WITHOUT_REST: Final = (KIND_DESCRIPTOR, KIND_HARD_STATE, KIND_MEMBERSHIP, KIND_LOG_START, KIND_SNAPSHOT)
+_KIND_DATA: Final = 10
+KINDS_WITHOUT_REST: Final = (
+    KIND_DESCRIPTOR,
+    KIND_HARD_STATE,
+    KIND_MEMBERSHIP,
+    KIND_LOG_START,
+    KIND_APPLIED,
+    KIND_HALT,
+    KIND_SNAPSHOT,
+)
 
 _KEY: Final = struct.Struct(">QB")
 _RECORD_KEY: Final = struct.Struct(">QBQ")
 _VALUE_HEAD: Final = struct.Struct(">BI")
 _HARD_STATE: Final = struct.Struct(">QQQ")
 _LOG_START: Final = struct.Struct(">QQ")
+_APPLIED: Final = struct.Struct(">QQQIQ")
 _NUMBER: Final = struct.Struct(">Q")
 _TOMBSTONE: Final = struct.Struct(">QQ")
 
@@ -75,6 +93,9 @@ TOMBSTONES_END_KEY: Final = _KEY.pack(0, _KIND_TOMBSTONE + 1)
 RUNS_KEY: Final = _KEY.pack(0, 6)
 SEEN_KEY: Final = _KEY.pack(0, 7)
 CONDEMNED_KEY: Final = _KEY.pack(0, 8)
+NEXT_SPACE_KEY: Final = _KEY.pack(0, 9)
+FIRST_DATA_KEY: Final = _KEY.pack(0, _KIND_DATA)
+DATA_END_KEY: Final = _KEY.pack(0, _KIND_DATA + 1)
 FIRST_GROUP_KEY: Final = _KEY.pack(1, 0)
 
 _ID_BYTES_MAX: Final = 64
@@ -106,6 +127,29 @@ def group_span(group_id: GroupId) -> tuple[bytes, bytes]:
 def tombstone_key(group_id: GroupId) -> bytes:
     """Return the key of the tombstone of the group's replica that lived here."""
     return _RECORD_KEY.pack(0, _KIND_TOMBSTONE, group_id)
+
+
+def data_key(space: SpaceId, key: bytes) -> bytes:
+    """Return the stored key of `key` within a keyspace."""
+    return _RECORD_KEY.pack(0, _KIND_DATA, space) + key
+
+
+def data_span(space: SpaceId, start: bytes = b"", stop: bytes | None = None) -> tuple[bytes, bytes]:
+    """Return the stored keys between which the keys start <= key < stop of a keyspace lie; None: to its end."""
+    first = _RECORD_KEY.pack(0, _KIND_DATA, space)
+    if stop is not None:
+        return first + start, first + stop
+    return first + start, DATA_END_KEY if space == U64_MAX else _RECORD_KEY.pack(0, _KIND_DATA, space + 1)
+
+
+def split_data_key(key: bytes) -> tuple[SpaceId, bytes]:
+    """Return (keyspace, key within it) of a stored key between FIRST_DATA_KEY and DATA_END_KEY.
+
+    Raises CorruptRecord.
+    """
+    if len(key) < _RECORD_KEY.size:
+        raise CorruptRecord(f"unknown key {key[:32].hex()}: damaged, or written by a later version of multiraft")
+    return _RECORD_KEY.unpack_from(key)[2], key[_RECORD_KEY.size :]
 
 
 def split_key(key: bytes) -> tuple[GroupId, int, Index]:
@@ -166,6 +210,46 @@ def decode_log_start(group_id: GroupId, value: bytes) -> LogStart:
     """Raises CorruptRecord."""
     what = f"log start of group {group_id}"
     return LogStart(*_fixed(_LOG_START, group_key(group_id, KIND_LOG_START), value, what))
+
+
+def encode_applied(group_id: GroupId, applied: Applied) -> bytes:
+    body = _APPLIED.pack(applied.index, applied.term, applied.time_ms, applied.hash, applied.space)
+    return seal(group_key(group_id, KIND_APPLIED), body)
+
+
+def decode_applied(group_id: GroupId, value: bytes) -> Applied:
+    """Raises CorruptRecord."""
+    what = f"applied index of group {group_id}"
+    applied = Applied(*_fixed(_APPLIED, group_key(group_id, KIND_APPLIED), value, what))
+    checked_id(applied.space, what)
+    return applied
+
+
+def encode_halt(group_id: GroupId, halt: Halt) -> bytes:
+    fields = [halt.index, halt.kind, halt.reason, halt.command, halt.wall_ms]
+    return seal(group_key(group_id, KIND_HALT), msgpack.packb(fields))
+
+
+def decode_halt(group_id: GroupId, value: bytes) -> Halt:
+    """Raises CorruptRecord."""
+    what = f"halt of group {group_id}"
+    index, kind, reason, command, wall_ms = _fields(group_key(group_id, KIND_HALT), value, what, 5)
+    return Halt(
+        checked_u64(index, what),
+        _text(kind, what),
+        _text(reason, what),
+        _text(command, what),
+        checked_u64(wall_ms, what),
+    )
+
+
+def encode_data(space: SpaceId, key: bytes, value: bytes) -> bytes:
+    return seal(data_key(space, key), value)
+
+
+def decode_data(stored_key: bytes, value: bytes) -> bytes:
+    """Return what was put under a key of a keyspace. Raises CorruptRecord."""
+    return unseal(stored_key, value, f"data under key {stored_key[_KEY.size :][:64].hex()}")
 
 
 def encode_number(key: bytes, number: int) -> bytes:

@@ -4,6 +4,7 @@
 too), be held still, be slow, be full, fail, be put back to an earlier moment or emptied, and lie about having synced.
 What is on it after a crash is exactly what a real disk promises: everything synced, and of the rest a prefix of the
 batches, in order. A batch that was torn is not there at all: its checksum does not hold, and the log ends before it.
+Unsynced are the batches that were submitted so, since the latest synced one, and those that wait to be written.
 
 Rules of this file: no thread, no clock but the loop's; what happens is decided by the calls alone, so that a seeded
 simulation replays.
@@ -16,24 +17,17 @@ import errno
 import os
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from multiraft import failpoints
 from multiraft.errors import StorageError
-from multiraft.storage.backend import Done, RawBatch
+from multiraft.storage.backend import Done, RawBatch, View
+from multiraft.storage.memory_files import DiskImage, MemoryFiles, Shelf
+from multiraft.storage.memory_view import MemoryView, between
 from multiraft.types import RUN_ID_BYTES
 
 _Ops: TypeAlias = list[tuple[bytes, bytes | None]]
-
-
-@dataclass(frozen=True, slots=True)
-class DiskImage:
-    """What a disk held at one moment, identity file included."""
-
-    values: Mapping[bytes, bytes]
-    identity: bytes | None
 
 
 class MemoryDisk:
@@ -44,8 +38,11 @@ class MemoryDisk:
     delay_s       when set, each write takes as long as this returns, in seconds of the loop's clock
     sync          False: the disk acknowledges writes that it has not synced, so a crash loses acknowledged writes
     full          while it is set, every write fails with ENOSPC
+    capacity_bytes  how much it holds, keys and values and ballast; past it writes fail likewise. None: no bound
+    ballast_bytes   of a MemorySpace on it
     writes        how many writes were begun since it was made, those of the identity file included
     faults        counts what is done to it, by kind
+    shelf         the snapshot files on it
     """
 
     def __init__(
@@ -59,6 +56,8 @@ class MemoryDisk:
         self.name = name
         self.sync = sync
         self.full = False
+        self.capacity_bytes: int | None = None
+        self.ballast_bytes = 0
         self.writes = 0
         self.faults: Counter[str] = faults if faults is not None else Counter()
         # The write at which to call `kill`, and whether that write is on the disk by then.
@@ -70,6 +69,7 @@ class MemoryDisk:
         self._values: dict[bytes, bytes] = {}
         self._keys: list[bytes] = []
         self._identity: bytes | None = None
+        self.shelf = Shelf()
         # Written but not synced, oldest first: how to take each batch back.
         self._undo: list[_Ops] = []
         self._handle: MemoryBackend | None = None
@@ -80,6 +80,20 @@ class MemoryDisk:
     @property
     def in_use(self) -> bool:
         return self._handle is not None
+
+    @property
+    def free_bytes(self) -> int | None:
+        """How much may still be written; None: there is no bound."""
+        if self.full:
+            return 0
+        if self.capacity_bytes is None:
+            return None
+        used_bytes = sum(len(key) + len(value) for key, value in self._values.items()) + self.shelf.size_bytes
+        return max(0, self.capacity_bytes - self.ballast_bytes - used_bytes)
+
+    def _has_room(self, ops: _Ops) -> bool:
+        free_bytes = self.free_bytes
+        return free_bytes is None or free_bytes >= max(1, sum(len(key) + len(value or b"") for key, value in ops))
 
     @property
     def unsynced(self) -> int:
@@ -109,9 +123,10 @@ class MemoryDisk:
         self._undo.clear()
         if handle is not None:
             if not handle.failed:
-                for ops, _ in list(handle.queue)[: max(keep, 0)]:
+                for ops, _, _ in list(handle.queue)[: max(keep, 0)]:
                     self._apply(ops)
             handle.die()
+        self.shelf.crash()
         self._hold_writes = self._hold_completions = False
         self._failure = self._read_failure = self._kill_at = None
 
@@ -132,20 +147,21 @@ class MemoryDisk:
                     values.pop(key, None)
                 else:
                     values[key] = old
-        return DiskImage(values, self._identity)
+        return DiskImage(values, self._identity, self.shelf.copy())
 
     def roll_back(self, image: DiskImage) -> None:
         """Put the disk of an earlier moment back. Raises StorageError while a store has it open."""
         self._check_free()
         self.faults["roll_back"] += 1
         self._values, self._keys, self._identity = dict(image.values), sorted(image.values), image.identity
+        self.shelf = image.shelf.copy()
         self._undo.clear()
 
     def wipe(self) -> None:
         """Empty the disk; the next opening finds nothing. Raises StorageError while a store has it open."""
         self._check_free()
         self.faults["wipe"] += 1
-        self._values, self._keys, self._identity = {}, [], None
+        self._values, self._keys, self._identity, self.shelf = {}, [], None, Shelf()
         self._undo.clear()
 
     def _check_free(self) -> None:
@@ -169,6 +185,7 @@ class MemoryDisk:
         self._hold_writes = self._hold_completions = False
         if self._handle is not None:
             self._handle.kick()
+            self._handle.files.kick()
 
     def fail_next_write(self, error: OSError, *, written: bool = False) -> None:
         """Let the next write fail with `error`; `written`: its batch reaches the disk all the same."""
@@ -240,15 +257,28 @@ class MemoryDisk:
         kill()
         return None
 
-    def _write(self, ops: _Ops) -> None:
-        if self.full:
+    def _check_write(self, size_bytes: int) -> None:
+        """Every write to a snapshot file begins here."""
+        free_bytes = self.free_bytes
+        if free_bytes is not None and free_bytes < size_bytes:
+            self.faults["enospc"] += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self.faults["eio_write"] += 1
+            raise failure[0]
+
+    def _write(self, ops: _Ops, sync: bool) -> None:
+        if not self._has_room(ops):
             self.faults["enospc"] += 1
             raise OSError(errno.ENOSPC, "No space left on device")
         failure, self._failure = self._failure, None
         if failure is None or failure[1]:
             undo = self._apply(ops)
-            if not self.sync:
+            if not (sync and self.sync):
                 self._undo.append(undo)
+            else:  # what was written before it is durable with it
+                self._undo.clear()
         if failure is not None:
             self.faults["eio_write"] += 1
             raise failure[0]
@@ -283,9 +313,10 @@ class MemoryBackend:
         disk._handle = self
         self.name = disk.name
         self.syncs = 0
-        self.queue: deque[tuple[_Ops, Done]] = deque()
+        self.queue: deque[tuple[_Ops, Done, bool]] = deque()
         self._disk = disk
         self._loop = loop
+        self.files = MemoryFiles(disk, loop)
         self._completions: deque[tuple[Done, StorageError | None]] = deque()
         self._error: StorageError | None = None
         # Closed, or the disk crashed.
@@ -301,16 +332,16 @@ class MemoryBackend:
     def batch(self) -> RawBatch:
         return _MemoryBatch()  # on a dead disk, too: what is written to it vanishes
 
-    def submit(self, batch: RawBatch, done: Done) -> None:
+    def submit(self, batch: RawBatch, done: Done, sync: bool = True) -> None:
         if not self._dead:
-            self.queue.append((_ops(batch), done))
+            self.queue.append((_ops(batch), done, sync))
             self.kick()
 
     def write(self, batch: RawBatch) -> None:
         self._check_open()
         self._write_queued(len(self.queue))
         self._check_open()
-        error, kill = self._write_one(_ops(batch))
+        error, kill = self._write_one(_ops(batch), True)
         if kill is not None:
             kill()
         self._check_open()
@@ -354,8 +385,8 @@ class MemoryBackend:
         for _ in range(count):
             if self._dead:
                 return
-            ops, done = self.queue[0]
-            error, kill = self._write_one(ops)
+            ops, done, sync = self.queue[0]
+            error, kill = self._write_one(ops, sync)
             if self._dead:  # killed before this write, which a crash may keep like those behind it
                 return
             self.queue.popleft()
@@ -363,7 +394,7 @@ class MemoryBackend:
             if kill is not None:
                 kill()
 
-    def _write_one(self, ops: _Ops) -> tuple[StorageError | None, Callable[[], None] | None]:
+    def _write_one(self, ops: _Ops, sync: bool) -> tuple[StorageError | None, Callable[[], None] | None]:
         """Write; return what went wrong, and whom to call because a crash was asked for after this write."""
         if self._error is not None:
             return self._error, None
@@ -373,8 +404,8 @@ class MemoryBackend:
         try:
             if failpoints.armed is not None:
                 failpoints.armed(failpoints.DISK_BEFORE_WRITE)
-            self._disk._write(ops)
-            self.syncs += 1
+            self._disk._write(ops, sync)
+            self.syncs += sync
             if failpoints.armed is not None:
                 failpoints.armed(failpoints.DISK_AFTER_WRITE)
         except OSError as problem:
@@ -382,9 +413,12 @@ class MemoryBackend:
             self._error.__cause__ = problem
         return self._error, kill
 
+    def view(self) -> View:
+        self._readable()
+        return MemoryView(self.name, self._disk._values, self._disk._keys, self._readable)
+
     def get(self, key: bytes) -> bytes | None:
-        self._check_open()
-        self._disk._read()
+        self._readable()
         return self._disk._values.get(key)
 
     def items(self, start: bytes, stop: bytes | None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
@@ -392,13 +426,8 @@ class MemoryBackend:
         return ((key, values[key]) for key in self.keys(start, stop, reverse))
 
     def keys(self, start: bytes, stop: bytes | None, reverse: bool = False) -> Iterator[bytes]:
-        self._check_open()
-        self._disk._read()
-        keys = self._disk._keys
-        low = bisect_left(keys, start)
-        high = len(keys) if stop is None else bisect_left(keys, stop)
-        step = range(high - 1, low - 1, -1) if reverse else range(low, high)
-        return (keys[position] for position in step)
+        self._readable()
+        return between(self._disk._keys, start, stop, reverse)
 
     def load_identity(self) -> bytes | None:
         self._disk._read()
@@ -433,6 +462,8 @@ class MemoryBackend:
 
     def _let_go(self) -> None:
         if not self._dead:
+            self.files.finish()
+        if not self._dead:
             # An orderly close is a flush, even on a disk that had not synced.
             self._disk._undo.clear()
             self._disk._handle = None
@@ -440,6 +471,7 @@ class MemoryBackend:
 
     def die(self) -> None:
         self._dead = True
+        self.files.die()
         self.queue.clear()
         self._completions.clear()
         if self._timer is not None:
@@ -447,6 +479,10 @@ class MemoryBackend:
             self._timer = None
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
+
+    def _readable(self) -> None:
+        self._check_open()
+        self._disk._read()
 
     def _check_open(self) -> None:
         if self._dead:

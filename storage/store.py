@@ -17,16 +17,19 @@ from typing import cast
 
 from multiraft import failpoints
 from multiraft.errors import CorruptRecord, StorageError, invariant
-from multiraft.ports import WriteBatch
+from multiraft.ports import SnapshotFiles, WriteBatch
 from multiraft.records import Record, cut_record
 from multiraft.storage import layout
 from multiraft.storage.backend import Backend, Done, RawBatch
 from multiraft.storage.check import chain_problem, read_tombstones, scan_replicas
+from multiraft.storage.data import DataReads, PartitionedView
 from multiraft.storage.identity import ways_out
 from multiraft.types import (
     ADMITTED_RUNS,
     INDEX_MAX,
+    Applied,
     GroupId,
+    Halt,
     HardState,
     Identity,
     Index,
@@ -36,6 +39,7 @@ from multiraft.types import (
     ReplicaDescriptor,
     SeenRun,
     Snapshot,
+    SpaceId,
     StoredReplica,
     Term,
     Tombstone,
@@ -100,6 +104,31 @@ class PartitionedBatch:
         self._store(key(group_id, layout.KIND_SNAPSHOT), layout.encode_snapshot(group_id, snapshot))
         self._store(key(group_id, layout.KIND_LOG_START), layout.encode_log_start(group_id, log_start))
 
+    def put_applied(self, group_id: GroupId, applied: Applied) -> None:
+        """Store what the group's machine on disk has applied, and which keyspace holds its data."""
+        self._store(layout.group_key(group_id, layout.KIND_APPLIED), layout.encode_applied(group_id, applied))
+
+    def put_halt(self, group_id: GroupId, halt: Halt | None) -> None:
+        """Store why the group's replica has stopped applying; None: it has not."""
+        key = layout.group_key(group_id, layout.KIND_HALT)
+        if halt is None:
+            self._delete(key)
+            self.size_bytes += _KEY_OVERHEAD_BYTES
+        else:
+            self._store(key, layout.encode_halt(group_id, halt))
+
+    def put_data(self, space: SpaceId, key: bytes, value: bytes) -> None:
+        """Store `value` under `key` of a keyspace."""
+        stored_key = layout.data_key(space, key)
+        sealed = layout.seal(stored_key, value)
+        self._put(stored_key, sealed)
+        self.size_bytes += len(stored_key) + len(sealed) + _KEY_OVERHEAD_BYTES
+
+    def delete_data(self, space: SpaceId, key: bytes) -> None:
+        """Delete `key` of a keyspace."""
+        self._delete(layout.data_key(space, key))
+        self.size_bytes += len(key) + _KEY_OVERHEAD_BYTES
+
     def remove_replica(self, tombstone: Tombstone) -> None:
         """Delete all of the group's replica but its log records, and leave `tombstone`."""
         group_id = tombstone.group_id
@@ -113,7 +142,7 @@ class PartitionedBatch:
         self._store(layout.SEEN_KEY, layout.encode_seen(seen))
 
     def delete_leftovers(self, keys: Iterable[bytes]) -> None:
-        """Delete keys that `Store.read_leftovers` has returned."""
+        """Delete keys that `Store.read_leftovers` or `Store.read_space` has returned."""
         for key in keys:
             self._delete(key)
             self.size_bytes += _KEY_OVERHEAD_BYTES
@@ -123,7 +152,7 @@ class PartitionedBatch:
         self.size_bytes += len(value) + _KEY_OVERHEAD_BYTES
 
 
-class PartitionedStore:
+class PartitionedStore(DataReads):
     """`multiraft.ports.Store` over a backend. Made by `multiraft.storage.opening.open_store`, which has checked it."""
 
     def __init__(
@@ -134,12 +163,14 @@ class PartitionedStore:
         closed_orderly: bool,
         runs: tuple[bytes, ...],
     ) -> None:
+        super().__init__(backend)
         self._backend = backend
         self._runs = runs
         self._identity = identity
         self._incarnation = incarnation
         self._closed_orderly = closed_orderly
         self._closing: asyncio.Task[None] | None = None
+        self._next_space: SpaceId = 0  # 0: not read yet
 
     @property
     def identity(self) -> Identity:
@@ -152,6 +183,11 @@ class PartitionedStore:
     @property
     def runs(self) -> tuple[bytes, ...]:
         return self._runs
+
+    @property
+    def files(self) -> SnapshotFiles:
+        """The snapshot files beside the database."""
+        return self._backend.files
 
     @property
     def closed_orderly(self) -> bool:
@@ -240,7 +276,14 @@ class PartitionedStore:
         with self._naming_damage():
             tombstones = read_tombstones(self._backend)
             scans = scan_replicas(self._backend.items(layout.FIRST_GROUP_KEY, None), tombstones)
-            return [scan.stored() for scan in scans if not scan.removed]
+            found = [scan.stored() for scan in scans if not scan.removed]
+            for replica in found:
+                if replica.applied is not None and replica.applied.space >= self._coming_space():
+                    raise CorruptRecord(
+                        f"group {replica.descriptor.group_id}: its data are said to lie in keyspace "
+                        f"{replica.applied.space}, which this store never gave out"
+                    )
+            return found
 
     def load_tombstones(self) -> dict[GroupId, Tombstone]:
         """Return the tombstone of every group of which a replica was removed here, also where a later one lives.
@@ -316,21 +359,49 @@ class PartitionedStore:
         keys = self._backend.keys(layout.record_key(group_id, first), layout.record_key(group_id, last) + b"\0")
         return [layout.split_key(key)[2] for key in keys]
 
+    def new_space(self, batch: WriteBatch) -> SpaceId:
+        """Return the id of a new, empty keyspace. That it was given out rides in `batch`, which must be submitted.
+
+        The first batch that names the keyspace is that one or a later one. Raises CorruptRecord.
+        """
+        space = self._coming_space()
+        self._next_space = space + 1
+        raw = cast(PartitionedBatch, batch).raw
+        raw.put(layout.NEXT_SPACE_KEY, layout.encode_number(layout.NEXT_SPACE_KEY, space + 1))
+        return space
+
+    def _coming_space(self) -> SpaceId:
+        if not self._next_space:
+            raw = self._backend.get(layout.NEXT_SPACE_KEY)
+            self._next_space = 1 if raw is None else layout.decode_number(layout.NEXT_SPACE_KEY, raw, "next keyspace")
+        return self._next_space
+
+    def view(self) -> PartitionedView:
+        """Return reads of keyspaces and applied indexes, all of this moment. To be closed; `close` does it, too.
+
+        It shows every write that was complete, and of those under way each as a whole or not at all. Raises
+        StorageError once the store is closed.
+        """
+        return PartitionedView(self._backend.view())
+
     def batch(self) -> WriteBatch:
         """Begin a batch. Raises StorageError once `close` was called."""
         if self._closing is not None:
             raise StorageError(f"{self._backend.name}: the store is closed")
         return PartitionedBatch(self._backend.batch())
 
-    def submit(self, batch: WriteBatch, done: Done) -> None:
+    def submit(self, batch: WriteBatch, done: Done, sync: bool = True) -> None:
         """Write and sync `batch` after all earlier ones; then call `done(None)`, or `done(error)`, on the loop.
+
+        Without `sync`, `done` comes when it is written; a loss of power may take it away, with all unsynced ones after
+        it and none before. Nothing submitted before a synced batch can be lost once that one's `done` has come.
 
         Never blocks, never calls `done` before returning. Batches complete in the order submitted. The error is a
         StorageError whose `__cause__` is what went wrong. Raises StorageError, itself, once `close` was called.
         """
         if self._closing is not None:
             raise StorageError(f"{self._backend.name}: the store is closed")
-        self._backend.submit(cast(PartitionedBatch, batch).raw, done)
+        self._backend.submit(cast(PartitionedBatch, batch).raw, done, sync)
 
     async def close(self) -> None:
         """Finish what was submitted, write the closing record, stop the writer, close. Idempotent.

@@ -20,7 +20,7 @@
 A key is percent-encoded UTF-8 and may hold slashes; values are bytes. What stands in JSON as base64 is a value.
 Every error is {"error", "hint", "outcome"}, and the outcome says what became of a write:
 
-    not_committed   400 404 405 413 503: certainly not done
+    not_committed   400 404 405 413 503 507: certainly not done
     failed          409: done, and refused by the store in the same way on every replica; nothing changed
     unknown         504 500: may or may not have been done
 
@@ -48,6 +48,7 @@ from examples.kv.machine import KEY_LIMIT_BYTES, KV, VALUE_LIMIT_BYTES, Page, To
 from multiraft.admin.api import admin_app
 from multiraft.errors import (
     CommandFailed,
+    DiskFull,
     Halted,
     InvalidRequest,
     MultiRaftError,
@@ -108,6 +109,7 @@ def explain(error: Exception) -> Problem:
 _EXPLAINED: Final[tuple[tuple[type[MultiRaftError], int, str, str], ...]] = (
     (InvalidRequest, 400, "correct the request", "not_committed"),
     (Overloaded, 503, "slow down, then try again", "not_committed"),
+    (DiskFull, 507, "free some space on the disk that it names; it goes on by itself", "not_committed"),
     (Halted, 503, "ask /admin/groups?state=halted why; other shards go on", "not_committed"),
     (NotCommitted, 503, "try again shortly, at this node or another", "not_committed"),
     (CommandFailed, 409, "the store refused it and changed nothing; do not retry it as it stands", "failed"),

@@ -53,6 +53,7 @@ from multiraft.admin.view import (
     STATES,
     Facts,
     Silence,
+    disk_text,
     groups_problems,
     merge_group,
     merge_groups,
@@ -63,6 +64,7 @@ from multiraft.admin.view import (
 from multiraft.config import parse_address
 from multiraft.errors import (
     ConfigError,
+    DiskFull,
     NotRunning,
     StartError,
 )
@@ -251,6 +253,9 @@ class _Api:
             status = self._node.status()
         except NotRunning as problem:
             return json_answer({"ready": False, "error": str(problem), "hint": "start the node"}, 503)
+        except DiskFull as problem:
+            hint = "free some space on that disk: the node comes back by itself"
+            return json_answer({"ready": False, "error": str(problem), "hint": hint}, 503)
         groups = status["groups"]
         total, leaderless, halted = groups["hosted"], groups["leaderless"], groups["halted"]
         count = max(0, total - leaderless - halted)
@@ -261,6 +266,9 @@ class _Api:
         elif count < total:
             answer["error"] = f"{count} of {total} groups are ready: {leaderless} without leader, {halted} halted"
             answer["hint"] = "`multiraft groups --sort -state` or GET /groups?sort=-state says which, and why"
+        elif status.get("disk", {}).get("low"):
+            answer |= {"ready": False, "error": f"no commands are taken: {disk_text(status['disk'])}"}
+            answer["hint"] = "free some space on that disk: it goes on by itself"
         return json_answer(answer, 200 if answer["ready"] else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:

@@ -86,6 +86,9 @@ def _node_problems(node: Facts, nodes: Iterable[Facts]) -> list[str]:
         problems.append(f"node {name} knows no leader for {groups['leaderless']} of its {groups['hosted']} groups")
     if groups.get("halted"):
         problems.append(f"node {name} has {groups['halted']} halted replicas")
+    disk: Facts = node.get("disk", {})
+    if disk.get("low"):
+        problems.append(f"node {name} takes no commands: {disk_text(disk)}; free some space there")
     if not node.get("cluster_id"):
         problems.append(f"node {name} does not belong to a cluster yet: it waits for all founding members")
     up = {other["node_id"] for other in nodes if other["state"] == "up"}
@@ -93,6 +96,11 @@ def _node_problems(node: Facts, nodes: Iterable[Facts]) -> list[str]:
         if peer_id in up and not peer.get("connected"):
             problems.append(f"node {name} has no connection to node {peer_id}, although both are up")
     return problems
+
+
+def disk_text(disk: Facts) -> str:
+    """Say how far a disk that is low is below its floor."""
+    return f"{disk['free_bytes']} bytes are free on its disk, less than free_space_bytes = {disk['floor_bytes']}"
 
 
 def merge_groups(answers: Mapping[NodeId, list[Facts] | Silence], expected: Mapping[GroupId, Facts]) -> list[Facts]:

@@ -36,7 +36,7 @@ from multiraft.engine.machine import Machine
 from multiraft.engine.observing import Observing
 from multiraft.engine.outgoing import Outgoing
 from multiraft.engine.pacing import Pacing
-from multiraft.engine.proposing import propose_queued
+from multiraft.engine.proposing import check_room, check_size, propose_queued
 from multiraft.engine.reading import Reading
 from multiraft.engine.replica import Replica
 from multiraft.engine.residents import Residents
@@ -48,12 +48,10 @@ from multiraft.engine.wheel import Wheel
 from multiraft.engine.writer import LogWriter, Persisted, Promise
 from multiraft.errors import (
     CorruptRecord,
-    InvalidRequest,
     InvariantViolation,
     NotLeader,
     NotRunning,
     OutcomeUnknown,
-    Overloaded,
 )
 from multiraft.messages import (
     AskRemoved,
@@ -69,8 +67,8 @@ from multiraft.messages import (
 )
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import LEADER, CoreSettings, Raft
-from multiraft.records import COMMANDS, CONTROL, SESSION
-from multiraft.sessions import HEAD, encode_register
+from multiraft.records import COMMANDS, CONTROL
+from multiraft.sessions import encode_register
 from multiraft.types import (
     FOUNDING_INDEX,
     FOUNDING_TERM,
@@ -114,6 +112,7 @@ class Engine:
         self.limits = limits
         self.replicas: dict[GroupId, Replica] = {}
         self.budget = Budget(limits.pending_bytes)
+        self._disk_problem: str | None = None
         self.incoming = Incoming(self)
         self.counters = self.incoming.counters
         self.counters["audit_repairs"] = 0
@@ -229,19 +228,17 @@ class Engine:
 
         The future gets OutcomeUnknown when it is not applied within the request timeout, NotCommitted when a later
         leader replaced it, CommandFailed when the state machine raised. Raises, having proposed nothing: NotLeader,
-        Halted, Overloaded, InvalidRequest (over entry_bytes), NotRunning.
+        Halted, Overloaded, DiskFull, InvalidRequest (over entry_bytes), NotRunning.
         """
         replica = self.replicas.get(group_id)
         if replica is None or replica.core.role is not LEADER or replica.halted or replica.broken:
             replica = self.leading(group_id)  # which raises
         budget = self.budget
-        if len(command) > self._entry_bytes and (kind != SESSION or len(command) > self._entry_bytes + HEAD.size):
-            head_bytes = HEAD.size if kind == SESSION else 0
-            said = f"a command of {len(command) - head_bytes} bytes; entry_bytes allows {self._entry_bytes}"
-            raise InvalidRequest(said)
+        if len(command) > self._entry_bytes:
+            check_size(len(command), kind, self._entry_bytes)
         size_bytes = len(command) + ENTRY_OVERHEAD_BYTES
         if budget.used_bytes + size_bytes > budget.limit_bytes:
-            raise Overloaded(f"{budget.used_bytes} bytes of commands are waiting; retry when some are answered")
+            check_room(replica, size_bytes, self.limits.pending_bytes, self._disk_problem)
         budget.used_bytes += size_bytes
         budget.count += 1
         future: Future[bytes] = self.loop.create_future()
@@ -260,6 +257,11 @@ class Engine:
         limits = self.limits
         entry = encode_register(client, limits.session_expiry_ms, limits.session_reply_bytes, limits.sessions)
         return self.propose(group_id, entry, CONTROL)
+
+    def refuse_proposals(self, why: str | None) -> None:
+        """Refuse every command but the directory's from now on, with DiskFull and this text; None: take them again."""
+        self._disk_problem = why
+        self.budget.limit_bytes = self.limits.pending_bytes if why is None else 0
 
     def read(self, group_id: GroupId, query: bytes) -> Future[bytes]:
         """Answer `query` from the state machine, linearizably (ReadIndex, thesis section 6.4).

@@ -10,8 +10,11 @@ from functools import partial
 from multiraft.config import Limits
 from multiraft.engine.replica import Replica
 from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Proposals, Queue
-from multiraft.errors import InvariantViolation, NotReady, OutcomeUnknown, Overloaded
+from multiraft.errors import DiskFull, InvalidRequest, InvariantViolation, NotReady, OutcomeUnknown, Overloaded
 from multiraft.raft import LEADER
+from multiraft.records import SESSION
+from multiraft.sessions import HEAD
+from multiraft.types import DIRECTORY_GROUP, NOBODY
 
 
 def propose_queued(replica: Replica, limits: Limits, stamp_ms: int, now: float) -> list[Proposals]:
@@ -57,6 +60,30 @@ def _propose(
         replica.waiting.append(batch)
         batches.append(batch)
         left_bytes -= part_bytes
+
+
+def check_size(size_bytes: int, kind: int, limit_bytes: int) -> None:
+    """Raise InvalidRequest unless an entry of this kind may have so many bytes: the limit is that of the command in it."""
+    head_bytes = HEAD.size if kind == SESSION else 0
+    if size_bytes > limit_bytes + head_bytes:
+        raise InvalidRequest(f"a command of {size_bytes - head_bytes} bytes; entry_bytes allows {limit_bytes}")
+
+
+def check_room(replica: Replica, size_bytes: int, limit_bytes: int, disk_problem: str | None) -> None:
+    """The node's budget does not allow for a command of `size_bytes`: raise why not, or let it pass after all.
+
+    limit_bytes   of the budget while the disk has room
+    disk_problem  why commands are refused now; the directory's are not. None: the disk has room
+
+    Raises Overloaded, NotReady (the group is being handed over to a node that has room), DiskFull.
+    """
+    budget = replica.budget
+    if disk_problem is None or budget.used_bytes + size_bytes > limit_bytes:
+        raise Overloaded(f"{budget.used_bytes} bytes of commands are waiting; retry when some are answered")
+    if replica.core.heir != NOBODY:
+        raise NotReady(f"group {replica.group_id} is being handed over: {disk_problem}")
+    if replica.group_id != DIRECTORY_GROUP:
+        raise DiskFull(disk_problem)
 
 
 def record_cuts(commands: list[bytes], size_bytes: int, limit_bytes: int) -> list[tuple[int, int, int]]:

@@ -27,6 +27,7 @@ class Churn:
     """What a schedule does to memberships, and what its parts have in common.
 
     cluster  what it is done to
+    lost     the node whose store was lost, and that is not readmitted yet
     """
 
     def __init__(self, cluster: MemoryCluster, rng: Random, trace: Trace, groups: Callable[[], list[GroupId]]) -> None:
@@ -35,6 +36,7 @@ class Churn:
         self._trace = trace
         self._groups = groups
         self._changing: set[asyncio.Task[None]] = set()
+        self.lost: NodeId | None = None
 
     def _say(self, what: str) -> None:
         self._trace.say("*", what)
@@ -45,7 +47,7 @@ class Churn:
 
     def _up(self) -> list[NodeId]:
         self.cluster.forget_ended()
-        return list(self.cluster.nodes)
+        return [name for name, node in self.cluster.nodes.items() if node.runs]
 
     def _group(self) -> GroupId | None:
         """Choose a group whose members may change: any but the directory."""
@@ -54,7 +56,7 @@ class Churn:
     def _begin(self, what: str, group_id: GroupId, change: Callable[[Group], Coroutine[Any, Any, Membership]]) -> bool:
         """Have a membership change made by a node that is up, beside everything else that goes on."""
         name = self._any(self._up())
-        if name is None:
+        if name is None or self.lost is not None:
             return False
         self._say(f"group {group_id}: {what}, asked of {name}")
         call = change(self.cluster.nodes[name].group(group_id))

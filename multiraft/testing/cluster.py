@@ -28,7 +28,7 @@ from multiraft.errors import NotCommitted, NotRunning, OutcomeUnknown
 from multiraft.failpoints import Action, Deed, raise_os_error
 from multiraft.node import Node
 from multiraft.ports import Clocks, Store, Transport
-from multiraft.storage import MemoryDisk, open_memory
+from multiraft.storage import MemoryDisk, MemorySpace, open_memory
 from multiraft.testing.clocks import NodeClock, NodeLoop
 from multiraft.testing.faults import ArmedPlaces
 from multiraft.testing.virtual import CURRENT_CLOCK, NodeKilled, VirtualLoop
@@ -48,6 +48,7 @@ class MemoryCluster:
     limits   of every node
     seed     everything random comes from it
     sync     False: every disk acknowledges writes that a crash then loses
+    revives  nodes come back by themselves after their disk was full; else they end, as after every failed write
 
     faults   how often each kind of fault took effect (testing.faults)
     places   what is armed at failpoints, and how often each was passed
@@ -61,6 +62,7 @@ class MemoryCluster:
         limits: Limits | None = None,
         seed: int = 0,
         sync: bool = True,
+        revives: bool = False,
     ) -> None:
         self.names = tuple(names)
         self.faults: Counter[str] = Counter()
@@ -68,6 +70,7 @@ class MemoryCluster:
         self.nodes: dict[NodeId, Node] = {}
         self.places = ArmedPlaces(self.faults, self._whose, self._do_at_place)
         self._declare = declare
+        self.revives = revives
         self._limits = limits if limits is not None else Limits()
         self._rng = Random(seed)
         self._members = {name: f"127.0.0.1:{7001 + number}" for number, name in enumerate(self.names)}
@@ -131,13 +134,19 @@ class MemoryCluster:
         node = Node(
             config,
             open_store=open_store,
+            space=MemorySpace(self.disks[name], config.limits.ballast_bytes),
+            revives=self.revives,
             make_transport=make_transport,
             clocks=clocks,
             rng=Random(self._rng.random()),
             loop=loop,
         )
+        node.on_come_back(lambda: self._came_back(name))
         self._declare(node)
         return node
+
+    def _came_back(self, name: NodeId) -> None:
+        self.faults["revival"] += 1
 
     async def start(self, name: NodeId | None = None) -> None:
         """Start one node, or all of them. Raises what Node.start does; NotRunning if it was killed meanwhile."""
@@ -218,8 +227,11 @@ class MemoryCluster:
         self.disks[name].wipe()
 
     def forget_ended(self) -> list[NodeId]:
-        """Take nodes that ended by themselves, as after a failed write, out of `nodes`; return their names."""
-        ended = [name for name, node in self.nodes.items() if not node.runs]
+        """Take nodes that ended by themselves, as after a failed write, out of `nodes`; return their names.
+
+        One that comes back by itself stays.
+        """
+        ended = [name for name, node in self.nodes.items() if not node.runs and not node.comes_back]
         for name in ended:
             del self.nodes[name]
         return ended
@@ -320,7 +332,7 @@ class MemoryCluster:
 
     def leaders(self, group_id: GroupId) -> list[NodeId]:
         """Which running nodes lead the group, as they themselves see it."""
-        return [name for name, node in self.nodes.items() if node.leads(group_id)]
+        return [name for name, node in self.nodes.items() if node.runs and node.leads(group_id)]
 
     async def run_for(self, seconds: float) -> None:
         """Let the cluster live for `seconds` of the loop's time."""

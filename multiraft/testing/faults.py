@@ -26,6 +26,7 @@ FAULT_KINDS: Final[dict[str, str]] = {
     "eio_write": "a write failed",
     "eio_read": "a read failed",
     "enospc": "a write found the disk full",
+    "revival": "a node came back by itself after its disk was full",
     "slow": "a write took time",
     "disk_stall": "a disk stopped writing, or stopped telling",
     "rate": "a clock began to run fast or slow",

@@ -66,7 +66,7 @@ class Summary:
         if self.seeds < JUDGED_FROM:
             return []
         faults, places = self.seeds // SEEDS_PER_FAULT, self.seeds // SEEDS_PER_PLACE
-        judged = [(kind, self.faults[kind], faults) for kind in sorted(FAULT_KINDS) if kind not in NOT_YET]
+        judged = [(kind, self.faults[kind], faults) for kind in sorted(FAULT_KINDS)]
         for name in sorted(point.name for point in FAILPOINTS.values()):
             judged.append((f"failpoint {name}, something done there", self.faults[f"failpoint {name}"], places))
             judged.append((f"failpoint {name}, passed", self.passed[name], 10 * self.seeds // SEEDS_PER_PLACE))
@@ -100,10 +100,6 @@ class Summary:
             "faults": dict(sorted(self.faults.items())),
             "failpoints_passed": dict(sorted(self.passed.items())),
         }
-
-
-NOT_YET: Final = frozenset({"wipe", "roll_back"})
-"""Kinds that no schedule draws: a node that lost its disk is taken out and added anew, by a membership change."""
 
 
 def run_many(

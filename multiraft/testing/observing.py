@@ -260,6 +260,12 @@ class ObservedCluster(MemoryCluster):
             if self.observer is not None:
                 self.observer.watch(one)
 
+    def _came_back(self, name: NodeId) -> None:
+        super()._came_back(name)
+        if self.observer is not None:
+            self.observer.trace.say(name, "comes back by itself")
+            self.observer.watch(name)
+
     def forget_ended(self) -> list[NodeId]:
         """As MemoryCluster's; only a failed write or read may have ended a node."""
         for name, node in self.nodes.items():

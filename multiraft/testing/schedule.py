@@ -10,6 +10,7 @@ they are, and then one fault after another. What is hurt stays hurt until anothe
     code        failpoint
     leadership  transfer, coup
     membership  add, remove, replace, promote, demote (churn.py)
+    stores      lose (losing.py)
 
 Rules of this file: nothing random but what the schedule's `rng` says; every fault is said in the timeline; a fault that
 finds nothing to hurt does nothing and counts for nothing.
@@ -30,6 +31,7 @@ from multiraft.errors import MultiRaftError, NotCommitted, NotRunning, StartErro
 from multiraft.failpoints import FAILPOINTS, Action
 from multiraft.testing.churn import Churn
 from multiraft.testing.cluster import MemoryCluster
+from multiraft.testing.losing import Losing
 from multiraft.testing.trace import Trace
 from multiraft.testing.virtual import VirtualLoop
 from multiraft.types import GroupId, NodeId
@@ -67,7 +69,7 @@ CAREFUL_RATES: Final = (0.9905, 0.996, 1.0, 1.004, 1.0095)
 """Within the drift that leases allow for."""
 
 
-class Schedule(Churn):
+class Schedule(Losing):
     """The faults of one run.
 
     cluster  what is hurt
@@ -125,6 +127,11 @@ class Schedule(Churn):
         cluster.end_faults()
         await cluster.run_for(0.5)
         cluster.forget_ended()
+        await cluster.until(lambda: not any(node.comes_back for node in cluster.nodes.values()))
+        for name in cluster.names:
+            if name not in cluster.nodes and name != self.lost:
+                await self.start_one(name)
+        await self._regained()
         for name in cluster.names:
             if name in cluster.nodes and self._has_broken(name):
                 self._say(f"restart {name}: a replica there has stopped")
@@ -207,6 +214,7 @@ class Schedule(Churn):
     async def start_one(self, name: NodeId) -> bool:
         """Start a node; False where something that is armed ends it on the way."""
         self._say(f"start {name}")
+        self.remember_disk(name)
         self.cluster.disks[name].release()  # it may have been held while its node was ending
         await self.cluster.until(lambda: not self.cluster.disks[name].in_use)
         try:
@@ -479,10 +487,10 @@ class Schedule(Churn):
         return True
 
 
-NO_DEEDS: Final = ("_stop_one", "_change")
+NO_DEEDS: Final = ("_stop_one", "_change", "_settled", "_recover", "_regained")
 FAULTS: Final = tuple(
     name[1:]
-    for name, value in (vars(Schedule) | vars(Churn)).items()
+    for name, value in (vars(Schedule) | vars(Losing) | vars(Churn)).items()
     if asyncio.iscoroutinefunction(value) and name.startswith("_") and name not in NO_DEEDS
 )
 """Every kind of fault, in the order of these files."""

@@ -109,7 +109,8 @@ class Simulation:
         self.limits = draw_limits(config)
         self.leases = config.random() < 0.4
         self.services: list[SimulatedService] = []
-        self.cluster = ObservedCluster(self._declare, NAMES[:count], limits=self.limits, seed=seed)
+        revives = Random(f"revivals {seed}").random() < 0.5
+        self.cluster = ObservedCluster(self._declare, NAMES[:count], limits=self.limits, seed=seed, revives=revives)
         self.observer = self.cluster.observer = Observer(self.cluster, self.trace, self._violated)
         self._config = config
         self._task = asyncio.current_task()

@@ -10,10 +10,12 @@ from typing import Final
 from tests.mutants.mutant import Mutant
 
 IDENTITY: Final = "storage/identity.py"
+DIRECTORY: Final = "storage/directory.py"
 LEVELDB: Final = "storage/leveldb.py"
 MEMORY: Final = "storage/memory.py"
 OPENING: Final = "storage/opening.py"
 STORE: Final = "storage/store.py"
+WRITING: Final = "storage/writing.py"
 
 CRASHES: Final = "tests/node/test_crashes.py"
 CONTRACT: Final = "tests/storage/test_store_contract.py"
@@ -36,29 +38,44 @@ SYNCING: Final = (
     ),
     Mutant(
         "sync-off-merged",
-        "batches that were merged are synced, too",
-        LEVELDB,
-        "            merged = jobs[0].batch\n",
-        "            merged = self._database.write_batch()\n            merged.append(jobs[0].batch)\n",
+        "batches that were merged are synced when any of them must be",
+        WRITING,
+        "                sync = sync or more.sync\n",
+        "                sync = more.sync\n",
+        (f"{WRITER}::test_what_is_merged_is_synced_when_any_of_it_must_be",),
+    ),
+    Mutant(
+        "log-left-unsynced",
+        "a write-ahead log that LevelDB leaves for the next one is synced, where something in it was not",
+        "storage/wal.py",
+        "            if self._unsynced:\n",
+        "            if False:\n",
+        ("tests/storage/test_wal.py::test_the_log_that_was_left_is_synced_if_something_in_it_was_not",),
+    ),
+    Mutant(
+        "unsynced-before-synced-lost",
+        "a synced batch makes those before it durable, on the memory disk too",
+        MEMORY,
+        "                self._undo.clear()\n        if failure",
+        "                pass\n        if failure",
         (
-            f"{WRITER}::test_every_batch_is_synced_and_every_read_checked",
-            f"{SYNCS}::test_a_write_is_synced_by_the_system_before_it_is_completed",
+            "tests/storage/test_memory.py::test_a_crash_takes_unsynced_batches_from_the_end_and_never_one_before_a_synced_one",
         ),
     ),
     Mutant(
         "completed-before-write",
         "a write is completed after it was written, not when it is taken",
-        LEVELDB,
-        "        self._queue.put(_Job(batch, done, None))\n",
-        "        self._queue.put(_Job(batch, lambda _: None, None))\n        self._loop.call_soon(done, None)\n",
+        WRITING,
+        "        self._queue.put(_Job(batch, done, None, sync))\n",
+        "        self._queue.put(_Job(batch, lambda _: None, None, sync))\n        self._loop.call_soon(done, None)\n",
         (f"{SYNCS}::test_a_write_is_synced_by_the_system_before_it_is_completed",),
     ),
     Mutant(
         "sync-off-memory",
         "the memory disk keeps what it acknowledged over a crash",
         MEMORY,
-        "            if not self.sync:\n",
-        "            if self.sync:\n",
+        "            if not (sync and self.sync):\n",
+        "            if sync and self.sync:\n",
         (
             "tests/storage/test_memory.py::test_a_crash_drops_what_was_not_written_and_keeps_what_was",
             f"{PROMISES_KEPT}::test_what_was_acknowledged_is_on_two_disks_at_that_very_moment",
@@ -68,8 +85,8 @@ SYNCING: Final = (
         "completed-before-write-store",
         "the store completes a write after its backend has, over the memory disk as well",
         STORE,
-        "self._backend.submit(cast(PartitionedBatch, batch).raw, done)",
-        "self._backend.submit(cast(PartitionedBatch, batch).raw, lambda _: None)\n"
+        "self._backend.submit(cast(PartitionedBatch, batch).raw, done, sync)",
+        "self._backend.submit(cast(PartitionedBatch, batch).raw, lambda _: None, sync)\n"
         "        asyncio.get_running_loop().call_soon(done, None)",
         (
             f"{CRASHES}::test_no_acknowledgement_before_a_quorum_has_synced",
@@ -80,7 +97,7 @@ SYNCING: Final = (
     Mutant(
         "written-after-failure",
         "after a failed write nothing is written or acknowledged again",
-        LEVELDB,
+        WRITING,
         "            if self._error is None:\n                if failpoints",
         "            self._error = None\n            if self._error is None:\n                if failpoints",
         (f"{CONTRACT}::test_a_failed_write_is_final_and_leaves_nothing_of_its_batch",),
@@ -88,7 +105,7 @@ SYNCING: Final = (
     Mutant(
         "identity-file-unsynced",
         "the identity file is synced before it is renamed",
-        LEVELDB,
+        DIRECTORY,
         "            os.fsync(file.fileno())\n",
         "",
         ("tests/storage/test_leveldb.py::test_the_identity_file_is_replaced_as_a_whole",),
@@ -96,8 +113,8 @@ SYNCING: Final = (
     Mutant(
         "identity-directory-unsynced",
         "the directory is synced after the rename",
-        LEVELDB,
-        '        os.replace(name + ".tmp", name)\n        _sync_directory(path)\n',
+        DIRECTORY,
+        '        os.replace(name + ".tmp", name)\n        sync_directory(path)\n',
         '        os.replace(name + ".tmp", name)\n',
         ("tests/storage/test_leveldb.py::test_the_identity_file_is_replaced_as_a_whole",),
     ),

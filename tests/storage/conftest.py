@@ -111,10 +111,10 @@ class LevelPlace(Place):
         backend = cast(Any, store)._backend
 
         def fail(_: object) -> None:
-            del backend._write_synced
+            del backend._write_synced, backend._write_unsynced
             raise error
 
-        backend._write_synced = fail
+        backend._write_synced = backend._write_unsynced = fail
 
     @contextlib.contextmanager
     def _database(self) -> Iterator[Any]:

@@ -14,6 +14,8 @@ from multiraft.records import COMMANDS, encode_record
 from multiraft.storage import layout
 from multiraft.types import (
     U64_MAX,
+    Applied,
+    Halt,
     HardState,
     Identity,
     LogStart,
@@ -75,6 +77,37 @@ def test_memberships_come_back(group_id: int, value: Membership) -> None:
 def test_snapshots_come_back(group_id: int, membership: Membership, above: int, term: int, data: bytes) -> None:
     value = Snapshot(min(U64_MAX, max(1, membership.index + above)), term, membership, data)
     assert layout.decode_snapshot(group_id, layout.encode_snapshot(group_id, value)) == value
+
+
+@given(groups, st.builds(Applied, u64, u64, u64, st.integers(0, (1 << 32) - 1), ids))
+def test_applied_indexes_come_back(group_id: int, value: Applied) -> None:
+    assert layout.decode_applied(group_id, layout.encode_applied(group_id, value)) == value
+
+
+@given(groups, st.builds(Halt, u64, names, names, names, u64))
+def test_halts_come_back(group_id: int, value: Halt) -> None:
+    assert layout.decode_halt(group_id, layout.encode_halt(group_id, value)) == value
+
+
+@given(u64, st.binary(max_size=20), st.binary(max_size=20))
+def test_data_come_back_under_keys_of_their_space_alone(space: int, key: bytes, value: bytes) -> None:
+    stored_key = layout.data_key(space, key)
+    assert layout.FIRST_DATA_KEY <= stored_key < layout.DATA_END_KEY < layout.FIRST_GROUP_KEY
+    assert layout.split_data_key(stored_key) == (space, key)
+    assert layout.decode_data(stored_key, layout.encode_data(space, key, value)) == value
+    first, end = layout.data_span(space)
+    assert first <= stored_key < end
+    assert space == 0 or layout.data_span(space - 1)[1] == first
+
+
+def test_a_data_key_that_is_cut_short_is_refused() -> None:
+    with pytest.raises(CorruptRecord, match="unknown key"):
+        layout.split_data_key(layout.data_key(5, b"")[:-1])
+
+
+def test_an_applied_index_names_a_space() -> None:
+    with pytest.raises(CorruptRecord, match="applied index of group 3"):
+        layout.decode_applied(3, layout.encode_applied(3, Applied(1, 1, 0, 0, 0)))
 
 
 @given(st.builds(Tombstone, groups, ids, u64))
@@ -272,7 +305,7 @@ def test_a_record_past_the_last_index_is_refused() -> None:
 
 def test_keys_of_other_shapes_are_refused() -> None:
     good = layout.record_key(7, 5)
-    others = [layout.group_key(7, kind) for kind in (0, 5, 6, layout.KIND_RECORD, 9)]
+    others = [layout.group_key(7, kind) for kind in (0, layout.KIND_RECORD, 9, 10)]
     for key in (b"", good[:-1], good + b"\0", layout.tombstone_key(7)[1:], *others):
         with pytest.raises(CorruptRecord, match="unknown key"):
             layout.split_key(key)

@@ -17,7 +17,7 @@ import pytest
 from multiraft.config import Limits
 from multiraft.errors import StorageError
 from multiraft.ports import Store
-from multiraft.storage import leveldb
+from multiraft.storage import writing
 
 if TYPE_CHECKING:
     from tests.storage.conftest import LevelPlace
@@ -50,7 +50,7 @@ class BusyWriter:
 
         backend._write_synced = blocked
 
-    def submit(self, first: int, last: bool = False, size: int = 4) -> None:
+    def submit(self, first: int, last: bool = False, size: int = 4, sync: bool = True) -> None:
         batch = self.store.batch()
         batch.put_record(GROUP, self.place.record(first, first, size=size))
 
@@ -59,7 +59,7 @@ class BusyWriter:
             if last:
                 self.finished.set()
 
-        self.store.submit(batch, done)
+        cast(Any, self.store)._backend.submit(cast(Any, batch).raw, done, sync)
 
     def wait_until_busy(self) -> None:
         assert self._entered.wait(60)
@@ -95,7 +95,7 @@ async def test_batches_that_wait_together_share_one_sync_and_one_wake_up(
 
 
 async def test_merging_stops_at_its_bound(level_place: LevelPlace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leveldb, "MERGE_BYTES", 3_000)
+    monkeypatch.setattr(writing, "MERGE_BYTES", 3_000)
     store = level_place.open()
     writer = BusyWriter(store, level_place)
     writer.submit(2)
@@ -231,3 +231,28 @@ async def test_leveldbs_own_errors_carry_their_errno(level_place: LevelPlace) ->
     assert caught.value.__cause__.errno == errno.ENOSPC
     assert "/somewhere/000007.log" in str(caught.value)
     assert "free some space" in str(caught.value)
+
+
+@pytest.mark.parametrize(("syncs", "expected"), [((False, False), 0), ((False, True), 1), ((True, False), 1)])
+async def test_what_is_merged_is_synced_when_any_of_it_must_be(
+    level_place: LevelPlace, syncs: tuple[bool, ...], expected: int
+) -> None:
+    store = level_place.open()
+    backend = cast(Any, store)._backend
+    writer, unsynced = BusyWriter(store, level_place), []
+    write = backend._write_unsynced
+
+    def noted(batch: Any) -> None:
+        unsynced.append(batch)
+        write(batch)
+
+    backend._write_unsynced = noted
+    writer.submit(2)
+    writer.wait_until_busy()
+    for first, sync in enumerate(syncs, 3):
+        writer.submit(first, last=first == 4, sync=sync)
+    writer.go_on()
+    await writer.finished.wait()
+    assert (len(writer.batches), len(unsynced)) == (1 + expected, 1 - expected)
+    assert writer.seen == [2, 3, 4]
+    assert store.read_firsts(GROUP, 0) == [2, 3, 4]

@@ -259,3 +259,52 @@ async def test_store_ids_can_be_handed_in(disk: MemoryDisk) -> None:
     seeded = MemoryDisk(new_store_id=lambda: b"s" * 16)
     assert opened(seeded).identity.store_id == b"s" * 16
     assert opened(disk).identity.store_id != opened(MemoryDisk()).identity.store_id
+
+
+def put_data(store: Store, number: int, sync: bool, acknowledged: list[int]) -> None:
+    batch = store.batch()
+    batch.put_data(1, b"%d" % number, b"x")
+    store.submit(batch, lambda _: acknowledged.append(number), sync)
+
+
+@pytest.mark.parametrize("keep", range(6))
+async def test_a_crash_takes_unsynced_batches_from_the_end_and_never_one_before_a_synced_one(
+    disk: MemoryDisk, keep: int
+) -> None:
+    store, acknowledged = opened(disk), list[int]()
+    begun = disk.writes
+    for number, sync in ((1, False), (2, True), (3, False), (4, False)):
+        put_data(store, number, sync, acknowledged)
+    await settle()
+    assert (acknowledged, disk.writes - begun, disk.unsynced) == ([1, 2, 3, 4], 4, 2)
+    put_data(store, 5, False, acknowledged)
+    assert disk.unsynced == 3
+    disk.crash(keep)
+    store = opened(disk)
+    expected = [b"1", b"2", b"3", b"4", b"5"][: 2 + keep]
+    assert list(store.iterate_data_keys(1)) == expected
+    # What a crash has left is durable: the next one takes nothing more of it.
+    disk.crash()
+    assert list(opened(disk).iterate_data_keys(1)) == expected
+
+
+async def test_an_unsynced_batch_is_a_write_between_which_a_crash_can_come(disk: MemoryDisk) -> None:
+    store, acknowledged = opened(disk), list[int]()
+    disk.crash_after(2, lambda: disk.crash(keep=9), written=True)
+    put_data(store, 1, False, acknowledged)
+    put_data(store, 2, False, acknowledged)
+    put_data(store, 3, True, acknowledged)
+    await settle()
+    assert acknowledged == [1]
+    assert list(opened(disk).iterate_data_keys(1)) == [b"1", b"2", b"3"]
+
+
+async def test_an_image_is_without_what_is_not_synced(disk: MemoryDisk) -> None:
+    store, acknowledged = opened(disk), list[int]()
+    put_data(store, 1, True, acknowledged)
+    put_data(store, 2, False, acknowledged)
+    await settle()
+    image = disk.image()
+    await store.close()
+    disk.roll_back(image)
+    assert list(opened(disk).iterate_data_keys(1)) == [b"1"]

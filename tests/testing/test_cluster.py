@@ -407,6 +407,13 @@ def test_every_kind_of_fault_counts_itself(play: Play) -> None:
         await cluster.until(lambda: not cluster.nodes["b"].runs)
         cluster.end_faults()
         await fleet.start_all()
+        cluster.revives = True
+        await cluster.restart("c")
+        cluster.disks["c"].full = True
+        await fleet.write(3)
+        await cluster.until(lambda: not cluster.nodes["c"].runs)
+        cluster.disks["c"].full = False
+        await cluster.until(lambda: cluster.nodes["c"].runs)
         cluster.disks["b"].fail_next_read(OSError(errno.EIO, "Input/output error"))
         with pytest.raises(StorageError):
             await cluster.restart("b")

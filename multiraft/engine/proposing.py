@@ -63,7 +63,7 @@ def _propose(
 
 
 def check_size(size_bytes: int, kind: int, limit_bytes: int) -> None:
-    """Raise InvalidRequest unless an entry of this kind may have so many bytes: the limit is that of the command in it."""
+    """Raise InvalidRequest if the command in an entry of this kind and size is over the limit."""
     head_bytes = HEAD.size if kind == SESSION else 0
     if size_bytes > limit_bytes + head_bytes:
         raise InvalidRequest(f"a command of {size_bytes - head_bytes} bytes; entry_bytes allows {limit_bytes}")

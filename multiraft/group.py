@@ -71,6 +71,9 @@ class GroupHost(Protocol):
     def subscribe_role(self, group_id: GroupId, changed: Callable[[bool], None]) -> Unsubscribe:
         """Call `changed(True)` when this node's replica begins to lead, `changed(False)` when it ceases to."""
 
+    def subscribe_applied(self, group_id: GroupId, applied: Callable[[], None]) -> Unsubscribe:
+        """Call `applied()` soon after this node's replica has applied more."""
+
 
 class Group:
     """A handle of one group. Made by the node."""
@@ -256,6 +259,14 @@ class Group:
     def on_follower(self, hook: Callable[[], None]) -> Unsubscribe:
         """Call `hook` whenever this node's replica ceases to lead the group. Otherwise as `on_leader`."""
         return self._host.subscribe_role(self.group_id, lambda leads: None if leads else self._run(hook))
+
+    def on_applied(self, hook: Callable[[], None]) -> Unsubscribe:
+        """Call `hook` soon after this node's replica of the group has applied more, and so may answer differently.
+
+        Once for all that it applied at a stretch, or took over with a snapshot; never where this node has no replica.
+        Return a function that ends this. `hook` must return quickly: it runs between two turns of the node.
+        """
+        return self._host.subscribe_applied(self.group_id, lambda: self._run(hook))
 
     def _run(self, hook: Callable[[], None]) -> None:
         try:

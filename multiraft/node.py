@@ -387,6 +387,19 @@ class Node:
             changed(True)
         return lambda: hooks.remove(changed) if changed in hooks else None
 
+    def subscribe_applied(self, group_id: GroupId, applied: Callable[[], None]) -> Unsubscribe:
+        """Have `applied` called soon after this node's replica has applied more; see `Group.on_applied`."""
+        hooks = self._setup.applied_hooks.setdefault(group_id, [])
+        hooks.append(applied)
+
+        def unsubscribe() -> None:
+            if applied in hooks:
+                hooks.remove(applied)
+            if not hooks and self._setup.applied_hooks.get(group_id) is hooks:
+                del self._setup.applied_hooks[group_id]
+
+        return unsubscribe
+
     def transfer_leadership(self, group_id: GroupId, to: NodeId) -> None:
         """Ask the group's replica on node `to` to take over. Returns at once; given up after an election timeout.
 

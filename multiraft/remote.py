@@ -291,6 +291,13 @@ class RemoteShardQuery(_Remote[P, R]):
                 answer.cancel()
             await asyncio.gather(*[answer for _, answer in asked], return_exceptions=True)
 
+    async def on_shard(self, shard_id: int, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Ask the shard of that id; the arguments are checked as for a call. Raises InvalidRequest if there is none."""
+        caller = self._caller()
+        _, body = self._encode(caller, args, kwargs)
+        result: R = self._method.decode_result(await self._ask(caller, shard_id, body))
+        return result
+
     async def _ask(self, caller: ServiceCaller, shard_id: int, body: bytes) -> bytes:
         if self._how is None:
             return await caller.read_shard(shard_id, body, self._timeout_s)

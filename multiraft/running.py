@@ -48,6 +48,7 @@ class Setup:
     calls       handlers of peers' calls, by method
     role_hooks  whom to tell when a group's replica here begins or ceases to lead
     membership_hooks  whom to tell when another membership takes effect for a group's replica here
+    applied_hooks     whom to tell when a group's replica here has applied more
     loop        what the parts schedule their work on; None: the running loop
     space       the room under the store; None: it is not looked at
     revives     whether the node comes back by itself after its disk was full
@@ -62,6 +63,7 @@ class Setup:
     calls: dict[str, Callable[[bytes], bytes]] = field(default_factory=dict)
     role_hooks: dict[GroupId, list[Callable[[bool], None]]] = field(default_factory=dict)
     membership_hooks: dict[GroupId, list[Callable[[Membership], None]]] = field(default_factory=dict)
+    applied_hooks: dict[GroupId, list[Callable[[], None]]] = field(default_factory=dict)
     loop: asyncio.AbstractEventLoop | None = None
     space: Space | None = None
     revives: bool = True
@@ -110,6 +112,7 @@ class Running:
             self._membership_changed,
             self._engine_failed,
         )
+        self.engine.observing.applied_hooks = setup.applied_hooks
         self.standing = Standing(store, transport, self.engine.writer)
         self.forwarding = Forwarding(config.node_id, self.engine, transport, self._loop)
         for method, handler in setup.calls.items():

@@ -230,6 +230,17 @@ async def test_each_shard_is_asked_and_named_in_order() -> None:
     assert 1 < caller.most_running <= SHARDS_AT_ONCE
 
 
+async def test_one_shard_is_asked_by_its_id() -> None:
+    caller = LocalCaller(shards=3)
+    caller.machines[2].apply(encode("add", "nail2"), CONTEXT)
+    names = handle(caller).names
+    assert [await names.on_shard(shard_id, "nail") for shard_id in (1, 2)] == [[], ["nail2"]]
+    assert await names.with_options(stale_ms=500).on_shard(2) == ["nail2"]
+    assert caller.chosen == [(2, Consistency(stale_ms=500))]
+    with pytest.raises(InvalidRequest, match="prefix"):
+        await names.on_shard(1, 7)  # type: ignore[arg-type]
+
+
 async def test_leaving_the_shards_early_ends_what_was_asked_ahead() -> None:
     caller = LocalCaller(shards=4)
     caller.silent = {2, 3, 4}

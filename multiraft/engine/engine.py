@@ -190,6 +190,7 @@ class Engine:
         now = self.pacing.now()
         core = Raft(stored, self.store, self.view, self.rng, self._core_settings, now, stored.snapshot_index)
         replica = Replica(stored.descriptor, core, machine, self.budget, self._slow_s, self.clocks.effort)
+        replica.on_applied = self.observing.applied
         self.replicas[replica.group_id] = replica
         self.snapshotting.open(replica)
         quiet_s = max(0.0, self._started_s + self._election_timeout_s - now)
@@ -252,16 +253,16 @@ class Engine:
         queue.size_bytes += size_bytes
         return future
 
+    def refuse_proposals(self, why: str | None) -> None:
+        """Refuse every command but the directory's from now on, with DiskFull and this text; None: take them again."""
+        self._disk_problem = why
+        self.budget.limit_bytes = self.limits.pending_bytes if why is None else 0
+
     def register(self, group_id: GroupId, client: bytes) -> Future[bytes]:
         """Have the group begin a session of `client`, under the bounds of this node. Otherwise as `propose`."""
         limits = self.limits
         entry = encode_register(client, limits.session_expiry_ms, limits.session_reply_bytes, limits.sessions)
         return self.propose(group_id, entry, CONTROL)
-
-    def refuse_proposals(self, why: str | None) -> None:
-        """Refuse every command but the directory's from now on, with DiskFull and this text; None: take them again."""
-        self._disk_problem = why
-        self.budget.limit_bytes = self.limits.pending_bytes if why is None else 0
 
     def read(self, group_id: GroupId, query: bytes) -> Future[bytes]:
         """Answer `query` from the state machine, linearizably (ReadIndex, thesis section 6.4).

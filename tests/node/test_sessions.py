@@ -52,7 +52,7 @@ def test_a_forwarded_command_whose_answer_is_lost_is_applied_once_and_answered(p
         cluster.network.stall(leader, asker)
         call = asyncio.ensure_future(ledgers.services[asker].propose(b"k", b"x"))
         await cluster.until(lambda: ledgers.kept(leader) == [b"first", b"x"])
-        await cluster.run_for(0.1)
+        await cluster.run_for(6.0)  # more than half of the call's time: by then it has been sent again
         assert not call.done()
         cluster.heal()
         assert await call == b"2"
@@ -210,6 +210,21 @@ def test_a_session_ends_by_the_replicated_clock_alike_on_all_replicas(play: Play
         await all_kept(ledgers, [b"x"])
 
     play(scenario, limits=limits)
+
+
+def test_a_session_ends_when_the_replicated_clock_says_so_whatever_time_has_passed(play: Play) -> None:
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        client = await cluster.nodes["a"].open_session("ledger")
+        service = ledgers.services["a"]
+        assert await service.propose(b"k", b"x", session=Numbered(client, 1, 1)) == b"1"
+        for name in cluster.names:
+            cluster.clock(name).skew_s += 3_601.0
+        with pytest.raises(OutcomeUnknown):
+            await service.propose(b"k", b"x", session=Numbered(client, 1, 1))
+        await all_kept(ledgers, [b"x"])
+
+    play(scenario)
 
 
 def test_a_node_whose_session_has_ended_begins_another_unnoticed(play: Play) -> None:

@@ -12,7 +12,7 @@ from multiraft.engine.replica import Replica
 from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Proposals, Queue
 from multiraft.errors import DiskFull, InvalidRequest, InvariantViolation, NotReady, OutcomeUnknown, Overloaded
 from multiraft.raft import LEADER
-from multiraft.records import SESSION
+from multiraft.records import CONTROL, SESSION
 from multiraft.sessions import HEAD
 from multiraft.types import DIRECTORY_GROUP, NOBODY
 
@@ -20,7 +20,7 @@ from multiraft.types import DIRECTORY_GROUP, NOBODY
 def propose_queued(replica: Replica, limits: Limits, stamp_ms: int, now: float) -> list[Proposals]:
     """Hand the queue of `replica` to its core, and return the batches whose callers now wait for the log.
 
-    stamp_ms  the wall clock, for the records
+    stamp_ms  the replicated clock, for the records
     now       the patience clock in seconds, from which the callers' time runs
 
     Raises InvariantViolation when the core breaks; its callers have been told by then.
@@ -62,11 +62,18 @@ def _propose(
         left_bytes -= part_bytes
 
 
-def check_size(size_bytes: int, kind: int, limit_bytes: int) -> None:
-    """Raise InvalidRequest if the command in an entry of this kind and size is over the limit."""
-    head_bytes = HEAD.size if kind == SESSION else 0
-    if size_bytes > limit_bytes + head_bytes:
-        raise InvalidRequest(f"a command of {size_bytes - head_bytes} bytes; entry_bytes allows {limit_bytes}")
+def check_entry(replica: Replica, entry: bytes, kind: int, limit_bytes: int) -> None:
+    """Raise InvalidRequest for a command over `limit_bytes`, or one that the machine's class does not know.
+
+    Such a one would halt every replica that applies it. On the hot path.
+    """
+    if len(entry) > limit_bytes and (kind != SESSION or len(entry) > limit_bytes + HEAD.size):
+        command_bytes = len(entry) - (HEAD.size if kind == SESSION else 0)
+        raise InvalidRequest(f"a command of {command_bytes} bytes; entry_bytes allows {limit_bytes}")
+    if kind != CONTROL:
+        refused = replica.executor.refuses(kind, entry)
+        if refused is not None:
+            raise InvalidRequest(f"group {replica.group_id}: {refused}")
 
 
 def check_room(replica: Replica, size_bytes: int, limit_bytes: int, disk_problem: str | None) -> None:

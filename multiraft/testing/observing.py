@@ -226,6 +226,7 @@ class _WatchedEngine:
         for group_id, replica in replicas.items():
             if group_id not in seen or seen[group_id][0] is not replica:
                 seen[group_id] = replica, Seen(replica.core)
+            if type(replica.machine) is not ObservedMachine:  # a new replica, or one that begins anew
                 machine = ObservedMachine(replica.machine, self._node_id, group_id, self._observer)
                 replica.machine = machine
                 self._observer.once.watch(replica, self._node_id, machine.outcome)

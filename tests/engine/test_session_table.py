@@ -22,6 +22,7 @@ from multiraft.errors import (
     SessionExpired,
     WrongShard,
 )
+from multiraft.keyspace import Keyspace
 from multiraft.records import CONTROL, SESSION
 from multiraft.sessions import HEAD, WINDOW, encode_register
 
@@ -32,7 +33,7 @@ EXPIRY_MS, REPLY_BYTES, SESSIONS = 10_000, 1_000, 3
 class Counting:
     """A machine that counts; `fail` raises, `wrong` is refused."""
 
-    data = None
+    data: Keyspace | None = None
 
     def __init__(self) -> None:
         self.applied: list[bytes] = []
@@ -49,6 +50,12 @@ class Counting:
 
     def query(self, query: bytes) -> bytes:
         return b""
+
+    def refuses(self, command: bytes) -> str | None:
+        return None
+
+    def describe(self, command: bytes) -> str:
+        return ""
 
     def snapshot(self) -> bytes:
         return b" ".join(self.applied)

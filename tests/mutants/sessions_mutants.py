@@ -123,7 +123,15 @@ THE_TABLE: Final = (
         "        import asyncio\n"
         "        now_ms = int(asyncio.get_running_loop().time() * 1e3)\n"
         "        answer = self.sessions.answer(client, sequence, lowest, now_ms)\n",
-        (f"{NODE_TESTS}::test_a_session_ends_when_the_replicated_clock_says_so_whatever_time_has_passed",),
+        (f"{NODE_TESTS}::test_a_replica_that_applies_its_log_later_agrees_on_when_a_session_ended",),
+        also=(
+            (
+                "        self.sessions.register(*asked, context.time_ms)\n",
+                "        import asyncio\n"
+                "        now_ms = int(asyncio.get_running_loop().time() * 1e3)\n"
+                "        self.sessions.register(*asked, now_ms)\n",
+            ),
+        ),
     ),
     Mutant(
         "session-use-unnoticed",

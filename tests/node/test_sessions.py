@@ -212,19 +212,24 @@ def test_a_session_ends_by_the_replicated_clock_alike_on_all_replicas(play: Play
     play(scenario, limits=limits)
 
 
-def test_a_session_ends_when_the_replicated_clock_says_so_whatever_time_has_passed(play: Play) -> None:
+def test_a_replica_that_applies_its_log_later_agrees_on_when_a_session_ended(play: Play) -> None:
+    limits = Limits(request_timeout_ms=3_000, session_expiry_ms=2_000)
+
     async def scenario(ledgers: Any) -> None:
         cluster = ledgers.cluster
-        client = await cluster.nodes["a"].open_session("ledger")
-        service = ledgers.services["a"]
+        leader, late, _ = await others(ledgers)
+        client = await cluster.nodes[leader].open_session("ledger")
+        service = ledgers.services[leader]
         assert await service.propose(b"k", b"x", session=Numbered(client, 1, 1)) == b"1"
-        for name in cluster.names:
-            cluster.clock(name).skew_s += 3_601.0
-        with pytest.raises(OutcomeUnknown):
-            await service.propose(b"k", b"x", session=Numbered(client, 1, 1))
+        await cluster.run_for(1.5)
+        cluster.crash(late)
+        await cluster.start(late)
+        await cluster.run_for(1.0)
+        with pytest.raises(SessionExpired):
+            await service.propose(b"k", b"y", session=Numbered(client, 2, 1, first=True))
         await all_kept(ledgers, [b"x"])
 
-    play(scenario)
+    play(scenario, limits=limits)
 
 
 def test_a_node_whose_session_has_ended_begins_another_unnoticed(play: Play) -> None:

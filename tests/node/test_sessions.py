@@ -8,17 +8,42 @@ from typing import Any
 
 import pytest
 
-from multiraft import Limits, Numbered, OutcomeUnknown, ReplyForgotten, SessionExpired
+from multiraft import BytesDiskStateMachine, Limits, Numbered, OutcomeUnknown, ReplyForgotten, SessionExpired
 from multiraft.records import SESSION
 from multiraft.sessions import HEAD
 
 Play = Callable[..., None]
 GROUP = 16
+
+
+class DiskLedger(BytesDiskStateMachine):
+    """Keeps every command in order, on disk."""
+
+    def apply(self, command: bytes) -> bytes:
+        count = len(self.kept) + 1
+        self.data.put(b"%06d" % count, command)
+        return b"%d" % count
+
+    def query(self, query: bytes) -> bytes:
+        return b" ".join(self.kept)
+
+    @property
+    def kept(self) -> list[bytes]:
+        return [command for _, command in self.data.range()]
+
+
+KINDS = [pytest.param({}, id="in memory"), pytest.param({"machine": DiskLedger}, id="on disk")]
 LIMITS = Limits(request_timeout_ms=10_000)
 
 
 def engine_of(ledgers: Any, name: str) -> Any:
     return ledgers.cluster.nodes[name]._here().engine
+
+
+def kept(ledgers: Any, name: str) -> list[bytes]:
+    """What the replica on a node has applied."""
+    machine: Any = ledgers.cluster.nodes[name].local_machine(GROUP)
+    return list(machine.kept)
 
 
 def table_of(ledgers: Any, name: str) -> list[tuple[bytes, bytes]]:
@@ -28,11 +53,11 @@ def table_of(ledgers: Any, name: str) -> list[tuple[bytes, bytes]]:
 async def all_kept(ledgers: Any, commands: list[bytes]) -> None:
     """Wait until every replica has applied these, nothing else, and remembers the same sessions."""
     names = list(ledgers.cluster.nodes)
-    await ledgers.cluster.until(lambda: all(ledgers.kept(name) == commands for name in names))
+    await ledgers.cluster.until(lambda: all(kept(ledgers, name) == commands for name in names))
     await ledgers.cluster.until(
         lambda: all(table_of(ledgers, name) == table_of(ledgers, names[0]) for name in names), timeout_s=5.0
     )
-    assert all(ledgers.kept(name) == commands for name in names)
+    assert all(kept(ledgers, name) == commands for name in names)
 
 
 async def others(ledgers: Any) -> tuple[str, str, str]:
@@ -51,7 +76,7 @@ def test_a_forwarded_command_whose_answer_is_lost_is_applied_once_and_answered(p
         await ledgers.services[asker].propose(b"k", b"first")
         cluster.network.stall(leader, asker)
         call = asyncio.ensure_future(ledgers.services[asker].propose(b"k", b"x"))
-        await cluster.until(lambda: ledgers.kept(leader) == [b"first", b"x"])
+        await cluster.until(lambda: kept(ledgers, leader) == [b"first", b"x"])
         await cluster.run_for(6.0)  # more than half of the call's time: by then it has been sent again
         assert not call.done()
         cluster.heal()
@@ -68,7 +93,7 @@ def test_a_command_that_its_leader_committed_and_died_over_is_answered_by_the_ne
         await ledgers.services[asker].propose(b"k", b"first")
         cluster.network.cut(leader, asker)
         call = asyncio.ensure_future(ledgers.services[asker].propose(b"k", b"x"))
-        await cluster.until(lambda: ledgers.kept(leader) == [b"first", b"x"])
+        await cluster.until(lambda: kept(ledgers, leader) == [b"first", b"x"])
         cluster.crash(leader)
         cluster.heal()
         assert await call == b"2"
@@ -106,7 +131,7 @@ def test_without_a_session_a_lost_answer_is_told_and_the_command_sent_once(play:
         leader, asker, _ = await others(ledgers)
         cluster.network.cut(leader, asker)
         call = asyncio.ensure_future(ledgers.services[asker].propose(b"k", b"x", session=False))
-        await cluster.until(lambda: ledgers.kept(leader) == [b"x"])
+        await cluster.until(lambda: kept(ledgers, leader) == [b"x"])
         cluster.crash(leader)
         with pytest.raises(OutcomeUnknown):
             await call
@@ -133,7 +158,7 @@ def test_a_command_of_a_session_may_be_as_large_as_any(play: Play) -> None:
     async def scenario(ledgers: Any) -> None:
         for name in ledgers.cluster.names:
             await ledgers.services[name].propose(b"k", b"g" * 300_000)
-        assert ledgers.kept(await ledgers.leader()) == [b"g" * 300_000] * 3
+        assert kept(ledgers, await ledgers.leader()) == [b"g" * 300_000] * 3
 
     play(scenario, limits=limits)
 
@@ -141,7 +166,8 @@ def test_a_command_of_a_session_may_be_as_large_as_any(play: Play) -> None:
 # ------------------------------------------------------------------------------------- replicas come and go
 
 
-def test_a_copy_is_known_after_all_nodes_were_killed(play: Play) -> None:
+@pytest.mark.parametrize("options", KINDS)
+def test_a_copy_is_known_after_all_nodes_were_killed(play: Play, options: dict[str, Any]) -> None:
     async def scenario(ledgers: Any) -> None:
         cluster = ledgers.cluster
         client = await cluster.nodes["a"].open_session("ledger")
@@ -155,11 +181,14 @@ def test_a_copy_is_known_after_all_nodes_were_killed(play: Play) -> None:
             assert await ledgers.services[name].propose(b"k", b"x", session=number) == b"1"
         await all_kept(ledgers, [b"x"])
 
-    play(scenario)
+    play(scenario, **options)
 
 
+@pytest.mark.parametrize("options", KINDS)
 @pytest.mark.parametrize("trailing", [0, 2])
-def test_a_copy_is_known_to_whoever_was_made_from_a_snapshot(play: Play, trailing: int) -> None:
+def test_a_copy_is_known_to_whoever_was_made_from_a_snapshot(
+    play: Play, trailing: int, options: dict[str, Any]
+) -> None:
     limits = Limits(request_timeout_ms=10_000, snapshot_entries=5, trailing_entries=trailing)
 
     async def scenario(ledgers: Any) -> None:
@@ -186,7 +215,7 @@ def test_a_copy_is_known_to_whoever_was_made_from_a_snapshot(play: Play, trailin
         assert await ledgers.services[late].propose(b"k", b"x", session=number) == b"1"
         await all_kept(ledgers, commands)
 
-    play(scenario, limits=limits)
+    play(scenario, limits=limits, **options)
 
 
 # --------------------------------------------------------------------------------------------- a session's end
@@ -239,7 +268,7 @@ def test_a_node_whose_session_has_ended_begins_another_unnoticed(play: Play) -> 
         for count in range(1, 4):
             for name in ledgers.cluster.names:
                 assert int(await ledgers.services[name].propose(b"k", b"x")) > 0
-            assert len(ledgers.kept(await ledgers.leader())) == 3 * count
+            assert len(kept(ledgers, await ledgers.leader())) == 3 * count
             await ledgers.cluster.run_for(1.5)
 
     play(scenario, limits=limits)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from multiraft.engine.doing import Doing
 from multiraft.engine.replica import Replica
 from multiraft.types import DIRECTORY_GROUP
 
@@ -19,11 +20,12 @@ _CACHE_MIN_BYTES: Final = 16 * 1024
 
 
 class Applying:
-    """The replicas of one engine that have committed entries to apply."""
+    """The replicas of one engine that have committed entries to apply; `doing` says which one does."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._queue: deque[Replica] = deque()
+        self.doing = Doing()
         self._stopwatch = engine.clocks.effort
         self._slice_s = engine.limits.apply_slice_ms / 1e3
 
@@ -51,11 +53,14 @@ class Applying:
             replica.apply_queued = False
             if replica.broken is not None:
                 continue
+            self.doing.begin(replica)
             try:
                 more = replica.apply_slice(until_s)
             except Exception as problem:
                 engine.broke(replica, problem)
                 continue
+            finally:
+                self.doing.replica = None
             if more:
                 self.add(replica)
             if replica.halted is not None:

@@ -236,7 +236,7 @@ class Replica:
         if self.confirmed:
             self._answer_confirmed()
         if self.local is not None:
-            self.local.applied(self.applied, self.machine)
+            self.local.applied(self.applied, self.executor)
         self.on_applied(self)
         return more
 
@@ -268,6 +268,7 @@ class Replica:
         executor, context = self.executor, self.context
         run, chain = executor.runs[record.kind], executor.rolling.chain
         executor.rolling.begin(self.applied + 1)
+        executor.doing.record = record
         stopwatch = self.stopwatch
         began_s = stopwatch()
         for index in range(self.applied + 1, last + 1):
@@ -337,7 +338,7 @@ class Replica:
         self.committed = max(self.committed, index)
         self.context.time_ms = max(self.context.time_ms, time_ms)
         if self.local is not None:
-            self.local.applied(index, self.machine)
+            self.local.applied(index, self.executor)
         self.on_applied(self)
 
     def halt(self, index: Index, doing: str, problem: BaseException, command: str = "", kind: str = "") -> None:
@@ -376,7 +377,7 @@ class Replica:
 
     def _answer_confirmed(self) -> None:
         confirmed = self.confirmed
-        query = self.machine.query
+        query = self.executor.query
         while confirmed and confirmed[0][0] <= self.applied:
             _, reads = confirmed.popleft()
             for body, future in zip(reads.queries, reads.futures, strict=True):

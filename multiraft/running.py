@@ -146,7 +146,8 @@ class Running:
         setup.services.bind(self.router)
         self._tasks.append(
             self._loop.create_task(
-                setup.services.declare_in_directory(self.router, self.directory, self._wake), name="declare services"
+                setup.services.declare_in_directory(config.node_id, self.router, self.directory, self._wake),
+                name="declare services",
             )
         )
         self._tasks.append(self._loop.create_task(self.reporting.run(), name="report memberships"))

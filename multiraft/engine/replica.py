@@ -159,9 +159,7 @@ class Replica:
 
         Entries after that are applied again; nobody waits for what comes of them.
         """
-        if self.local is not None:  # what it knows of its age is true no longer
-            self.local.fail(self.stopped)
-            self.local = None
+        self.local = None  # what it knows of its age is true no longer; nobody waits for a halted one
         self.executor = self.executor.anew(machine if self.data is None else MachineOnDisk(machine, self.data))
         self.executor.rolling.restart(index, 0)
         self.context = Context(index, 0, self.group_id, 0)

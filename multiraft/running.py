@@ -34,6 +34,7 @@ from multiraft.shard import Directory, Router
 from multiraft.standing import Standing
 from multiraft.status import group_counts, peer_states, process_use
 from multiraft.types import DIRECTORY_GROUP, NOBODY, GroupId, Identity, Membership, NodeId
+from multiraft.watchdog import WATCHDOG
 
 LEADER_CALL: Final = "node.leader"
 log: Final = logging.getLogger("multiraft.node")
@@ -53,6 +54,7 @@ class Setup:
     loop        what the parts schedule their work on; None: the running loop
     space       the room under the store; None: it is not looked at
     revives     whether the node comes back by itself after its disk was full
+    watched     whether a watchdog names what holds the loop; not where time is not the machine's
     """
 
     config: NodeConfig
@@ -68,6 +70,7 @@ class Setup:
     loop: asyncio.AbstractEventLoop | None = None
     space: Space | None = None
     revives: bool = True
+    watched: bool = False
 
 
 class Running:
@@ -136,12 +139,15 @@ class Running:
         self.directory.subscribe(self._directory_changed)
         await transport.start(self)
         self.engine.begin()
+        if setup.watched:
+            WATCHDOG.watch(self.engine.applying.doing, config.limits.slow_command_ms / 1e3)
         self.forming.begin()
         self._directory_changed(self.directory)
         setup.services.bind(self.router)
         self._tasks.append(
             self._loop.create_task(
-                setup.services.declare_in_directory(self.router, self.directory, self._wake), name="declare services"
+                setup.services.declare_in_directory(config.node_id, self.router, self.directory, self._wake),
+                name="declare services",
             )
         )
         self._tasks.append(self._loop.create_task(self.reporting.run(), name="report memberships"))
@@ -171,6 +177,7 @@ class Running:
         """Whatever goes wrong with one part, the store's lock must not outlive this call."""
         try:
             if hasattr(self, "engine"):
+                WATCHDOG.forget(self.engine.applying.doing)
                 self.engine.stop(reason)
             if hasattr(self, "router"):
                 self.router.stop()
@@ -186,6 +193,7 @@ class Running:
         self._closed = True
         for task in self._tasks:
             task.cancel()
+        WATCHDOG.forget(self.engine.applying.doing)
         self.containment.abandon()
         self.engine.stop("the node was killed")
         self.router.stop()

@@ -134,9 +134,12 @@ class News:
 
 
 class KV(StateMachine):
-    """Keys are text, values are bytes."""
+    """Keys are text, values are bytes. What it derives its `data` from decides where a shard lies."""
 
-    data: Keyspace
+    @property
+    def data(self) -> Keyspace:
+        """Where everything lies."""
+        raise NotImplementedError("use DiskKV or MemoryKV")
 
     # ----------------------------------------------------------------------------------------------- commands
 

@@ -71,7 +71,7 @@ def run(config: NodeConfig, options: Options) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     work = _serve(config, options)
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(work)
     except ConfigError as problem:
         return report(problem, EXIT_USAGE)
@@ -85,7 +85,8 @@ def report(problem: Exception, code: int) -> int:
     return code
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return what makes the event loop: uvloop's where it is installed."""
     try:
         import uvloop
     except ImportError:

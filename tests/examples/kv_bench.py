@@ -13,8 +13,14 @@ from multiraft.keyspace import Keyspace, MemoryKeyspace
 class OnKeyspace(KV):
     """A machine on the keyspace that the framework gives to one without a cluster."""
 
+    __slots__ = ("_keyspace",)
+
     def __init__(self) -> None:
-        self.data: Keyspace = MemoryKeyspace()
+        self._keyspace = MemoryKeyspace()
+
+    @property
+    def data(self) -> Keyspace:
+        return self._keyspace
 
 
 KINDS: Final[tuple[type[KV], ...]] = (MemoryKV, OnKeyspace)

@@ -49,6 +49,64 @@ class Clocks(NamedTuple):
     effort: Clock
 
 
+# ---------------------------------------------------------------------------------------------------------- files
+
+
+class SnapshotSink(Protocol):
+    """A snapshot file that is being written. What was begun happens in order; every `done` is called on the loop.
+
+    After the first error nothing more is written, and every later `done` gets that error.
+    """
+
+    @property
+    def size_bytes(self) -> int:
+        """How much was given to be written, what an interrupted sink had written before included."""
+
+    def write(self, piece: bytes, done: Callable[[Exception | None], None]) -> None:
+        """Write `piece` behind the rest; `done` comes when there is room for more."""
+
+    def commit(self, done: Callable[[Exception | None], None]) -> None:
+        """Sync the file and give it its name; `done(None)` once both will survive a crash."""
+
+    def pause(self) -> None:
+        """Let go of the file, and leave what is written of it for `SnapshotFiles.partial`. Idempotent."""
+
+    def abort(self) -> None:
+        """Remove what is written. Idempotent; of no effect after a commit."""
+
+
+class SnapshotFiles(Protocol):
+    """The snapshot files of one store. Nothing here blocks the loop; every `done` is called on it, never before return.
+
+    A name is one of snapshot_file.file_name.
+    """
+
+    def create(self, name: str) -> SnapshotSink:
+        """Begin a file. It has no size for anybody until it is committed."""
+        ...
+
+    def partial(self, name: str) -> SnapshotSink:
+        """Go on with a file that was paused, or that a crash has interrupted; with an empty one where there is none.
+
+        What a crash may have taken away is not counted.
+        """
+        ...
+
+    def read(self, name: str, offset: int, size_bytes: int, done: Callable[[bytes | Exception], None]) -> None:
+        """Read up to `size_bytes`; fewer at the end of the file. `done` gets NoSuchFile, StorageError otherwise."""
+
+    def size(self, name: str) -> int:
+        """Return the size of a committed file. Raises NoSuchFile."""
+        ...
+
+    def names(self) -> list[str]:
+        """Return the names of all files, committed or not, ascending."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove a file, after what is under way with it; one that is not there is no matter."""
+
+
 # --------------------------------------------------------------------------------------------------------- store
 
 
@@ -190,6 +248,11 @@ class Store(LogReader, DataReader, Protocol):
     @property
     def runs(self) -> tuple[bytes, ...]:
         """What the latest runs of this store drew as their ids, oldest first; the last one is this run's."""
+
+    @property
+    def files(self) -> SnapshotFiles:
+        """The snapshot files beside the database."""
+        ...
 
     @property
     def closed_orderly(self) -> bool:

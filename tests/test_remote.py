@@ -20,6 +20,7 @@ from multiraft.engine.machine import Context
 from multiraft.errors import CommandFailed, InvalidRequest, NotRunning
 from multiraft.remote import SHARDS_AT_ONCE, ServiceBinding
 from multiraft.service import bind_service
+from multiraft.sessions import Numbered
 from multiraft.statemachine import BytesStateMachine, StateMachine, adapt, command, methods_of, query
 
 CONTEXT = Context(index=7, term=2, group_id=16, time_ms=1_700_000_000_000)
@@ -73,6 +74,7 @@ class LocalCaller:
         self.limits = limits if limits is not None else Limits()
         self.timeouts: list[float | None] = []
         self.keys: list[bytes] = []
+        self.sessions: list[bool | Numbered] = []
         self.chosen: list[tuple[bytes | int | None, Consistency]] = []
         self.running = 0
         self.most_running = 0
@@ -83,8 +85,11 @@ class LocalCaller:
         self.timeouts.append(timeout_s)
         return result
 
-    def propose(self, key: bytes, command: bytes, timeout_s: float | None) -> Awaitable[bytes]:
+    def propose(
+        self, key: bytes, command: bytes, timeout_s: float | None, session: bool | Numbered
+    ) -> Awaitable[bytes]:
         self.keys.append(key)
+        self.sessions.append(session)
         return self._answer(self.machines[1].apply(command, CONTEXT), timeout_s)
 
     def read(self, key: bytes, query: bytes, timeout_s: float | None) -> Awaitable[bytes]:

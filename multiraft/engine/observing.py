@@ -63,6 +63,7 @@ class Observing:
         if was is LEADER and core.role is not LEADER:
             self._engine.liveness.unlead(replica.group_id, now)
             replica.lost_queue()
+            replica.hand_back_sessions()
             replica.fail_reads(replica.refusal)
         elif core.role is LEADER and was is not LEADER:
             self._lead(replica, now)

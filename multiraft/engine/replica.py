@@ -29,7 +29,7 @@ from multiraft.errors import (
 )
 from multiraft.ports import Clock
 from multiraft.raft import LEADER, Raft
-from multiraft.records import FOR_MACHINES, Record
+from multiraft.records import FOR_MACHINES, SESSION, Record
 from multiraft.types import GroupId, Index, NodeId, ReplicaDescriptor, ReplicaId, Term
 
 _READ_BYTES: Final = 1024 * 1024
@@ -171,8 +171,15 @@ class Replica:
 
     def lost_queue(self, error: Callable[[], MultiRaftError] | None = None) -> None:
         """Nothing of the queue was proposed, because of `error`; None: leadership went before the turn came."""
-        for queue in self.take_queued().values():
-            Proposals(0, 0, queue.futures, queue.size_bytes, 0.0).fail(self.budget, error or self.refusal)
+        for kind, queue in self.take_queued().items():
+            Proposals(0, 0, queue.futures, queue.size_bytes, 0.0, kind).fail(self.budget, error or self.refusal)
+
+    def hand_back_sessions(self) -> None:
+        """Leadership went: who waits with a number asks the next leader under it, rather than wait for the log here."""
+        text = f"group {self.group_id}: the leadership went to another replica; ask it under the same number"
+        for batch in self.waiting:
+            if batch.kind == SESSION:
+                batch.fail(self.budget, lambda: OutcomeUnknown(text))
 
     # -------------------------------------------------------------------------------------------------- applying
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Self
 
 NODE_IDS: Final = ("a", "b", "c")
 _PORTS: Final = range(11_000, 31_000)
@@ -94,7 +94,7 @@ class Cluster:
         """The HTTP API of every node, running or not."""
         return [node.url for node in self.nodes.values()]
 
-    async def __aenter__(self) -> Cluster:
+    async def __aenter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
         try:
             await self.start(*self.nodes)

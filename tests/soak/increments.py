@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +34,9 @@ _FRAME: Final = 100
 _WINDOW: Final = 50_000
 _SETTLE_S: Final = 120.0
 _PATIENCE_S: Final = 10.0
+_PAUSE_S: Final = 0.1
+_AVOID_S: Final = 0.3
+_ENDED: Final = ("done", "forgotten")
 
 
 @dataclass
@@ -43,7 +47,7 @@ class Tally:
     attempts: int = 0
     retries: int = 0
     unknown: int = 0
-    not_committed: int = 0
+    not_committed: Counter[str] = field(default_factory=Counter)
     forgotten: int = 0
     kills: int = 0
     elections: int = 0
@@ -71,38 +75,43 @@ class Nodes:
     def __init__(self, cluster: SoakCluster) -> None:
         self._cluster = cluster
         self._connections: dict[str, Connection] = {}
+        self._dialling = {node_id: asyncio.Lock() for node_id in cluster.nodes}
         self._leaders: dict[str, str] = {}
-        self._names: list[str] = []
+        self._avoid = dict.fromkeys(cluster.nodes, 0.0)
 
     async def ask(self, node_id: str, what: str, about: Any = None) -> Any:
         """Raises LostError, Refused."""
-        connection = self._connections.get(node_id)
-        if connection is None or not connection.alive:
-            if connection is not None:
-                await connection.close()
-            connection = await Connection.to(self._cluster.port(node_id))
-            self._connections[node_id] = connection
+        async with self._dialling[node_id]:
+            connection = self._connections.get(node_id)
+            if connection is None or not connection.alive:
+                if connection is not None:
+                    await connection.close()
+                try:
+                    connection = await Connection.to(self._cluster.port(node_id))
+                except LostError:
+                    self._avoid[node_id] = time.monotonic() + _AVOID_S
+                    raise
+                self._connections[node_id] = connection
         return await connection.ask(what, about)
 
     def near(self, name: str) -> str:
         """Return a node that runs, the leader of the name's shard if it is known."""
-        leader = self._leaders.get(name)
-        running = [node.node_id for node in self._cluster.nodes.values() if node.running]
-        return leader if leader in running else random.choice(running or list(self._cluster.nodes))
+        leader, now = self._leaders.get(name), time.monotonic()
+        there = [node_id for node_id, until in self._avoid.items() if until <= now]
+        return leader if leader in there else random.choice(there or list(self._avoid))
 
     async def follow(self, names: list[str]) -> None:
         """Keep asking who leads."""
         while True:
-            for node in list(self._cluster.nodes.values()):
-                if node.running:
-                    try:
-                        async with asyncio.timeout(_PATIENCE_S):
-                            leaders = await self.ask(node.node_id, "leaders", names)
-                    except (LostError, Refused, TimeoutError):
-                        continue
-                    self._leaders.update(
-                        (name, leader) for name, leader in zip(names, leaders, strict=True) if leader is not None
-                    )
+            for node_id in self._avoid:
+                try:
+                    async with asyncio.timeout(_PATIENCE_S):
+                        leaders = await self.ask(node_id, "leaders", names)
+                except (LostError, Refused, TimeoutError):
+                    continue
+                self._leaders.update(
+                    (name, leader) for name, leader in zip(names, leaders, strict=True) if leader is not None
+                )
             await asyncio.sleep(0.2)
 
     async def close(self) -> None:
@@ -180,27 +189,30 @@ class Client:
         ]
 
     async def _send(self, node_id: str, items: list[Item]) -> None:
-        tally = self._tally
         lowest = next(iter(self._outstanding))
         asked = [[self._session, item.sequence, lowest, not item.unknown, item.name] for item in items]
-        for item in items:
-            tally.attempts += 1
-            tally.retries += item.attempts > 0
-            item.attempts += 1
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 answers = await self.nodes.ask(node_id, "add", asked)
         except (LostError, Refused, TimeoutError) as problem:
             unsent = isinstance(problem, LostError) and problem.unsent
-            answers = [["not" if unsent else "unknown", None]] * len(items)
-            await asyncio.sleep(0.05)
+            answers = [["unsent" if unsent else "unknown", str(problem)]] * len(items)
         for item, (outcome, value) in zip(items, answers, strict=True):
-            self._judge(item, outcome, value)
+            if outcome != "unsent":
+                self._judge(item, outcome, value)
         self._wake.set()
+        undone = [item for item, (outcome, _) in zip(items, answers, strict=True) if outcome not in _ENDED]
+        if undone:
+            await asyncio.sleep(_PAUSE_S)
+            self._ready.extend(undone)
+            self._wake.set()
 
     def _judge(self, item: Item, outcome: str, value: Any) -> None:
         tally = self._tally
-        if outcome in ("done", "forgotten"):
+        tally.attempts += 1
+        tally.retries += item.attempts > 0
+        item.attempts += 1
+        if outcome in _ENDED:
             tally.forgotten += outcome == "forgotten"
             tally.longest_s = max(tally.longest_s, time.monotonic() - item.began_s)
             tally.acknowledged[item.name] += 1
@@ -210,16 +222,20 @@ class Client:
             tally.unknown += 1
             item.unknown = True
         elif outcome == "not":
-            tally.not_committed += 1
+            tally.not_committed[str(value).partition(":")[0]] += 1
         else:
             raise RuntimeError(f"increment {item.sequence} of {item.name}: {outcome}: {value}")
-        self._ready.append(item)
 
 
-async def kill_now_and_again(cluster: SoakCluster, tally: Tally, every_s: float, chance: random.Random) -> None:
-    """Kill a random node, start it again, and wait until it is ready, until cancelled."""
-    while True:
-        await asyncio.sleep(every_s * chance.uniform(0.7, 1.3))
+async def kill_now_and_again(
+    cluster: SoakCluster, tally: Tally, every_s: float, chance: random.Random, enough: asyncio.Event
+) -> None:
+    """Kill a random node, start it again, wait until it is ready, and so on until it is enough."""
+    while not enough.is_set():
+        with suppress(TimeoutError):
+            async with asyncio.timeout(every_s * chance.uniform(0.7, 1.3)):
+                await enough.wait()
+                return
         victim = chance.choice(list(cluster.nodes))
         await cluster.kill(victim)
         tally.kills += 1
@@ -266,30 +282,29 @@ async def soak(arguments: argparse.Namespace, directory: Path) -> int:
         clients = [
             Client(cluster, tally, share + (number < rest), per_client, number) for number in range(arguments.clients)
         ]
-        killing = asyncio.create_task(
-            kill_now_and_again(cluster, tally, arguments.kill_every, random.Random(arguments.seed))
-        )
+        enough = asyncio.Event()
+        chance = random.Random(arguments.seed)
         telling = asyncio.create_task(_tell(tally, arguments.total, began))
-        working = asyncio.gather(*[client.run(names) for client in clients])
+        working = asyncio.create_task(_all(clients, names))
+        killing = asyncio.create_task(kill_now_and_again(cluster, tally, arguments.kill_every, chance, enough))
         try:
             await asyncio.wait([working, killing], return_when=asyncio.FIRST_COMPLETED)
             if killing.done():
                 killing.result()  # a node did not come back
             await working
+            elapsed_s = time.monotonic() - began
+            enough.set()
+            await killing
         finally:
-            for task in (working, telling):
+            for task in (working, telling, killing):
                 task.cancel()
-            await asyncio.gather(working, telling, return_exceptions=True)
-        elapsed_s = time.monotonic() - began
-        killing.cancel()
-        await asyncio.gather(killing, return_exceptions=True)
-        await cluster.start(*[node.node_id for node in cluster.nodes.values() if not node.running])
+            await asyncio.gather(working, telling, killing, return_exceptions=True)
         problems = await compare(cluster, tally)
     print(
         f"{tally.done:,} increments in {elapsed_s:.1f} s, {tally.done / elapsed_s:,.0f} a second; "
         f"{tally.kills} kills, {tally.elections} elections; {tally.attempts:,} attempts, {tally.retries:,} retries, "
-        f"{tally.unknown:,} of unknown outcome and {tally.not_committed:,} not committed, all resolved by asking again "
-        f"({tally.forgotten} without their value); the longest took {tally.longest_s:.1f} s"
+        f"{tally.unknown:,} of unknown outcome and {tally.not_committed.total():,} not committed, all resolved by "
+        f"asking again ({tally.forgotten} without their value); the longest took {tally.longest_s:.1f} s"
     )
     for problem in problems[:10]:
         print(f"WRONG {problem}")
@@ -298,11 +313,19 @@ async def soak(arguments: argparse.Namespace, directory: Path) -> int:
     return 0 if exact else 1
 
 
+async def _all(clients: list[Client], names: list[str]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for client in clients:
+            group.create_task(client.run(names))
+
+
 async def _tell(tally: Tally, total: int, began: float) -> None:
     while True:
         await asyncio.sleep(10)
         rate = tally.done / (time.monotonic() - began)
-        told = f"{tally.done:,} of {total:,}, {rate:,.0f} a second, {tally.kills} kills, {tally.unknown:,} unknown so far"
+        told = (
+            f"{tally.done:,} of {total:,}, {rate:,.0f} a second, {tally.kills} kills, {tally.unknown:,} unknown so far"
+        )
         print(told, flush=True)
 
 

@@ -66,7 +66,7 @@ class Answering:
         except ReplyForgotten:
             return ["forgotten", None]
         except NotCommitted as problem:
-            return ["not", str(problem)]
+            return ["not", f"{type(problem).__name__}: {problem}"]
         except OutcomeUnknown as problem:
             return ["unknown", str(problem)]
 
@@ -168,7 +168,13 @@ async def run(arguments: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_reader(0, lambda: os.read(0, 4096) or stop.set())  # its parent has gone
+
+    def look_at_stdin() -> None:
+        if not os.read(0, 4096):  # its parent has gone
+            loop.remove_reader(0)
+            stop.set()
+
+    loop.add_reader(0, look_at_stdin)
     answering = Answering(node, store)
     async with node, await wire.serve(int(arguments.http.rpartition(":")[2]), answering.answer):
         ended = asyncio.ensure_future(node.failed())

@@ -24,7 +24,7 @@ class LostError(Exception):
         self.unsent = unsent
 
 
-class Refused(Exception):  # noqa: N818 - an answer, not a fault
+class Refused(Exception):
     """The node answered with an error."""
 
 

@@ -254,6 +254,34 @@ async def test_keys_are_counted(urls: Urls) -> None:
         assert await client.count() == before + 40
 
 
+async def test_a_numbered_change_is_done_once_by_whichever_nodes(http: aiohttp.ClientSession, urls: Urls) -> None:
+    _, body, _ = await ask(http, "POST", urls[0] + "/session")
+    session = json.loads(body)["session"]
+    for number, how in enumerate(("increment/once", "increment/once", "kv/once/put", "cas/once/cas"), 1):
+        method = "PUT" if how.startswith("kv") else "POST"
+        data = b'{"value": "MQ=="}' if how.startswith("cas") else b""
+        answers = []
+        for at, url in enumerate((*urls, urls[0])):
+            header = f"{session}:{number}:{number}" + (":first" if at == 0 else "")
+            async with http.request(method, f"{url}/{how}", data=data, headers={"Session": header}) as response:
+                answers.append((response.status, await response.read()))
+        assert answers == [answers[0]] * 4
+        assert answers[0][0] in (200, 204)
+    assert (await ask(http, "GET", urls[1] + "/kv/once"))[1] == b"2"
+    batch = json.dumps({"put": {f"once/{number}": "MQ==" for number in range(20)}}).encode()
+    for header in (f"{session}:9:9:first", f"{session}:9:9"):
+        async with http.post(urls[0] + "/batch", data=batch, headers={"Session": header}) as response:
+            assert (response.status, (await response.json())["committed"]) == (200, 20)
+        async with Client(urls) as client:
+            await client.batch({f"once/{number}": b"2" for number in range(20)})
+    assert (await ask(http, "GET", urls[1] + "/kv/once/7"))[1] == b"2"  # the late copy has changed nothing
+    async with http.put(urls[0] + "/kv/bad", data=b"", headers={"Session": "none"}) as response:
+        assert (response.status, (await response.json())["outcome"]) == (400, "not_committed")
+    unknown = {"Session": f"{'ff' * 16}:1:1:first"}
+    async with http.put(urls[0] + "/kv/bad", data=b"", headers=unknown) as response:
+        assert (response.status, (await response.json())["outcome"]) == (410, "not_committed")
+
+
 async def test_the_admin_api_is_there(http: aiohttp.ClientSession, urls: Urls) -> None:
     for url in urls:
         status, body, _ = await ask(http, "GET", url + "/admin/status")

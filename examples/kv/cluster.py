@@ -72,12 +72,13 @@ class Cluster:
 
     directory  holds each node's data and what it wrote to stderr; made when missing
     options    further options of every node
+    node_ids   their names
     """
 
-    def __init__(self, directory: Path, options: Sequence[str] = ()) -> None:
+    def __init__(self, directory: Path, options: Sequence[str] = (), node_ids: Sequence[str] = NODE_IDS) -> None:
         self.directory = directory
         self._options = list(options)
-        ports = free_ports(2 * len(NODE_IDS))
+        ports = free_ports(2 * len(node_ids))
         self.nodes = {
             name: NodeProcess(
                 name,
@@ -86,7 +87,7 @@ class Cluster:
                 directory / name,
                 directory / f"{name}.err",
             )
-            for at, name in enumerate(NODE_IDS)
+            for at, name in enumerate(node_ids)
         }
 
     @property

@@ -39,6 +39,10 @@ class Soak(StateMachine):
         """Return a blob; None: there is none."""
         return self.data.get(_BLOB + name.encode())
 
+    def blobs(self) -> int:
+        """Return how many blobs this replica has."""
+        return sum(1 for _ in self.data.keys(_BLOB, bytes([_BLOB[0] + 1])))
+
     def counters(self) -> dict[str, int]:
         """Return every counter of this replica."""
         found = self.data.range(_COUNTER, bytes([_COUNTER[0] + 1]))

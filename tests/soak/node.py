@@ -5,8 +5,11 @@
     leaders [name...]              -> the node that leads each name's shard, as far as is known here
     groups                         -> by group id: term, commit, applied, leads, has_replica
     counters                       -> by group id: every counter of this node's replica
-    fill   {...}                   -> writes blobs until a number of bytes is there (Filling)
-    probe  true | false            -> begins or ends a probe of the loop and of writes; at the end, what it found
+    fill   {prefix, blob_bytes, group_id, size_bytes} -> writes blobs until so many bytes are there
+    get, count  name               -> a blob; 1 added to a counter
+    groups_of [name...]            -> the group of each name's shard
+    blobs  group id                -> how many this node's replica has
+    probe  [name...], then None    -> begins a probe of the loop and of writes to these; ends it: what it found
     grow   [group id, node id]     -> gives a group another replica; the seconds that it took
 
 Rules of this file: it decides nothing; each increment is a command of its own.
@@ -131,6 +134,13 @@ class Answering:
 
     async def _get(self, name: str) -> bytes | None:
         return await self._store.get(name)
+
+    async def _count(self, name: str) -> int:
+        return await self._store.add(name)
+
+    async def _blobs(self, group_id: int) -> dict[str, int]:
+        machine = self._node.local_machine(group_id)
+        return {"blobs": machine.blobs() if isinstance(machine, Soak) else 0}
 
     async def _groups_of(self, names: list[str]) -> list[int]:
         shards = await self._node.router.shards(SERVICE)

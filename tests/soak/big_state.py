@@ -182,10 +182,10 @@ async def _probe(nodes: dict[str, Connection], names: list[str], work: Any) -> d
 def _compare(judged: Judged, before: dict[str, dict[str, float]], during: dict[str, dict[str, float]]) -> None:
     for when, found in (("before", before), ("meanwhile", during)):
         for node_id, one in found.items():
+            writes = f"{one['writes']} writes, {one['failed']} failed, p50 {one['p50_ms']:.1f} ms"
+            late = f"loop late by {one['lag_ms']:.1f} ms, p99 {one['lag_p99_ms']:.1f} ms"
             print(
-                f"       {when:9} {node_id}: {one['writes']} writes, {one['failed']} failed, "
-                f"p50 {one['p50_ms']:.1f} ms, p99 {one['p99_ms']:.1f} ms, longest {one['longest_ms']:.1f} ms; loop late by {one['lag_ms']:.1f} ms, "
-                f"p99 {one['lag_p99_ms']:.1f} ms"
+                f"       {when:9} {node_id}: {writes}, p99 {one['p99_ms']:.1f} ms, longest {one['longest_ms']:.1f} ms; {late}"
             )
     judged.judge("latest loop meanwhile", max(one["lag_ms"] for one in during.values()), LAG_MS, "ms")
     p99 = {when: max(one["p99_ms"] for one in found.values()) for when, found in (("b", before), ("d", during))}

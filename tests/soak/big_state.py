@@ -104,7 +104,11 @@ async def hold(arguments: argparse.Namespace, directory: Path, judged: Judged) -
         async with Watched(cluster, "a") as watched, connected(cluster, "a") as node:
             done = await node.ask("fill", fill)
         rate = arguments.gib * 1024 / done["elapsed_s"]
-        print(f"wrote {arguments.gib:g} GiB in {done['elapsed_s']:.0f} s, {rate:.0f} MiB/s", flush=True)
+        print(
+            f"wrote {arguments.gib:g} GiB in {done['elapsed_s']:.0f} s, {rate:.0f} MiB/s; "
+            f"the longest write took {done['longest_s']:.1f} s",
+            flush=True,
+        )
         judged.judge("most anonymous memory while writing", watched.most_mib, MEMORY_MIB, "MiB")
         await asyncio.sleep(_PROBE_S)
         memory = memory_mib(cluster.nodes["a"])
@@ -184,9 +188,7 @@ def _compare(judged: Judged, before: dict[str, dict[str, float]], during: dict[s
         for node_id, one in found.items():
             writes = f"{one['writes']} writes, {one['failed']} failed, p50 {one['p50_ms']:.1f} ms"
             late = f"loop late by {one['lag_ms']:.1f} ms, p99 {one['lag_p99_ms']:.1f} ms"
-            print(
-                f"       {when:9} {node_id}: {writes}, p99 {one['p99_ms']:.1f} ms, longest {one['longest_ms']:.1f} ms; {late}"
-            )
+            print(f"       {when:9} {node_id}: {writes}, p99 {one['p99_ms']:.1f} ms, {late}")
     judged.judge("latest loop meanwhile", max(one["lag_ms"] for one in during.values()), LAG_MS, "ms")
     p99 = {when: max(one["p99_ms"] for one in found.values()) for when, found in (("b", before), ("d", during))}
     judged.judge("p99 of writes to other shards, against before", p99["d"] / p99["b"], SLOWER, "times")

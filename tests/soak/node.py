@@ -112,24 +112,26 @@ class Answering:
                     yield name
 
         source = names()
-        written = 0
+        written, longest_s = 0, 0.0
 
         async def work() -> None:
-            nonlocal left, written
+            nonlocal left, written, longest_s
             while left > 0:
                 left -= 1
-                await self._insist(next(source), chance.randbytes(blob_bytes))
+                blob, sent = chance.randbytes(blob_bytes), time.monotonic()
+                await self._insist(next(source), blob)
+                longest_s = max(longest_s, time.monotonic() - sent)
                 written += 1
 
         await asyncio.gather(*[work() for _ in range(_FILL_AT_ONCE)])
-        return {"written": written, "elapsed_s": time.monotonic() - began}
+        return {"written": written, "elapsed_s": time.monotonic() - began, "longest_s": longest_s}
 
     async def _insist(self, name: str, blob: bytes) -> None:
         while True:
             try:
                 await self._store.put.with_options(timeout_ms=_FILL_MS)(name, blob)
                 return
-            except NotCommitted:
+            except (NotCommitted, OutcomeUnknown):  # the same blob may be put twice
                 await asyncio.sleep(0.05)
 
     async def _get(self, name: str) -> bytes | None:

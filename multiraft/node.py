@@ -1,7 +1,7 @@
 """A node: one process's share of a cluster, and the place where all parts are put together.
 
     Node ── Services (what is declared) ── Router ── Forwarding ─┐
-         ── Forming (one cluster, once)                          ├── Engine ── Store (LevelDB), Transport (aiohttp)
+         ── Forming (one cluster, once)                          ├── Engine ── Store (on disk), Transport (aiohttp)
          ── Hosting (which replicas live here) ──────────────────┘
 
 Rules of this file: it alone names the concrete store and transport; it decides nothing that a part could decide; a
@@ -25,6 +25,7 @@ from multiraft.engine.replica import Replica
 from multiraft.errors import InvalidRequest, MultiRaftError, NotReady, NotRunning, StorageError
 from multiraft.free_space import SPACE_CALL
 from multiraft.group import CallKind, Group, Unsubscribe
+from multiraft.mending import Mending
 from multiraft.ports import Clocks, Space, Store, Transport
 from multiraft.readmission import READMIT_TIMEOUT_S, STORE_CALL
 from multiraft.reviving import Revival, disk_was_full
@@ -34,27 +35,31 @@ from multiraft.shard import Router, ServiceRoute, ShardMap
 from multiraft.shard.partition import Mode
 from multiraft.statemachine import BytesStateMachine, StateMachine
 from multiraft.status import read_log, replica_state, shards_by_group, tombstones
-from multiraft.storage import FileSpace, open_leveldb
+from multiraft.storage import FileSpace, open_durable
 from multiraft.transport import AiohttpTransport
 from multiraft.types import GroupId, Identity, Membership, NodeId
 
 M = TypeVar("M", bound=StateMachine)
 
 
+# On macOS the monotonic clock is this one; elsewhere without it, sleep goes unnoticed.
+_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
 def boottime() -> float:
     """Seconds that never go back, and that pass while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.clock_gettime(_BOOTTIME)
 
 
-def _open_leveldb(config: NodeConfig, loop: asyncio.AbstractEventLoop) -> Store:
-    return open_leveldb(config.data_dir, config.node_id, config.limits, loop)
+def _open_store(config: NodeConfig, loop: asyncio.AbstractEventLoop) -> Store:
+    return open_durable(config.store, config.data_dir, config.node_id, config.limits, loop)
 
 
 def _aiohttp_transport(config: NodeConfig, identity: Identity, incarnation: int, rng: Random) -> Transport:
     return AiohttpTransport(config, identity, incarnation, rng)
 
 
-class Node:
+class Node(Mending):
     """One node of a cluster.
 
         node = Node(NodeConfig(node_id="a", data_dir="data/a", listen="127.0.0.1:7001", members={...}))
@@ -64,7 +69,7 @@ class Node:
             await counters.add("hits")
 
     config           see NodeConfig
-    open_store       another store than LevelDB; gets the configuration and the loop
+    open_store       another store than the one that the configuration names; gets the configuration and the loop
     space            the room under another store; None: it is not looked at, and a full disk ends the node for good
     revives          False: a full disk ends the node for good, as every other failed write does
     make_transport   another transport than aiohttp
@@ -77,7 +82,7 @@ class Node:
         self,
         config: NodeConfig,
         *,
-        open_store: StoreOpener = _open_leveldb,
+        open_store: StoreOpener = _open_store,
         space: Space | None = None,
         revives: bool = True,
         make_transport: TransportMaker = _aiohttp_transport,
@@ -100,7 +105,7 @@ class Node:
             },
             loop=loop,
             space=space
-            or (FileSpace(config.data_dir, config.limits.ballast_bytes) if open_store is _open_leveldb else None),
+            or (FileSpace(config.data_dir, config.limits.ballast_bytes) if open_store is _open_store else None),
             revives=revives,
         )
         self._running: Running | None = None

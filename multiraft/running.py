@@ -17,6 +17,7 @@ from random import Random
 from typing import Any, Final
 
 from multiraft.config import NodeConfig
+from multiraft.containment import Containment
 from multiraft.engine.engine import Engine
 from multiraft.engine.replica import Replica
 from multiraft.errors import MultiRaftError, NoSuchFile, NotRunning, StorageError
@@ -124,6 +125,9 @@ class Running:
         self.hosting = Hosting(
             config.node_id, self.engine, self.directory, setup.services.machines, self._replica_opened
         )
+        self.containment = Containment(
+            config.node_id, self.engine, self.forwarding, self.engine.residents.make_machine, self._loop
+        )
         self.hosting.check(stored)
         self.forming = Forming(store, config.members, setup.rng, self._send_forming, self._formed)
         self.forming.check()
@@ -158,6 +162,8 @@ class Running:
             task.cancel()
         try:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            if hasattr(self, "containment"):
+                await self.containment.close()
         finally:
             await self._close_parts(reason)
 
@@ -180,6 +186,7 @@ class Running:
         self._closed = True
         for task in self._tasks:
             task.cancel()
+        self.containment.abandon()
         self.engine.stop("the node was killed")
         self.router.stop()
         self._wake()

@@ -49,25 +49,18 @@ class Applying:
         while queue and stopwatch() < until_s:
             replica = queue.popleft()
             replica.apply_queued = False
-            if replica.broken is not None:
-                continue
-            if replica.halted is not None:
-                self._give_up(replica, now)
+            if replica.broken is not None or engine.ondisk.waits(replica):
                 continue
             try:
                 more = replica.apply_slice(until_s)
+                engine.ondisk.hand_out(replica)
             except Exception as problem:
                 engine.broke(replica, problem)
                 continue
             if more:
                 self.add(replica)
             if replica.halted is not None:
-                self._give_up(replica, now)
+                engine.containing.give_up(replica, now)
+            engine.containing.applied(replica)
             engine.snapshotting.consider(replica)
             replica.core.log.trim(cache_bytes)
-
-    def _give_up(self, replica: Replica, now: float) -> None:
-        """A halted replica leads nobody where another voter may: also one that was elected after it had halted."""
-        if replica.leads and len(replica.core.membership.voters) > 1:
-            replica.core.step_down(now)
-            self._engine.note(replica, now)

@@ -12,6 +12,7 @@ import pytest
 from multiraft.engine.local import LocalReads, Seen
 from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget
 from multiraft.errors import Overloaded, ReadFailed
+from multiraft.keyspace import Keyspace
 
 LIMIT_BYTES = 1_000
 
@@ -19,11 +20,19 @@ LIMIT_BYTES = 1_000
 class Echo:
     """Answers a query with itself and says how often it was asked."""
 
+    data: Keyspace | None = None
+
     def __init__(self) -> None:
         self.asked: list[bytes] = []
 
     def apply(self, command: bytes, context: Any) -> bytes:
         raise AssertionError("no command comes here")
+
+    def refuses(self, command: bytes) -> str | None:
+        raise AssertionError("nor is one proposed")
+
+    def describe(self, command: bytes) -> str:
+        raise AssertionError("nor is one described")
 
     def snapshot(self) -> bytes:
         raise AssertionError("nor is a snapshot taken")

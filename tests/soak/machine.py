@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from examples.kv.memory import PlainKeyspace
+from multiraft.diskmachine import DiskStateMachine
 from multiraft.keyspace import Keyspace
 from multiraft.statemachine import StateMachine, command, query
 
@@ -63,4 +64,10 @@ class MemorySoak(Soak):
         return self._keyspace
 
 
-KINDS: Final[dict[str, type[Soak]]] = {"memory": MemorySoak}
+class DiskSoak(DiskStateMachine, Soak):
+    """A shard on disk."""
+
+    __slots__ = ()
+
+
+KINDS: Final[dict[str, type[Soak]]] = {"memory": MemorySoak, "disk": DiskSoak}

@@ -35,7 +35,6 @@ START_S: Final = 5.0
 LAG_MS: Final = 50.0
 SLOWER: Final = 2.0
 
-_PROBE_S: Final = 10.0
 _LOOK_S: Final = 0.2
 _NAMES: Final = 64
 
@@ -110,7 +109,7 @@ async def hold(arguments: argparse.Namespace, directory: Path, judged: Judged) -
             flush=True,
         )
         judged.judge("most anonymous memory while writing", watched.most_mib, MEMORY_MIB, "MiB")
-        await asyncio.sleep(_PROBE_S)
+        await asyncio.sleep(arguments.settle)
         memory = memory_mib(cluster.nodes["a"])
         judged.judge("anonymous memory after", memory["RssAnon"], MEMORY_MIB, "MiB")
         print(f"       files in memory {memory['RssFile']:.0f} MiB, on disk {_disk_mib(directory):.0f} MiB")
@@ -164,7 +163,7 @@ async def hand_on(arguments: argparse.Namespace, directory: Path, judged: Judged
         done = await a.ask("fill", fill)
         print(f"made group {large} of {arguments.shard_mb:g} MB in {done['elapsed_s']:.0f} s", flush=True)
         others = [name for group_id, name in groups.items() if group_id != large]
-        before = await _probe(nodes, others, asyncio.sleep(_PROBE_S))
+        before = await _probe(nodes, others, asyncio.sleep(arguments.settle))
         growing = asyncio.create_task(a.ask("grow", [large, "c"]))
         async with Watched(cluster, *nodes) as watched:
             during = await _probe(nodes, others, growing)
@@ -230,6 +229,9 @@ def main(words: list[str] | None = None) -> int:
     )
     parser.add_argument("--shards", type=int, default=16)
     parser.add_argument("--blob-bytes", type=int, default=16_384)
+    parser.add_argument(
+        "--settle", type=float, default=10.0, help="seconds of quiet, and of measuring before the last part"
+    )
     parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--directory", type=Path, help="where the nodes' data go [a temporary one]")
     arguments = parser.parse_args(words)

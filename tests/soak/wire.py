@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import msgpack
@@ -76,6 +77,8 @@ class Connection:
         self._listening.cancel()
         await asyncio.gather(self._listening, return_exceptions=True)
         self._writer.close()
+        with suppress(OSError):
+            await self._writer.wait_closed()
 
     async def _listen(self) -> None:
         try:

@@ -18,7 +18,16 @@ import msgpack
 
 from multiraft.engine.doing import Doing
 from multiraft.engine.keyspace import SESSIONS
-from multiraft.engine.machine import Context, Diverged, Machine, UnknownCommand, command_failed, environmental
+from multiraft.engine.machine import (
+    ApplyBatch,
+    Context,
+    Diverged,
+    Machine,
+    UnknownCommand,
+    batch_of,
+    command_failed,
+    environmental,
+)
 from multiraft.engine.rolling import RollingHash
 from multiraft.engine.sessions import Result, SessionTable
 from multiraft.errors import CommandFailed, InvalidRequest
@@ -66,6 +75,11 @@ class Executor:
         self.rolling = RollingHash()
         self.runs: dict[int, Run] = {COMMANDS: self.command, SESSION: self.numbered, CONTROL: self.control}
         self.controls: dict[int, Control] = {REGISTER: self.register, CHECK: self._check}
+
+    @property
+    def batch(self) -> ApplyBatch | None:
+        """What applies many commands at once; None: the machine takes them one by one."""
+        return batch_of(self.machine)
 
     def changes_beside(self) -> Iterable[tuple[bytes, bytes | None]]:
         """Return what entries have changed of the sessions since the last time, for the data of a machine on disk.

@@ -432,14 +432,16 @@ class Node:
         """Describe every replica on this node, by group id. Raises NotRunning."""
         running = self._here()
         shards = shards_by_group(running.router.map)
-        return [
-            replica_state(replica, self.node_id, shards.get(group_id))
-            for group_id, replica in sorted(running.engine.replicas.items())
-        ]
+        live = running.engine.replicas
+        rows = [replica_state(replica, self.node_id, shards.get(group_id)) for group_id, replica in live.items()]
+        rows += [running.damaged_state(group_id) for group_id in running.damaged_groups()]
+        return sorted(rows, key=lambda row: int(row["group_id"]))
 
     def group_status(self, group_id: GroupId) -> dict[str, Any]:
         """Describe one replica on this node. Raises KeyError when there is none, NotRunning."""
         running = self._here()
+        if group_id in running.damaged_groups():
+            return running.damaged_state(group_id)
         replica = running.engine.replicas[group_id]
         return replica_state(replica, self.node_id, shards_by_group(running.router.map).get(group_id))
 

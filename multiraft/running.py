@@ -18,11 +18,13 @@ from typing import Any, Final
 
 from multiraft.config import NodeConfig
 from multiraft.engine.engine import Engine
+from multiraft.engine.quarantine import Quarantine
 from multiraft.engine.replica import Replica
 from multiraft.errors import MultiRaftError, NotRunning, StorageError
 from multiraft.forming import Forming
 from multiraft.forwarding import Forwarding
 from multiraft.free_space import FreeSpace
+from multiraft.healing import Healing
 from multiraft.hosting import Hosting
 from multiraft.messages import FormingMessage, NodeMessage
 from multiraft.ports import Clocks, Space, Store, Transport
@@ -31,7 +33,7 @@ from multiraft.reporting import Reporting
 from multiraft.services import Services
 from multiraft.shard import Directory, Router
 from multiraft.standing import Standing
-from multiraft.status import group_counts, peer_states, process_use
+from multiraft.status import damaged_state, group_counts, peer_states, process_use, shards_by_group
 from multiraft.types import DIRECTORY_GROUP, NOBODY, GroupId, Identity, Membership, NodeId
 
 LEADER_CALL: Final = "node.leader"
@@ -93,7 +95,7 @@ class Running:
     async def start(self) -> None:
         setup, config = self._setup, self._config
         self.store = store = setup.open_store(config, self._loop)
-        stored = store.load_replicas()
+        stored, damages = store.load_sound()
         if not store.closed_orderly and store.incarnation > 1:
             log.warning("node %s was not stopped orderly; its log is taken as the disk has it", config.node_id)
         self.transport = transport = setup.make_transport(config, store.identity, store.incarnation, setup.rng)
@@ -121,6 +123,8 @@ class Running:
         self.hosting = Hosting(
             config.node_id, self.engine, self.directory, setup.services.machines, self._replica_opened
         )
+        self.engine.residents.quarantine = Quarantine(damages)
+        self.healing = Healing(config.node_id, self.engine.residents, self.router)
         self.hosting.check(stored)
         self.forming = Forming(store, config.members, setup.rng, self._send_forming, self._formed)
         self.forming.check()
@@ -138,6 +142,8 @@ class Running:
             )
         )
         self._tasks.append(self._loop.create_task(self.reporting.run(), name="report memberships"))
+        if damages:
+            self._tasks.append(self._loop.create_task(self.healing.run(), name="replace damaged replicas"))
         if setup.space is not None:
             self._tasks.append(self._loop.create_task(self.free_space.run(), name="watch the free space"))
 
@@ -372,6 +378,23 @@ class Running:
         await Readmission(node_id, *parts, timeout_s).run()
 
     # --------------------------------------------------------------------------------------------------- looking
+
+    def damaged_groups(self) -> list[GroupId]:
+        """Return the groups whose replica here is damaged, as far as it is known which they are."""
+        return sorted(
+            group_id
+            for group_id in {*self.router.map.groups, *(damage.first for damage in self.engine.residents.quarantine)}
+            if self.engine.residents.quarantine.of(group_id) is not None
+        )
+
+    def damaged_state(self, group_id: GroupId) -> dict[str, Any]:
+        """Describe a damaged replica. Raises KeyError where it is none."""
+        damage = self.engine.residents.quarantine.of(group_id)
+        if damage is None:
+            raise KeyError(group_id)
+        services = self.router.map.services.items()
+        service = next((name for name, one in services if any(s.group_id == group_id for s in one.shards)), "")
+        return damaged_state(self.engine, damage, group_id, service, shards_by_group(self.router.map).get(group_id))
 
     def status(self) -> dict[str, Any]:
         engine, config = self.engine, self._config

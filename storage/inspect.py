@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 from multiraft.config import Limits
 from multiraft.errors import StorageError
-from multiraft.storage import layout
 from multiraft.storage.check import ReplicaScan, read_tombstones, scan_replicas
 from multiraft.storage.directory import LOCK_FILE, in_use_by_another, in_use_by_this_process, storage_error
 from multiraft.storage.identity import read_opening
@@ -149,7 +148,7 @@ def _report(path: str, reader: LevelReader) -> StoreReport:
     except StorageError as problem:
         problems.append(str(problem))
     try:
-        for scan in scan_replicas(reader.items(layout.FIRST_GROUP_KEY, None), tombstones):
+        for scan in scan_replicas(reader, tombstones):
             report.groups.append(_group_report(scan))
     except StorageError as problem:
         problems.append(f"{problem}; what comes after it was not read")

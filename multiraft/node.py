@@ -34,7 +34,7 @@ from multiraft.shard import Router, ShardMap
 from multiraft.shard.partition import Mode
 from multiraft.statemachine import BytesStateMachine, StateMachine
 from multiraft.status import read_log, replica_state, shards_by_group, tombstones
-from multiraft.storage import FileSpace, open_leveldb
+from multiraft.storage import FileSpace, open_leveldb, salvage
 from multiraft.transport import AiohttpTransport
 from multiraft.types import GroupId, Identity, Membership, NodeId
 
@@ -48,6 +48,10 @@ def boottime() -> float:
 
 def _open_leveldb(config: NodeConfig, loop: asyncio.AbstractEventLoop) -> Store:
     return open_leveldb(config.data_dir, config.node_id, config.limits, loop)
+
+
+def _salvage_leveldb(config: NodeConfig) -> None:
+    salvage(config.data_dir, config.limits)
 
 
 def _aiohttp_transport(config: NodeConfig, identity: Identity, incarnation: int, rng: Random) -> Transport:
@@ -99,6 +103,7 @@ class Node:
                 SPACE_CALL: lambda body: self._here().free_space.answer(body),
             },
             loop=loop,
+            salvage=_salvage_leveldb if open_store is _open_leveldb else None,
             space=space
             or (FileSpace(config.data_dir, config.limits.ballast_bytes) if open_store is _open_leveldb else None),
             revives=revives,

@@ -20,7 +20,7 @@ from multiraft.config import NodeConfig
 from multiraft.engine.engine import Engine
 from multiraft.engine.quarantine import Quarantine
 from multiraft.engine.replica import Replica
-from multiraft.errors import MultiRaftError, NotRunning, StorageError
+from multiraft.errors import MultiRaftError, NotRunning, StorageError, UnreadableStore
 from multiraft.forming import Forming
 from multiraft.forwarding import Forwarding
 from multiraft.free_space import FreeSpace
@@ -34,7 +34,7 @@ from multiraft.services import Services
 from multiraft.shard import Directory, Router
 from multiraft.standing import Standing
 from multiraft.status import damaged_state, group_counts, peer_states, process_use, shards_by_group
-from multiraft.types import DIRECTORY_GROUP, NOBODY, GroupId, Identity, Membership, NodeId
+from multiraft.types import DIRECTORY_GROUP, NOBODY, Damage, GroupId, Identity, Membership, NodeId, StoredReplica
 
 LEADER_CALL: Final = "node.leader"
 log: Final = logging.getLogger("multiraft.node")
@@ -51,6 +51,7 @@ class Setup:
     role_hooks  whom to tell when a group's replica here begins or ceases to lead
     membership_hooks  whom to tell when another membership takes effect for a group's replica here
     loop        what the parts schedule their work on; None: the running loop
+    salvage     makes a database whole that cannot be read in places; None: it is refused
     space       the room under the store; None: it is not looked at
     revives     whether the node comes back by itself after its disk was full
     """
@@ -65,6 +66,7 @@ class Setup:
     role_hooks: dict[GroupId, list[Callable[[bool], None]]] = field(default_factory=dict)
     membership_hooks: dict[GroupId, list[Callable[[Membership], None]]] = field(default_factory=dict)
     loop: asyncio.AbstractEventLoop | None = None
+    salvage: Callable[[NodeConfig], object] | None = None
     space: Space | None = None
     revives: bool = True
 
@@ -94,8 +96,9 @@ class Running:
 
     async def start(self) -> None:
         setup, config = self._setup, self._config
-        self.store = store = setup.open_store(config, self._loop)
-        stored, damages = store.load_sound()
+        self.store = setup.open_store(config, self._loop)
+        stored, damages = await self._load(self.store)
+        store = self.store
         if not store.closed_orderly and store.incarnation > 1:
             log.warning("node %s was not stopped orderly; its log is taken as the disk has it", config.node_id)
         self.transport = transport = setup.make_transport(config, store.identity, store.incarnation, setup.rng)
@@ -146,6 +149,20 @@ class Running:
             self._tasks.append(self._loop.create_task(self.healing.run(), name="replace damaged replicas"))
         if setup.space is not None:
             self._tasks.append(self._loop.create_task(self.free_space.run(), name="watch the free space"))
+
+    async def _load(self, store: Store) -> tuple[list[StoredReplica], list[Damage]]:
+        """Read all replicas; where the database cannot be read somewhere, have it made whole first, and opened anew."""
+        setup, config = self._setup, self._config
+        try:
+            return store.load_sound()
+        except UnreadableStore as problem:
+            if setup.salvage is None:
+                raise
+            log.error("node %s leaves out what cannot be read: %s", config.node_id, problem)
+        await store.close()
+        setup.salvage(config)
+        self.store = setup.open_store(config, self._loop)
+        return self.store.load_sound()
 
     @property
     def failed(self) -> bool:

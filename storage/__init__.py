@@ -15,6 +15,7 @@ if __name__ != "multiraft.storage":
 from multiraft.storage.inspect import GroupReport, StoreReport, inspect_directory
 from multiraft.storage.memory import DiskImage, MemoryDisk
 from multiraft.storage.opening import open_leveldb, open_memory, open_store
+from multiraft.storage.salvage import salvage
 from multiraft.storage.space import FileSpace, MemorySpace
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "open_leveldb",
     "open_memory",
     "open_store",
+    "salvage",
 ]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -31,9 +32,11 @@ from multiraft.storage.directory import (
     read_identity_file,
     release,
     storage_error,
+    sync_directory,
     take_in_this_process,
 )
 from multiraft.storage.identity import ways_out
+from multiraft.storage.level_logs import check_logs
 from multiraft.storage.wal import LogWatch
 from multiraft.storage.writing import ThreadedBackend
 
@@ -46,6 +49,8 @@ except ImportError as problem:  # pragma: no cover - only where no wheel fits
     _plyvel_problem = str(problem)
 
 DATABASE_DIR: Final = "db"
+NEW_DIR: Final = DATABASE_DIR + ".new"
+DAMAGED_DIR: Final = DATABASE_DIR + ".damaged"
 
 
 # ------------------------------------------------------------------------------------------------------ opening
@@ -57,14 +62,33 @@ def open_database(path: str, limits: Limits) -> Any:
     Raises StorageError: not a directory, no right to write, in use, lost or damaged.
     """
     database = os.path.join(path, DATABASE_DIR)
+    try:
+        finish_salvage(path)
+    except OSError as problem:
+        raise storage_error(path, "cannot be opened", problem) from problem
     make_directories(path, database)
     existed = has_database(path, database)
     real = take_in_this_process(path, database)
     try:
+        if existed:
+            _check_logs(path, database)
         return _open(path, database, limits, create=not existed)
     except BaseException:
         release(real)
         raise
+
+
+def finish_salvage(path: str) -> None:
+    """Go on with a salvage (salvage.py) that a crash has left between its last two steps; clean up after any other.
+
+    Raises OSError.
+    """
+    database, new = os.path.join(path, DATABASE_DIR), os.path.join(path, NEW_DIR)
+    if os.path.lexists(new) and os.path.lexists(database):
+        shutil.rmtree(new)
+    elif os.path.lexists(new) and os.path.lexists(os.path.join(path, DAMAGED_DIR)):
+        os.rename(new, database)
+        sync_directory(path)
 
 
 def open_linked(path: str, database: str, scratch: str, limits: Limits) -> Any:
@@ -78,10 +102,25 @@ def open_linked(path: str, database: str, scratch: str, limits: Limits) -> Any:
                 os.symlink(os.path.join(os.path.abspath(database), file), os.path.join(scratch, file))
     except OSError as problem:
         raise storage_error(path, "cannot be inspected", problem) from problem
+    _check_logs(path, database)
     try:
         return _open(path, scratch, limits, create=False)
     except StorageError as problem:
         raise StorageError(str(problem).replace(scratch, database)) from problem
+
+
+def create_database(path: str, database: str, limits: Limits) -> Any:
+    """Open the directory `database` within the data directory `path`, making it where missing. Raises StorageError."""
+    return _open(path, database, limits, create=True)
+
+
+def _check_logs(path: str, database: str) -> None:
+    try:
+        check_logs(database)
+    except CorruptRecord as problem:
+        raise CorruptRecord(f"{path} is damaged: {problem}. {ways_out(path)}") from problem
+    except OSError as problem:
+        raise storage_error(path, "cannot be read", problem) from problem
 
 
 def _open(path: str, database: str, limits: Limits, create: bool) -> Any:

@@ -23,8 +23,8 @@ def here(ledgers: Any, name: str) -> Any:
 
 
 async def write(ledgers: Any, name: str, *values: bytes) -> None:
+    node = ledgers.cluster.nodes[name]
     for value in values:
-        node = ledgers.cluster.nodes[name]
         await ledgers.cluster.insist(lambda value=value: node.group(GROUP).propose(value))
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         OutcomeUnknown,
         Overloaded,
         ReadFailed,
+        ReplyForgotten,
+        SessionExpired,
         StartError,
         StorageError,
         Unreachable,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from multiraft.group import Group
     from multiraft.node import Node
     from multiraft.services import BytesService
+    from multiraft.sessions import Numbered
     from multiraft.statemachine import BytesStateMachine, StateMachine, command, query
 
 __all__ = [
@@ -62,9 +65,12 @@ __all__ = [
     "NotLeader",
     "NotReady",
     "NotRunning",
+    "Numbered",
     "OutcomeUnknown",
     "Overloaded",
     "ReadFailed",
+    "ReplyForgotten",
+    "SessionExpired",
     "StartError",
     "StateMachine",
     "StorageError",
@@ -95,9 +101,12 @@ _HOMES: Final = {
     "NotLeader": "multiraft.errors",
     "NotReady": "multiraft.errors",
     "NotRunning": "multiraft.errors",
+    "Numbered": "multiraft.sessions",
     "OutcomeUnknown": "multiraft.errors",
     "Overloaded": "multiraft.errors",
     "ReadFailed": "multiraft.errors",
+    "ReplyForgotten": "multiraft.errors",
+    "SessionExpired": "multiraft.errors",
     "StartError": "multiraft.errors",
     "StateMachine": "multiraft.statemachine",
     "StorageError": "multiraft.errors",

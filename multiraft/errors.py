@@ -14,7 +14,7 @@
         DiskFull              too little free space is left on the leader's disk
         ReadFailed            a read was not answered; reads change nothing
       OutcomeUnknown          it may or may not have happened
-        ReplyForgotten        it happened, once, but its result is not kept any more
+        ReplyForgotten        nothing is kept of it any more: it happened long ago, or its client gave it up
       CommandFailed           it was committed, and the state machine raised: a deterministic result
       ConfigError             the configuration is wrong
       StartError              the node cannot start from what is there
@@ -22,6 +22,7 @@
           CorruptRecord       what is stored is not what was written
             UnreadableStore   parts of it cannot be read at all; the rest can
       NotRunning              called before start or after stop
+      NoSuchFile              a peer does not have the file of a snapshot any more
     InvariantViolation        a bug in multiraft itself; not a MultiRaftError, so that nobody handles it by accident
 
 Rules of this file: standard library only; every message says what to do next.
@@ -110,7 +111,11 @@ class OutcomeUnknown(MultiRaftError):
 
 
 class ReplyForgotten(OutcomeUnknown):
-    """The command was applied, once, but so long ago, or with so large a result, that the result is not kept."""
+    """The group keeps no reply under the command's number; another attempt under it is never applied.
+
+    Either the command was applied, once, but so long ago, or with so large a result, that the result is not kept; or
+    its own client had given the number up. The message says which.
+    """
 
 
 class CommandFailed(MultiRaftError):
@@ -148,6 +153,10 @@ class UnreadableStore(CorruptRecord):
 
 class NotRunning(NotCommitted):
     """The node has not been started, or has stopped."""
+
+
+class NoSuchFile(MultiRaftError):
+    """A peer does not have the file asked for, or not any more. Ask the group's leader for its newest snapshot."""
 
 
 class WireError(MultiRaftError):

@@ -24,12 +24,24 @@ from multiraft.errors import InvalidRequest, MultiRaftError, OutcomeUnknown, Rea
 from multiraft.outcome import decode_outcome, encode_outcome
 from multiraft.ports import Transport
 from multiraft.raft import LEADER
+from multiraft.records import SESSION
 from multiraft.types import GroupId, NodeId
 
 _GROUP: Final = struct.Struct(">Q")
 T = TypeVar("T")
-CallKind = Literal["propose", "read", "lease", "change", "transfer", "membership"]
-_OF_GROUPS: Final = frozenset(("propose", "read", "lease", "change", "transfer", "membership"))
+CallKind = Literal[
+    "propose",
+    "session",
+    "numbered",
+    "numbered first",
+    "register",
+    "read",
+    "lease",
+    "change",
+    "transfer",
+    "membership",
+]
+_OF_GROUPS: Final = frozenset(("propose", "numbered", "register", "read", "lease", "change", "transfer", "membership"))
 _HARMLESS: Final = frozenset(("read", "lease", "membership"))
 """Calls that change nothing, so that they may be asked again whatever became of them."""
 log: Final = logging.getLogger("multiraft.forwarding")
@@ -171,13 +183,17 @@ class Forwarding:
         future.add_done_callback(lambda done: reply(_outcome_of(done)))
 
     def _act(self, method: str, group_id: GroupId, body: bytes) -> Future[bytes]:
-        """Propose, read, read by lease, or look at or change who takes part (see `Changing.ask`)."""
+        """Propose, register a session, read, read by lease, or look at or change who takes part (`Changing.ask`)."""
+        if method == "numbered":
+            return self._engine.propose(group_id, body, SESSION)
         if method == "propose":
             return self._engine.propose(group_id, body)
         if method == "read":
             return self._engine.read(group_id, body)
         if method == "lease":
             return self._engine.leases.read(group_id, body)
+        if method == "register":
+            return self._engine.register(group_id, body)
         return self._engine.changing.ask(group_id, method, body)
 
     def _tell_index(self, body: bytes, reply: Callable[[bytes], None]) -> None:

@@ -20,7 +20,18 @@ from multiraft.errors import InvalidRequest
 from multiraft.members import Members
 from multiraft.types import GroupId, Membership, NodeId
 
-CallKind = Literal["propose", "read", "lease", "change", "transfer", "membership"]
+CallKind = Literal[
+    "propose",
+    "session",
+    "numbered",
+    "numbered first",
+    "register",
+    "read",
+    "lease",
+    "change",
+    "transfer",
+    "membership",
+]
 Unsubscribe = Callable[[], None]
 
 _log: Final = logging.getLogger(__name__)
@@ -60,6 +71,9 @@ class GroupHost(Protocol):
     def subscribe_role(self, group_id: GroupId, changed: Callable[[bool], None]) -> Unsubscribe:
         """Call `changed(True)` when this node's replica begins to lead, `changed(False)` when it ceases to."""
 
+    def subscribe_applied(self, group_id: GroupId, applied: Callable[[], None]) -> Unsubscribe:
+        """Call `applied()` soon after this node's replica has applied more."""
+
 
 class Group:
     """A handle of one group. Made by the node."""
@@ -74,10 +88,14 @@ class Group:
     def __repr__(self) -> str:
         return f"<group {self.group_id}>"
 
-    def propose(self, command: bytes, timeout_s: float | None = None) -> Coroutine[Any, Any, bytes]:
+    def propose(
+        self, command: bytes, timeout_s: float | None = None, *, session: bool = False
+    ) -> Coroutine[Any, Any, bytes]:
         """Have the group commit and apply `command`; awaited, return its state machine's result.
 
         timeout_s  seconds in all; None: the node's request_timeout_ms
+        session    number the command, so that it is applied once however often it must be sent: then it is sent again,
+                   while there is time, when an answer was lost or the leader went
 
         Raises InvalidRequest at once (no bytes, or more than entry_bytes); awaited: any other NotCommitted (it
         certainly did not happen), OutcomeUnknown (it may have), CommandFailed (it was committed, and the state machine
@@ -85,7 +103,7 @@ class Group:
         """
         if type(command) is not bytes or len(command) > self._entry_bytes or timeout_s is not None:
             self._check("command", command, timeout_s)
-        return self._host.call(self.group_id, "propose", command, timeout_s)
+        return self._host.call(self.group_id, "session" if session else "propose", command, timeout_s)
 
     def read(
         self, query: bytes, timeout_s: float | None = None, *, lease: bool = False, local: bool = False
@@ -241,6 +259,14 @@ class Group:
     def on_follower(self, hook: Callable[[], None]) -> Unsubscribe:
         """Call `hook` whenever this node's replica ceases to lead the group. Otherwise as `on_leader`."""
         return self._host.subscribe_role(self.group_id, lambda leads: None if leads else self._run(hook))
+
+    def on_applied(self, hook: Callable[[], None]) -> Unsubscribe:
+        """Call `hook` soon after this node's replica of the group has applied more, and so may answer differently.
+
+        Once for all that it applied at a stretch, or took over with a snapshot; never where this node has no replica.
+        Return a function that ends this. `hook` must return quickly: it runs between two turns of the node.
+        """
+        return self._host.subscribe_applied(self.group_id, lambda: self._run(hook))
 
     def _run(self, hook: Callable[[], None]) -> None:
         try:

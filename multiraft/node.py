@@ -30,7 +30,7 @@ from multiraft.readmission import READMIT_TIMEOUT_S, STORE_CALL
 from multiraft.reviving import Revival, disk_was_full
 from multiraft.running import LEADER_CALL, Running, Setup, StoreOpener, TransportMaker
 from multiraft.services import BytesService, Services
-from multiraft.shard import Router, ShardMap
+from multiraft.shard import Router, ServiceRoute, ShardMap
 from multiraft.shard.partition import Mode
 from multiraft.statemachine import BytesStateMachine, StateMachine
 from multiraft.status import read_log, replica_state, shards_by_group, tombstones
@@ -351,6 +351,16 @@ class Node:
         """Answer `query` in the way chosen; see Group.read and Group.read_stale."""
         return self._here().router.read_as(group_id, query, how, timeout_s)
 
+    async def open_session(self, name: str, timeout_s: float | None = None) -> bytes:
+        """Begin a session in every shard of service `name`, for a program that numbers its commands itself.
+
+        For retries from another process, or after a restart: the program keeps what this returns, gives each command a
+        sequence of its own, and calls it with `with_options(session=Numbered(...))`, on any node, as often as it must.
+        A session ends in a shard where it was not used for session_expiry_ms. Raises NotReady, DeadlineExceeded,
+        Overloaded, NotRunning.
+        """
+        return await ServiceRoute(self._here().router, name).open_session(timeout_s)
+
     def leader(self, group_id: GroupId) -> NodeId | None:
         """Return the node that leads the group, as far as this node's replica knows."""
         return self._here().forwarding.leader_hint(group_id)
@@ -381,6 +391,19 @@ class Node:
         if self._running is not None and self._running.forwarding.leads(group_id):
             changed(True)
         return lambda: hooks.remove(changed) if changed in hooks else None
+
+    def subscribe_applied(self, group_id: GroupId, applied: Callable[[], None]) -> Unsubscribe:
+        """Have `applied` called soon after this node's replica has applied more; see `Group.on_applied`."""
+        hooks = self._setup.applied_hooks.setdefault(group_id, [])
+        hooks.append(applied)
+
+        def unsubscribe() -> None:
+            if applied in hooks:
+                hooks.remove(applied)
+            if not hooks and self._setup.applied_hooks.get(group_id) is hooks:
+                del self._setup.applied_hooks[group_id]
+
+        return unsubscribe
 
     def transfer_leadership(self, group_id: GroupId, to: NodeId) -> None:
         """Ask the group's replica on node `to` to take over. Returns at once; given up after an election timeout.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from asyncio import Future
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from multiraft.messages import FormingMessage, NodeMessage
 from multiraft.records import Record
@@ -48,6 +48,64 @@ class Clocks(NamedTuple):
     real: Clock
     wall: Clock
     effort: Clock
+
+
+# ---------------------------------------------------------------------------------------------------------- files
+
+
+class SnapshotSink(Protocol):
+    """A snapshot file that is being written. What was begun happens in order; every `done` is called on the loop.
+
+    After the first error nothing more is written, and every later `done` gets that error.
+    """
+
+    @property
+    def size_bytes(self) -> int:
+        """How much was given to be written, what an interrupted sink had written before included."""
+
+    def write(self, piece: bytes, done: Callable[[Exception | None], None]) -> None:
+        """Write `piece` behind the rest; `done` comes when there is room for more."""
+
+    def commit(self, done: Callable[[Exception | None], None]) -> None:
+        """Sync the file and give it its name; `done(None)` once both will survive a crash."""
+
+    def pause(self) -> None:
+        """Let go of the file, and leave what is written of it for `SnapshotFiles.partial`. Idempotent."""
+
+    def abort(self) -> None:
+        """Remove what is written. Idempotent; of no effect after a commit."""
+
+
+class SnapshotFiles(Protocol):
+    """The snapshot files of one store. Nothing here blocks the loop; every `done` is called on it, never before return.
+
+    A name is one of snapshot_file.file_name.
+    """
+
+    def create(self, name: str) -> SnapshotSink:
+        """Begin a file. It has no size for anybody until it is committed."""
+        ...
+
+    def partial(self, name: str) -> SnapshotSink:
+        """Go on with a file that was paused, or that a crash has interrupted; with an empty one where there is none.
+
+        What a crash may have taken away is not counted.
+        """
+        ...
+
+    def read(self, name: str, offset: int, size_bytes: int, done: Callable[[bytes | Exception], None]) -> None:
+        """Read up to `size_bytes`; fewer at the end of the file. `done` gets NoSuchFile, StorageError otherwise."""
+
+    def size(self, name: str) -> int:
+        """Return the size of a committed file. Raises NoSuchFile."""
+        ...
+
+    def names(self) -> list[str]:
+        """Return the names of all files, committed or not, ascending."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove a file, after what is under way with it; one that is not there is no matter."""
 
 
 # --------------------------------------------------------------------------------------------------------- store
@@ -196,6 +254,11 @@ class Store(LogReader, DataReader, Protocol):
         """What the latest runs of this store drew as their ids, oldest first; the last one is this run's."""
 
     @property
+    def files(self) -> SnapshotFiles:
+        """The snapshot files beside the database."""
+        ...
+
+    @property
     def closed_orderly(self) -> bool:
         """Whether the previous run wrote its closing record. False on the first opening, too."""
 
@@ -313,6 +376,27 @@ class Space(Protocol):
 
 # ----------------------------------------------------------------------------------------------------- transport
 
+FileSink = Callable[[bytes, Callable[[], None]], None]
+"""Takes (the next piece of a file, what to call, once, now or later, when there is room for another piece)."""
+Cancel = Callable[[], None]
+"""Ends what it belongs to, which is not heard of again. Idempotent."""
+FILE_PIECE_BYTES: Final = 64 * 1024
+"""The largest piece of a file that is handed to a FileSink, or asked of a FileSource, at once."""
+
+
+class FileSource(Protocol):
+    """A file that is being sent to a peer."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole file."""
+
+    def read(self, offset: int, size_bytes: int, done: Callable[[bytes | Exception], None]) -> None:
+        """Call `done` on the loop, now or later, with exactly these bytes of the file, or what went wrong."""
+
+    def close(self) -> None:
+        """The transfer is over, whatever came of it. Called once; what is still being read is of no use any more."""
+
 
 class TransportHandler(Protocol):
     """What a transport tells its node. All calls come on the loop, none before `start` returns control to it."""
@@ -349,6 +433,13 @@ class TransportHandler(Protocol):
     ) -> None:
         """Call `reply` once, now or later; a reply that the peer cannot get any more is dropped."""
 
+    def file_asked(self, node_id: NodeId, name: str, offset: int) -> FileSource:
+        """Return the file of that name, which a peer wants from `offset` on; it is sent from there.
+
+        Only peers of this node's cluster ask, while they are connected to it. Raises NoSuchFile; Overloaded: too many
+        files are being sent already, the peer asks again later.
+        """
+
 
 class Transport(Protocol):
     """Ordered, lossy delivery of messages between nodes. Nothing here blocks or awaits but start and close."""
@@ -383,6 +474,24 @@ class Transport(Protocol):
         """Ask a peer. The future gets the reply's body, or Unreachable / Overloaded (it never left this node), or
 
         OutcomeUnknown (it left, and its answer is lost or late)."""
+
+    def fetch(
+        self,
+        node_id: NodeId,
+        name: str,
+        offset: int,
+        size_bytes: int,
+        sink: FileSink,
+        done: Callable[[Exception | None], None],
+    ) -> Cancel:
+        """Have a peer's file, which is `size_bytes` large as a whole, sent from `offset` on, beside the messages.
+
+        `sink` gets it piece by piece, in order; the peer is held back while it does not ask for more. Then
+        `done(None)`, or `done(error)`: NoSuchFile; Overloaded (the peer sends too many files already, ask again);
+        InvalidRequest (it has another size); Unreachable (the peer is not connected, refused this node, fell silent,
+        or the connection was lost: go on from what has come). Both are called on the loop, never before this returns,
+        never after the cancel or the close of the transport.
+        """
 
     def counters(self) -> dict[str, int]:
         """Frames and bytes sent and received, and what was dropped, by reason."""

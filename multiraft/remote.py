@@ -17,6 +17,7 @@ from multiraft.config import Limits
 from multiraft.consistency import LINEARIZABLE, Consistency, consistency_of
 from multiraft.errors import ConfigError, InvalidRequest, MultiRaftError, NotRunning
 from multiraft.methods import Method
+from multiraft.sessions import Numbered
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,8 +36,10 @@ class ServiceCaller(Protocol):
     @property
     def limits(self) -> Limits: ...
 
-    def propose(self, key: bytes, command: bytes, timeout_s: float | None) -> Awaitable[bytes]:
-        """Have the shard of `key` apply `command`."""
+    def propose(
+        self, key: bytes, command: bytes, timeout_s: float | None, session: bool | Numbered
+    ) -> Awaitable[bytes]:
+        """Have the shard of `key` apply `command`; once, if it is numbered: by this node (True) or by the program."""
 
     def read(self, key: bytes, query: bytes, timeout_s: float | None) -> Awaitable[bytes]:
         """Ask the shard of `key`."""
@@ -152,19 +155,46 @@ class RemoteCommand(_Remote[P, R]):
 
     A call raises InvalidRequest (arguments, sizes), any other NotCommitted (it certainly did not happen),
     OutcomeUnknown (it may have happened) or CommandFailed (it was committed, and the machine raised).
+
+    The node numbers each call, and sends it again under its number, while there is time, when its answer was lost or
+    the leader went: it is applied once all the same. OutcomeUnknown is what remains: the time was up before an answer.
     """
 
-    __slots__ = ()
+    __slots__ = ("_session",)
+
+    def __init__(
+        self,
+        method: Method,
+        binding: ServiceBinding | None,
+        timeout_s: float | None = None,
+        how: Consistency | None = None,
+    ) -> None:
+        super().__init__(method, binding, timeout_s, how)
+        self._session: bool | Numbered = True
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         caller = self._caller()
         key, body = self._encode(caller, args, kwargs)
-        result: R = self._method.decode_result(await caller.propose(key, body, self._timeout_s))
+        result: R = self._method.decode_result(await caller.propose(key, body, self._timeout_s, self._session))
         return result
 
-    def with_options(self, *, timeout_ms: int | None = None) -> RemoteCommand[P, R]:
-        """Return this command with other options: `timeout_ms` in place of the node's request_timeout_ms."""
-        return self._with(timeout_ms)
+    def with_options(
+        self, *, timeout_ms: int | None = None, session: bool | Numbered | None = None
+    ) -> RemoteCommand[P, R]:
+        """Return this command with other options.
+
+        timeout_ms  in place of the node's request_timeout_ms
+        session     False: not numbered, and sent once; nothing is kept of it, and its outcome is unknown when its
+                    answer is lost. A Numbered: this number, for one command that the program itself may send again;
+                    see there for when it raises SessionExpired. None: as before
+
+        Raises InvalidRequest.
+        """
+        if session is not None and type(session) is not bool and not isinstance(session, Numbered):
+            raise InvalidRequest(f"session = {session!r:.60}: must be True, False or a Numbered")
+        made = self._with(timeout_ms)
+        made._session = self._session if session is None else session
+        return made
 
 
 class RemoteQuery(_Remote[P, R]):
@@ -260,6 +290,13 @@ class RemoteShardQuery(_Remote[P, R]):
             for _, answer in asked:
                 answer.cancel()
             await asyncio.gather(*[answer for _, answer in asked], return_exceptions=True)
+
+    async def on_shard(self, shard_id: int, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Ask the shard of that id; the arguments are checked as for a call. Raises InvalidRequest if there is none."""
+        caller = self._caller()
+        _, body = self._encode(caller, args, kwargs)
+        result: R = self._method.decode_result(await self._ask(caller, shard_id, body))
+        return result
 
     async def _ask(self, caller: ServiceCaller, shard_id: int, body: bytes) -> bytes:
         if self._how is None:

@@ -20,14 +20,14 @@ from multiraft.config import NodeConfig
 from multiraft.engine.engine import Engine
 from multiraft.engine.quarantine import Quarantine
 from multiraft.engine.replica import Replica
-from multiraft.errors import MultiRaftError, NotRunning, StorageError, UnreadableStore
+from multiraft.errors import MultiRaftError, NoSuchFile, NotRunning, StorageError, UnreadableStore
 from multiraft.forming import Forming
 from multiraft.forwarding import Forwarding
 from multiraft.free_space import FreeSpace
 from multiraft.healing import Healing
 from multiraft.hosting import Hosting
 from multiraft.messages import FormingMessage, NodeMessage
-from multiraft.ports import Clocks, Space, Store, Transport
+from multiraft.ports import Clocks, FileSource, Space, Store, Transport
 from multiraft.readmission import Readmission
 from multiraft.reporting import Reporting
 from multiraft.services import Services
@@ -50,6 +50,7 @@ class Setup:
     calls       handlers of peers' calls, by method
     role_hooks  whom to tell when a group's replica here begins or ceases to lead
     membership_hooks  whom to tell when another membership takes effect for a group's replica here
+    applied_hooks     whom to tell when a group's replica here has applied more
     loop        what the parts schedule their work on; None: the running loop
     salvage     makes a database whole that cannot be read in places; None: it is refused
     space       the room under the store; None: it is not looked at
@@ -65,6 +66,7 @@ class Setup:
     calls: dict[str, Callable[[bytes], bytes]] = field(default_factory=dict)
     role_hooks: dict[GroupId, list[Callable[[bool], None]]] = field(default_factory=dict)
     membership_hooks: dict[GroupId, list[Callable[[Membership], None]]] = field(default_factory=dict)
+    applied_hooks: dict[GroupId, list[Callable[[], None]]] = field(default_factory=dict)
     loop: asyncio.AbstractEventLoop | None = None
     salvage: Callable[[NodeConfig], object] | None = None
     space: Space | None = None
@@ -115,6 +117,7 @@ class Running:
             self._membership_changed,
             self._engine_failed,
         )
+        self.engine.observing.applied_hooks = setup.applied_hooks
         self.standing = Standing(store, transport, self.engine.writer)
         self.forwarding = Forwarding(config.node_id, self.engine, transport, self._loop)
         for method, handler in setup.calls.items():
@@ -381,6 +384,9 @@ class Running:
         self, node_id: NodeId, method: str, body: bytes, timeout_s: float, reply: Callable[[bytes], None]
     ) -> None:
         self.forwarding.request_received(node_id, method, body, timeout_s, reply)
+
+    def file_asked(self, node_id: NodeId, name: str, offset: int) -> FileSource:
+        raise NoSuchFile(f"node {self._config.node_id!r} has no file {name}")
 
     def answer_store(self, body: bytes) -> bytes:
         """Say which replica of a group lives here, and in which store; see readmission.STORE_CALL."""

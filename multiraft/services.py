@@ -20,6 +20,7 @@ from multiraft.engine.machine import Machine
 from multiraft.errors import CommandFailed, ConfigError, MultiRaftError, NotCommitted, OutcomeUnknown
 from multiraft.remote import ServiceBinding
 from multiraft.service import bind_service
+from multiraft.sessions import Numbered
 from multiraft.shard import Declaration, Directory, Router, ServiceRoute, create_service_command
 from multiraft.shard.partition import Mode
 from multiraft.statemachine import BytesStateMachine, StateMachine, adapt, schema_of
@@ -35,9 +36,15 @@ class BytesService:
     def __init__(self, binding: ServiceBinding) -> None:
         self._binding = binding
 
-    async def propose(self, key: bytes, command: bytes, timeout_s: float | None = None) -> bytes:
-        """Have the shard of `key` apply `command`; return its result. Raises as `Group.propose`."""
-        return await self._caller().propose(key, command, timeout_s)
+    async def propose(
+        self, key: bytes, command: bytes, timeout_s: float | None = None, *, session: bool | Numbered = True
+    ) -> bytes:
+        """Have the shard of `key` apply `command`; return its result. Raises as `Group.propose`.
+
+        session  True: numbered by this node, and applied once however often it must be sent; a Numbered: by the
+                 program; False: sent once, and nothing is kept of it
+        """
+        return await self._caller().propose(key, command, timeout_s, session)
 
     async def read(
         self, key: bytes, query: bytes, timeout_s: float | None = None, *, lease: bool = False, local: bool = False

@@ -4,8 +4,8 @@ A group that this node leads is called directly. Otherwise the call is forwarded
 then to the other members in turn, following what each says of the leader. When a round over all of them has found
 nobody, the router waits a little, with jitter, and starts another, until the call's time is up.
 
-Only what certainly did not happen and may well happen soon is tried again. OutcomeUnknown of a command never is: the
-command could apply twice. A read changes nothing, so it is asked again.
+Only what certainly did not happen and may well happen soon is tried again. OutcomeUnknown of a command is, if the
+command is numbered (session.py), or else it could apply twice. A read changes nothing, so it is asked again.
 
 Rules of this file: no task per call; the map is a value that is swapped whole; what a call raises in the end names its
 last cause.
@@ -36,6 +36,8 @@ from multiraft.errors import (
     WrongShard,
 )
 from multiraft.group import CallKind
+from multiraft.sessions import Numbered
+from multiraft.shard.session import Sessions
 from multiraft.shard.shard_map import ServiceShards, Shard, ShardMap
 from multiraft.types import GroupId, NodeId
 
@@ -87,7 +89,13 @@ class GroupCaller(Protocol):
 class Router:
     """Routes the calls of one node.
 
-    map  the newest shard map known here
+    map        the newest shard map known here
+    caller     the node
+    now        reads the clock, seconds
+    chance     where jitter and ids come from
+    sessions   this node's own: of commands that are to be applied once
+    default_s  request_timeout_ms, in seconds
+    stopped    the node ends
     """
 
     def __init__(
@@ -101,19 +109,20 @@ class Router:
         """`clock` is in seconds (None: the running loop's); `rng` draws the jitter; `sleep` takes seconds."""
         self.map = ShardMap()
         self.limits = limits
-        self._caller = caller
-        self._rng = rng
-        self._now: Callable[[], float] = clock or asyncio.get_running_loop().time
-        self._default_s = limits.request_timeout_ms / 1_000
+        self.caller = caller
+        self.chance = rng
+        self.now: Callable[[], float] = clock or asyncio.get_running_loop().time
+        self.default_s = limits.request_timeout_ms / 1_000
         self._sleep = sleep
         self._fixed: dict[GroupId, tuple[NodeId, ...]] = {}
         self._hints: dict[GroupId, NodeId] = {}
         self._waiting: dict[Future[None], None] = {}
-        self._stopped = False
+        self.stopped = False
+        self.sessions = Sessions(self)
 
     def leads(self, group_id: GroupId) -> bool:
         """Return whether this node leads the group."""
-        return self._caller.leads(group_id)
+        return self.caller.leads(group_id)
 
     def add_group(self, group_id: GroupId, nodes: Sequence[NodeId]) -> None:
         """Make known, or correct, the nodes of a group that is in no shard map: the directory's own."""
@@ -128,7 +137,7 @@ class Router:
 
     def stop(self) -> None:
         """The node ends: calls that are looking for a leader, or wait for a map, raise NotRunning shortly."""
-        self._stopped = True
+        self.stopped = True
         self._wake()
 
     def _wake(self) -> None:
@@ -138,7 +147,7 @@ class Router:
         self._waiting.clear()
 
     def _check_running(self) -> None:
-        if self._stopped:
+        if self.stopped:
             raise NotRunning("the node is stopping; nothing was proposed")
 
     # --------------------------------------------------------------------------------------------- by group
@@ -148,8 +157,10 @@ class Router:
     ) -> Coroutine[Any, Any, bytes]:
         """Bring `body` to the group's leader and return its answer.
 
-        kind       "propose" or "read"; "lease" for a read that needs no round while the leader's lease lasts; "change"
-                   or "membership" for who takes part
+        kind       "propose" or "read"; "session" for a command that is to be applied once, however often it must be
+                   sent; "numbered" for one that its caller has numbered ("numbered first": never sent before);
+                   "lease" for a read that needs no round while the leader's lease lasts; "change" or "membership" for
+                   who takes part
         timeout_s  seconds in all, over all attempts; None: request_timeout_ms
 
         Raises NotReady or DeadlineExceeded when the time is up and nothing happened (the message names the last
@@ -157,13 +168,22 @@ class Router:
         change: InvalidRequest, Overloaded, Halted, WrongShard, CommandFailed, NotRunning.
         """
         if timeout_s is None:
-            timeout_s = self._default_s
-        return self._run(group_id, kind, body, self._now() + timeout_s, timeout_s)
+            timeout_s = self.default_s
+        return self._begin(group_id, kind, body, self.now() + timeout_s, timeout_s)
 
-    async def _run(self, group_id: GroupId, kind: CallKind, body: bytes, deadline: float, timeout_s: float) -> bytes:
+    def _begin(
+        self, group_id: GroupId, kind: CallKind, body: bytes, deadline: float, timeout_s: float
+    ) -> Coroutine[Any, Any, bytes]:
+        if kind == "session":
+            return self.sessions.call(group_id, body, deadline, timeout_s)
+        if kind in _NUMBERED:
+            return self.sessions.attempt(group_id, body, deadline, timeout_s, first=kind == "numbered first")
+        return self.run(group_id, kind, body, deadline, timeout_s)
+
+    async def run(self, group_id: GroupId, kind: CallKind, body: bytes, deadline: float, timeout_s: float) -> bytes:
         """Try here, if this node leads; else search. `timeout_s` is what is left until `deadline`."""
         cause: MultiRaftError | None = None
-        if self._caller.leads(group_id):
+        if self.caller.leads(group_id):
             try:
                 return await self._local(group_id, kind, body, timeout_s)
             except _PASSING as problem:
@@ -174,10 +194,10 @@ class Router:
 
     def _local(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float) -> Future[bytes]:
         if kind == "propose":
-            return self._caller.propose_local(group_id, body, timeout_s)
+            return self.caller.propose_local(group_id, body, timeout_s)
         if kind == "read":
-            return self._caller.read_local(group_id, body, timeout_s)
-        return self._caller.ask_local(group_id, kind, body, timeout_s)
+            return self.caller.read_local(group_id, body, timeout_s)
+        return self.caller.ask_local(group_id, kind, body, timeout_s)
 
     async def _search(
         self,
@@ -194,56 +214,70 @@ class Router:
             self._check_running()
             asked: set[NodeId] = set()
             halted: Halted | None = None
-            node_id = self._first(group_id, cause)
+            node_id = self.first_to_ask(group_id, cause)
             while node_id is not None:
-                left_s = deadline - self._now()
+                left_s = deadline - self.now()
                 if left_s <= 0:
-                    raise self._late(group_id, timeout_s, cause)
+                    raise self.late(group_id, timeout_s, cause)
                 asked.add(node_id)
                 try:
                     answer = await self._ask(node_id, group_id, kind, body, left_s)
                 except (Halted, *_PASSING) as problem:
-                    if self._hints.get(group_id) == node_id:
-                        del self._hints[group_id]
+                    self.leads_not(group_id, node_id)
                     if isinstance(problem, OutcomeUnknown) and kind in _CHANGING:
                         raise
                     halted = problem if isinstance(problem, Halted) else halted
                     cause = problem
                 else:
-                    self._hints[group_id] = node_id
+                    self.leads_perhaps(group_id, node_id)
                     return answer
-                node_id = self._next(group_id, asked, cause)
+                node_id = self.next_to_ask(group_id, asked, cause)
             if halted is not None:
                 raise halted
-            left_s = deadline - self._now()
+            left_s = deadline - self.now()
             if left_s <= 0:
-                raise self._late(group_id, timeout_s, cause)
-            await self._sleep(min(left_s, backoff_s * self._rng.uniform(0.5, 1.0)))
+                raise self.late(group_id, timeout_s, cause)
+            await self.pause(backoff_s, left_s)
             backoff_s = min(2 * backoff_s, BACKOFF_MOST_S)
+
+    async def pause(self, backoff_s: float, left_s: float) -> None:
+        """Wait before another round: up to `backoff_s`, at least half of it, and no longer than `left_s`."""
+        await self._sleep(min(left_s, backoff_s * self.chance.uniform(0.5, 1.0)))
+
+    def leads_perhaps(self, group_id: GroupId, node_id: NodeId) -> None:
+        """This node has answered for the group: it is asked first from now on, where nothing better is known."""
+        self._hints[group_id] = node_id
+
+    def leads_not(self, group_id: GroupId, node_id: NodeId) -> None:
+        """This node has not."""
+        if self._hints.get(group_id) == node_id:
+            del self._hints[group_id]
 
     async def _ask(self, node_id: NodeId, group_id: GroupId, kind: CallKind, body: bytes, left_s: float) -> bytes:
         # A read may be asked elsewhere, so one silent node must not have all of its time.
         timeout_s = left_s if kind in _CHANGING else min(left_s, max(left_s / 2, READ_LEAST_S))
-        if node_id == self._caller.node_id:
+        if node_id == self.caller.node_id:
             return await self._local(group_id, kind, body, timeout_s)
         try:
-            return await self._caller.forward(node_id, kind, group_id, body, timeout_s)
+            return await self.caller.forward(node_id, kind, group_id, body, timeout_s)
         except NotRunning as problem:  # of that node, not of this one
             raise Unreachable(f"node {node_id!r}: {problem}") from problem
 
-    def _first(self, group_id: GroupId, cause: MultiRaftError | None) -> NodeId | None:
+    def first_to_ask(self, group_id: GroupId, cause: MultiRaftError | None) -> NodeId | None:
+        """Return whom to ask first in a round, after the last one ended with `cause`; None: nobody is known."""
         hint = cause.leader if isinstance(cause, NotLeader) else None
-        hint = hint or self._caller.leader_hint(group_id) or self._hints.get(group_id)
-        return hint or self._next(group_id, set(), None)
+        hint = hint or self.caller.leader_hint(group_id) or self._hints.get(group_id)
+        return hint or self.next_to_ask(group_id, set(), None)
 
-    def _next(self, group_id: GroupId, asked: set[NodeId], cause: MultiRaftError | None) -> NodeId | None:
+    def next_to_ask(self, group_id: GroupId, asked: set[NodeId], cause: MultiRaftError | None) -> NodeId | None:
         """Return whom to ask next in this round; None if all have been asked."""
         if isinstance(cause, NotLeader) and cause.leader is not None and cause.leader not in asked:
             return cause.leader
         members = self.map.groups.get(group_id) or self._fixed.get(group_id, ())
         return next((member for member in members if member not in asked), None)
 
-    def _late(self, group_id: GroupId, timeout_s: float, cause: MultiRaftError | None) -> MultiRaftError:
+    def late(self, group_id: GroupId, timeout_s: float, cause: MultiRaftError | None) -> MultiRaftError:
+        """Return what a call raises whose time is up, and that did nothing."""
         said = f"{type(cause).__name__}: {cause}" if cause else "this node knows of no node that serves it"
         text = f"group {group_id} did not serve the call within {timeout_s:g} s; last: {said}"
         late = NotReady(text) if cause is None or isinstance(cause, _NOBODY) else DeadlineExceeded(text)
@@ -261,13 +295,13 @@ class Router:
         the call. Raises as `call` does, for a read.
         """
         if timeout_s is None:
-            timeout_s = self._default_s
-        return self._read_as(group_id, query, how, self._now() + timeout_s, timeout_s)
+            timeout_s = self.default_s
+        return self._read_as(group_id, query, how, self.now() + timeout_s, timeout_s)
 
     async def _read_as(
         self, group_id: GroupId, query: bytes, how: Consistency, deadline: float, timeout_s: float
     ) -> tuple[bytes, float]:
-        caller = self._caller
+        caller = self.caller
         since_s = caller.clock_s()
         if how.nearby and caller.has_replica(group_id):
             stale_s = how.stale_ms / 1_000 if how.stale_ms is not None else None
@@ -278,19 +312,19 @@ class Router:
                 since_s = caller.clock_s()
                 answer = await self._search(group_id, "read", query, deadline, timeout_s, problem)
         else:
-            answer = await self._run(group_id, "lease" if how.lease else "read", query, deadline, timeout_s)
+            answer = await self.run(group_id, "lease" if how.lease else "read", query, deadline, timeout_s)
         return answer, caller.age_s(since_s) * 1_000
 
     async def read_key_as(
         self, service: str, key: bytes, query: bytes, how: Consistency, timeout_s: float | None = None
     ) -> tuple[bytes, float]:
         """Answer `query` from the shard of `key`; waits for newer maps as `call_key` does. Otherwise as `read_as`."""
-        timeout_s = self._default_s if timeout_s is None else timeout_s
-        deadline = self._now() + timeout_s
+        timeout_s = self.default_s if timeout_s is None else timeout_s
+        deadline = self.now() + timeout_s
         while True:
             version = self.map.version
             shards = await self._shards(service, deadline, timeout_s)
-            timeout_s = deadline - self._now()
+            timeout_s = deadline - self.now()
             try:
                 return await self._read_as(shards.find(key).group_id, query, how, deadline, timeout_s)
             except WrongShard:
@@ -299,7 +333,7 @@ class Router:
 
     def has_replica(self, group_id: GroupId) -> bool:
         """Return whether a replica of the group is on this node."""
-        return self._caller.has_replica(group_id)
+        return self.caller.has_replica(group_id)
 
     # ----------------------------------------------------------------------------------------------- by key
 
@@ -311,25 +345,25 @@ class Router:
         Waits for a service that is not in the map yet, and after WrongShard for a newer map, while there is time;
         then raises NotReady or WrongShard.
         """
-        timeout_s = self._default_s if timeout_s is None else timeout_s
-        deadline = self._now() + timeout_s
+        timeout_s = self.default_s if timeout_s is None else timeout_s
+        deadline = self.now() + timeout_s
         while True:
             version = self.map.version
             shards = self.map.services.get(service)
             if shards is None:
                 shards = await self._shards(service, deadline, timeout_s)
-                timeout_s = deadline - self._now()
+                timeout_s = deadline - self.now()
             try:
-                return await self._run(shards.find(key).group_id, kind, body, deadline, timeout_s)
+                return await self._begin(shards.find(key).group_id, kind, body, deadline, timeout_s)
             except WrongShard:
                 if not await self._newer_map(version, deadline):
                     raise
-                timeout_s = deadline - self._now()
+                timeout_s = deadline - self.now()
 
     async def shards(self, service: str, timeout_s: float | None = None) -> ServiceShards:
         """Return the shards of a service; wait for it if it is not in the map yet. Raises NotReady in the end."""
-        timeout_s = self._default_s if timeout_s is None else timeout_s
-        return await self._shards(service, self._now() + timeout_s, timeout_s)
+        timeout_s = self.default_s if timeout_s is None else timeout_s
+        return await self._shards(service, self.now() + timeout_s, timeout_s)
 
     async def _shards(self, service: str, deadline: float, timeout_s: float) -> ServiceShards:
         while (shards := self.map.services.get(service)) is None:
@@ -344,7 +378,7 @@ class Router:
         """Wait for a map newer than `version`; return whether it came before `deadline`."""
         while self.map.version <= version:
             self._check_running()
-            left_s = deadline - self._now()
+            left_s = deadline - self.now()
             if left_s <= 0:
                 return False
             waiter: Future[None] = asyncio.get_running_loop().create_future()
@@ -361,7 +395,8 @@ class Router:
 
 _PASSING: Final = (NotLeader, NotReady, Unreachable, ReadFailed, OutcomeUnknown)
 """What the next node, or the next moment, may well do better. OutcomeUnknown is among them for reads alone."""
-_CHANGING: Final = ("propose", "change", "transfer")
+_CHANGING: Final = ("propose", "register", "change", "transfer")
+_NUMBERED: Final = ("numbered", "numbered first")
 _NOBODY: Final = (NotLeader, NotReady, Unreachable)
 
 
@@ -378,8 +413,23 @@ class ServiceRoute:
     def limits(self) -> Limits:
         return self._router.limits
 
-    def propose(self, key: bytes, command: bytes, timeout_s: float | None) -> Awaitable[bytes]:
-        return self._router.call_key(self.name, key, "propose", command, timeout_s)
+    def propose(
+        self, key: bytes, command: bytes, timeout_s: float | None, session: bool | Numbered = True
+    ) -> Awaitable[bytes]:
+        if session is True:
+            return self._router.call_key(self.name, key, "session", command, timeout_s)
+        if session is False:
+            return self._router.call_key(self.name, key, "propose", command, timeout_s)
+        kind: CallKind = "numbered first" if session.first else "numbered"
+        return self._router.call_key(self.name, key, kind, session.entry(command), timeout_s)
+
+    async def open_session(self, timeout_s: float | None = None) -> bytes:
+        """Begin a session in every shard, and return its id. Raises NotReady, DeadlineExceeded, Overloaded."""
+        router = self._router
+        timeout_s = router.default_s if timeout_s is None else timeout_s
+        deadline = router.now() + timeout_s
+        shards = await router.shards(self.name, timeout_s)
+        return await router.sessions.open([shard.group_id for shard in shards.shards], deadline, timeout_s)
 
     def read(self, key: bytes, query: bytes, timeout_s: float | None) -> Awaitable[bytes]:
         return self._router.call_key(self.name, key, "read", query, timeout_s)

@@ -13,7 +13,8 @@ if __name__ != "multiraft.storage":
     raise ImportError("this folder is multiraft.storage; import it under that name")
 
 from multiraft.storage.inspect import GroupReport, StoreReport, inspect_directory
-from multiraft.storage.memory import DiskImage, MemoryDisk
+from multiraft.storage.memory import MemoryDisk
+from multiraft.storage.memory_files import DiskImage
 from multiraft.storage.opening import open_leveldb, open_memory, open_store
 from multiraft.storage.salvage import salvage
 from multiraft.storage.space import FileSpace, MemorySpace

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol, TypeAlias
 
+from multiraft.ports import SnapshotFiles
+
 Done: TypeAlias = Callable[[Exception | None], None]
 
 
@@ -66,6 +68,11 @@ class Backend(Reader, Protocol):
 
     def view(self) -> View:
         """Return reads of this very moment; on the loop's thread, like all others."""
+        ...
+
+    @property
+    def files(self) -> SnapshotFiles:
+        """The snapshot files beside the database."""
         ...
 
     def batch(self) -> RawBatch: ...

@@ -17,25 +17,17 @@ import errno
 import os
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from multiraft import failpoints
 from multiraft.errors import StorageError
 from multiraft.storage.backend import Done, RawBatch, View
+from multiraft.storage.memory_files import DiskImage, MemoryFiles, Shelf
 from multiraft.storage.memory_view import MemoryView, between
 from multiraft.types import RUN_ID_BYTES
 
 _Ops: TypeAlias = list[tuple[bytes, bytes | None]]
-
-
-@dataclass(frozen=True, slots=True)
-class DiskImage:
-    """What a disk held at one moment, identity file included."""
-
-    values: Mapping[bytes, bytes]
-    identity: bytes | None
 
 
 class MemoryDisk:
@@ -50,6 +42,7 @@ class MemoryDisk:
     ballast_bytes   of a MemorySpace on it
     writes        how many writes were begun since it was made, those of the identity file included
     faults        counts what is done to it, by kind
+    shelf         the snapshot files on it
     """
 
     def __init__(
@@ -76,6 +69,7 @@ class MemoryDisk:
         self._values: dict[bytes, bytes] = {}
         self._keys: list[bytes] = []
         self._identity: bytes | None = None
+        self.shelf = Shelf()
         # Written but not synced, oldest first: how to take each batch back.
         self._undo: list[_Ops] = []
         self._handle: MemoryBackend | None = None
@@ -94,7 +88,7 @@ class MemoryDisk:
             return 0
         if self.capacity_bytes is None:
             return None
-        used_bytes = sum(len(key) + len(value) for key, value in self._values.items())
+        used_bytes = sum(len(key) + len(value) for key, value in self._values.items()) + self.shelf.size_bytes
         return max(0, self.capacity_bytes - self.ballast_bytes - used_bytes)
 
     def _has_room(self, ops: _Ops) -> bool:
@@ -132,6 +126,7 @@ class MemoryDisk:
                 for ops, _, _ in list(handle.queue)[: max(keep, 0)]:
                     self._apply(ops)
             handle.die()
+        self.shelf.crash()
         self._hold_writes = self._hold_completions = False
         self._failure = self._read_failure = self._kill_at = None
 
@@ -152,20 +147,21 @@ class MemoryDisk:
                     values.pop(key, None)
                 else:
                     values[key] = old
-        return DiskImage(values, self._identity)
+        return DiskImage(values, self._identity, self.shelf.copy())
 
     def roll_back(self, image: DiskImage) -> None:
         """Put the disk of an earlier moment back. Raises StorageError while a store has it open."""
         self._check_free()
         self.faults["roll_back"] += 1
         self._values, self._keys, self._identity = dict(image.values), sorted(image.values), image.identity
+        self.shelf = image.shelf.copy()
         self._undo.clear()
 
     def wipe(self) -> None:
         """Empty the disk; the next opening finds nothing. Raises StorageError while a store has it open."""
         self._check_free()
         self.faults["wipe"] += 1
-        self._values, self._keys, self._identity = {}, [], None
+        self._values, self._keys, self._identity, self.shelf = {}, [], None, Shelf()
         self._undo.clear()
 
     def _check_free(self) -> None:
@@ -189,6 +185,7 @@ class MemoryDisk:
         self._hold_writes = self._hold_completions = False
         if self._handle is not None:
             self._handle.kick()
+            self._handle.files.kick()
 
     def fail_next_write(self, error: OSError, *, written: bool = False) -> None:
         """Let the next write fail with `error`; `written`: its batch reaches the disk all the same."""
@@ -260,6 +257,17 @@ class MemoryDisk:
         kill()
         return None
 
+    def _check_write(self, size_bytes: int) -> None:
+        """Every write to a snapshot file begins here."""
+        free_bytes = self.free_bytes
+        if free_bytes is not None and free_bytes < size_bytes:
+            self.faults["enospc"] += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self.faults["eio_write"] += 1
+            raise failure[0]
+
     def _write(self, ops: _Ops, sync: bool) -> None:
         if not self._has_room(ops):
             self.faults["enospc"] += 1
@@ -308,6 +316,7 @@ class MemoryBackend:
         self.queue: deque[tuple[_Ops, Done, bool]] = deque()
         self._disk = disk
         self._loop = loop
+        self.files = MemoryFiles(disk, loop)
         self._completions: deque[tuple[Done, StorageError | None]] = deque()
         self._error: StorageError | None = None
         # Closed, or the disk crashed.
@@ -453,6 +462,8 @@ class MemoryBackend:
 
     def _let_go(self) -> None:
         if not self._dead:
+            self.files.finish()
+        if not self._dead:
             # An orderly close is a flush, even on a disk that had not synced.
             self._disk._undo.clear()
             self._disk._handle = None
@@ -460,6 +471,7 @@ class MemoryBackend:
 
     def die(self) -> None:
         self._dead = True
+        self.files.die()
         self.queue.clear()
         self._completions.clear()
         if self._timer is not None:

@@ -17,7 +17,7 @@ from typing import cast
 
 from multiraft import failpoints
 from multiraft.errors import CorruptRecord, StorageError, UnreadableStore, invariant
-from multiraft.ports import WriteBatch
+from multiraft.ports import SnapshotFiles, WriteBatch
 from multiraft.records import Record, cut_record
 from multiraft.storage import layout
 from multiraft.storage.backend import Backend, Done, RawBatch
@@ -191,6 +191,11 @@ class PartitionedStore(DataReads):
     @property
     def runs(self) -> tuple[bytes, ...]:
         return self._runs
+
+    @property
+    def files(self) -> SnapshotFiles:
+        """The snapshot files beside the database."""
+        return self._backend.files
 
     @property
     def closed_orderly(self) -> bool:

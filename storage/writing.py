@@ -23,6 +23,7 @@ from multiraft.errors import StorageError
 from multiraft.storage.backend import Done, RawBatch
 from multiraft.storage.directory import release, storage_error, write_identity_file
 from multiraft.storage.memory import report_failed_completion
+from multiraft.storage.snapshot_files import DirectoryFiles
 
 MERGE_BYTES: Final = 4 * 1024 * 1024
 """Batches that wait together are merged up to about this size."""
@@ -60,6 +61,7 @@ class ThreadedBackend(ABC):
         self.syncs = 0
         self._loop = loop
         self._real = real
+        self.files = DirectoryFiles(self.name, loop)
         # None in the queue ends the writer.
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._completions: deque[tuple[Done, StorageError | None]] = deque()
@@ -144,6 +146,7 @@ class ThreadedBackend(ABC):
         self._completions.clear()
 
     def _join(self) -> None:
+        self.files.close()
         self._writer.join()
         release(self._real)
         atexit.unregister(self.abandon)

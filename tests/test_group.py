@@ -27,6 +27,7 @@ class Host:
         self.current: Membership | None = founding_membership(("a", "b", "c"))
         self.membership_watchers: list[Callable[[Membership], None]] = []
         self.role_watchers: list[Callable[[bool], None]] = []
+        self.applied_watchers: list[Callable[[], None]] = []
 
     async def _answer(self) -> bytes:
         return b"done"
@@ -62,6 +63,10 @@ class Host:
     def subscribe_role(self, group_id: GroupId, changed: Callable[[bool], None]) -> Callable[[], None]:
         self.role_watchers.append(changed)
         return lambda: self.role_watchers.remove(changed)
+
+    def subscribe_applied(self, group_id: GroupId, applied: Callable[[], None]) -> Callable[[], None]:
+        self.applied_watchers.append(applied)
+        return lambda: self.applied_watchers.remove(applied)
 
     def set_membership(self, index: int) -> Membership:
         assert self.current is not None
@@ -201,3 +206,22 @@ def test_a_hook_that_raises_is_logged(host: Host, group: Group, caplog: pytest.L
     assert heard == ["leader"]
     assert "group 17" in caplog.text
     assert "broken hook" in caplog.text
+
+
+def test_what_is_applied_is_told_until_nobody_wants_to_know(
+    host: Host, group: Group, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[str] = []
+
+    def broken() -> None:
+        raise ValueError("broken hook")
+
+    ends = [group.on_applied(broken), group.on_applied(lambda: heard.append("applied"))]
+    with caplog.at_level(logging.ERROR):
+        for watcher in host.applied_watchers:
+            watcher()
+    assert heard == ["applied"]
+    assert "broken hook" in caplog.text
+    for end in ends:
+        end()
+    assert host.applied_watchers == []

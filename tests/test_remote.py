@@ -20,6 +20,7 @@ from multiraft.engine.machine import Context
 from multiraft.errors import CommandFailed, InvalidRequest, NotRunning
 from multiraft.remote import SHARDS_AT_ONCE, ServiceBinding
 from multiraft.service import bind_service
+from multiraft.sessions import Numbered
 from multiraft.statemachine import BytesStateMachine, StateMachine, adapt, command, methods_of, query
 
 CONTEXT = Context(index=7, term=2, group_id=16, time_ms=1_700_000_000_000)
@@ -73,6 +74,7 @@ class LocalCaller:
         self.limits = limits if limits is not None else Limits()
         self.timeouts: list[float | None] = []
         self.keys: list[bytes] = []
+        self.sessions: list[bool | Numbered] = []
         self.chosen: list[tuple[bytes | int | None, Consistency]] = []
         self.running = 0
         self.most_running = 0
@@ -83,8 +85,11 @@ class LocalCaller:
         self.timeouts.append(timeout_s)
         return result
 
-    def propose(self, key: bytes, command: bytes, timeout_s: float | None) -> Awaitable[bytes]:
+    def propose(
+        self, key: bytes, command: bytes, timeout_s: float | None, session: bool | Numbered
+    ) -> Awaitable[bytes]:
         self.keys.append(key)
+        self.sessions.append(session)
         return self._answer(self.machines[1].apply(command, CONTEXT), timeout_s)
 
     def read(self, key: bytes, query: bytes, timeout_s: float | None) -> Awaitable[bytes]:
@@ -223,6 +228,17 @@ async def test_each_shard_is_asked_and_named_in_order() -> None:
     found = [pair async for pair in handle(caller).names.on_each_shard("nail")]
     assert found == [(shard_id, [f"nail{shard_id}"]) for shard_id in caller.machines]
     assert 1 < caller.most_running <= SHARDS_AT_ONCE
+
+
+async def test_one_shard_is_asked_by_its_id() -> None:
+    caller = LocalCaller(shards=3)
+    caller.machines[2].apply(encode("add", "nail2"), CONTEXT)
+    names = handle(caller).names
+    assert [await names.on_shard(shard_id, "nail") for shard_id in (1, 2)] == [[], ["nail2"]]
+    assert await names.with_options(stale_ms=500).on_shard(2) == ["nail2"]
+    assert caller.chosen == [(2, Consistency(stale_ms=500))]
+    with pytest.raises(InvalidRequest, match="prefix"):
+        await names.on_shard(1, 7)  # type: ignore[arg-type]
 
 
 async def test_leaving_the_shards_early_ends_what_was_asked_ahead() -> None:

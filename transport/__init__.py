@@ -5,10 +5,13 @@ hello.py          who speaks, and for which cluster
 frames.py         messages as bytes
 outbox.py         what waits for one connection, in two lanes
 calls.py          requests and their answers
+files.py          files beside the messages: who gets which
 aiohttp_peers.py  WebSockets
+aiohttp_files.py  files over HTTP
 memory.py         the memory twin, for tests and the simulator
 network.py        what connects memory transports, and obeys its owner
 wires.py          its connections
+file_wires.py     its connections for files
 """
 
 from __future__ import annotations

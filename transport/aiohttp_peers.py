@@ -19,18 +19,21 @@ import os
 import random
 import socket
 from asyncio import AbstractEventLoop, Future, Task
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final
 
 import aiohttp
 from aiohttp import WSMsgType, web
 
 from multiraft.config import NodeConfig, parse_address
-from multiraft.errors import StartError
-from multiraft.ports import TransportHandler
+from multiraft.errors import StartError, Unreachable
+from multiraft.ports import Cancel, FileSink, TransportHandler
+from multiraft.transport.aiohttp_files import FILES_PATH, HttpFetch, serve_file
+from multiraft.transport.files import FileTransport
 from multiraft.transport.frames import hello_frame
 from multiraft.transport.hello import HELLO_BYTES_MAX, Refusal, encode_hello
-from multiraft.transport.peers import GOING_AWAY, MALFORMED, REFUSED, Inbound, Outbound, PeerTransport, logger
+from multiraft.transport.peers import GOING_AWAY, MALFORMED, REFUSED, Inbound, Outbound, logger
 from multiraft.types import Identity, NodeId
 
 PATH: Final = "/multiraft/peers"
@@ -44,7 +47,7 @@ _ENDINGS: Final = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgTy
 _REASON_BYTES_MAX: Final = 120
 
 
-class AiohttpTransport(PeerTransport):
+class AiohttpTransport(FileTransport):
     """Implements ports.Transport over WebSockets.
 
     loop  the loop to run on; the running one when not given
@@ -70,6 +73,11 @@ class AiohttpTransport(PeerTransport):
         self._session: aiohttp.ClientSession | None = None
         self._opened = asyncio.Event()
         self._closers: set[Task[Any]] = set()
+        self._fetches: set[Task[Any]] = set()
+
+    @property
+    def handshake_s(self) -> float:
+        return self._handshake_s
 
     async def start(self, handler: TransportHandler) -> None:
         """Listen and begin to dial all peers. Raises StartError when the address cannot be had."""
@@ -104,13 +112,15 @@ class AiohttpTransport(PeerTransport):
             self._drop_inbound(inbound)
         for outbound in list(self._out.values()):
             outbound.link.shut(GOING_AWAY, "the node is stopping", flush=True)
+        for fetch in self._fetches:
+            fetch.cancel()
         stops = [dialer.stop(_CLOSE_S if name in self._out else 0.0) for name, dialer in self._dialers.items()]
         await asyncio.gather(*stops)
         self._end()
         if self._server is not None:
             self._server.close()
-        if self._closers:
-            await asyncio.wait(self._closers, timeout=2 * _CLOSE_S)
+        if self._closers or self._fetches:
+            await asyncio.wait(self._closers | self._fetches, timeout=2 * _CLOSE_S)
         if self._listener is not None:
             await self._listener.stop()
         if self._session is not None:
@@ -124,6 +134,9 @@ class AiohttpTransport(PeerTransport):
 
     async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one inbound connection from its HTTP request to its end."""
+        if request.path == FILES_PATH:
+            await self._opened.wait()
+            return await self._serve_file(request)
         if request.path != PATH:
             return web.Response(status=404, text="this port is for multiraft nodes\n")
         ws = web.WebSocketResponse(timeout=_CLOSE_S, compress=False, max_msg_size=self._frame_limit_bytes)
@@ -145,14 +158,24 @@ class AiohttpTransport(PeerTransport):
             await ws.close(code=REFUSED, message=_reason(refusal.text))
             return ws
         try:
-            if self._listener is not None:
-                self._listener.admit(request.protocol)
+            self._admit(request)
             with contextlib.suppress(ConnectionError):  # it is gone already, as the next read will say
                 await ws.send_bytes(answer)
             await self._read(ws, link, inbound)
         finally:
             self._drop_inbound(inbound)
         return ws
+
+    async def _serve_file(self, request: web.BaseRequest) -> web.StreamResponse:
+        serving = asyncio.current_task()
+        if self._listener is not None and serving is not None:
+            self._listener.end_with(request.protocol, serving)
+        return await serve_file(self, request, partial(self._admit, request))
+
+    def _admit(self, request: web.BaseRequest) -> None:
+        """Who is behind this connection has said who it is, and is a peer."""
+        if self._listener is not None:
+            self._listener.admit(request.protocol)
 
     async def _read(self, ws: web.WebSocketResponse, link: _InboundLink, inbound: Inbound) -> None:
         """Hand on every frame until the connection ends or one is refused."""
@@ -178,6 +201,26 @@ class AiohttpTransport(PeerTransport):
         task.add_done_callback(self._closers.discard)
 
     # --------------------------------------------------------------------------------------------- outbound
+
+    def fetch(
+        self,
+        node_id: NodeId,
+        name: str,
+        offset: int,
+        size_bytes: int,
+        sink: FileSink,
+        done: Callable[[Exception | None], None],
+    ) -> Cancel:
+        """Have a peer's file sent; see ports.Transport.fetch."""
+        try:
+            asked = self.ask_for_file(node_id, name, offset, size_bytes)
+        except Unreachable as problem:
+            return self.tell_soon(done, problem)
+        fetch = HttpFetch(self, self._dialers[node_id].session, self._peers[node_id], asked, sink, done)
+        fetch.begin(self._loop)
+        self._fetches.add(fetch.task)
+        fetch.task.add_done_callback(self._fetches.discard)
+        return fetch.cancel
 
     async def converse(self, dialer: _Dialer) -> None:
         """Dial one peer, greet it, and write to it until the connection ends.
@@ -356,6 +399,7 @@ class _Listener(web.Server):
         self._transport = transport
         self._handshake_s = handshake_s
         self._strangers: dict[web.RequestHandler, asyncio.TimerHandle] = {}
+        self._ending: dict[web.RequestHandler, Task[Any]] = {}
         self._stopped = False
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
@@ -371,7 +415,13 @@ class _Listener(web.Server):
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         self.admit(handler)
+        if (task := self._ending.pop(handler, None)) is not None:
+            task.cancel()
         super().connection_lost(handler, exc)
+
+    def end_with(self, handler: web.RequestHandler, task: Task[Any]) -> None:
+        """Cancel `task` when this connection is lost."""
+        self._ending[handler] = task
 
     def admit(self, handler: web.RequestHandler) -> None:
         """This connection is no stranger any more."""

@@ -12,16 +12,18 @@ import asyncio
 import random
 from asyncio import AbstractEventLoop, TimerHandle
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, get_args
 
 from multiraft.config import NodeConfig
+from multiraft.errors import MultiRaftError, Unreachable
 from multiraft.messages import NodeMessage, RaftMessage
-from multiraft.ports import TransportHandler
+from multiraft.ports import Cancel, FileSink, TransportHandler
+from multiraft.transport.files import FileTransport
 from multiraft.transport.frames import encode_message, hello_frame
 from multiraft.transport.hello import Hello, encode_hello
 from multiraft.transport.network import Disturbance, MemoryNetwork
-from multiraft.transport.peers import Inbound, Outbound, PeerTransport
+from multiraft.transport.peers import Inbound, Outbound
 from multiraft.transport.wires import Wire
 from multiraft.types import Identity, NodeId
 
@@ -32,7 +34,7 @@ LATE_S: Final = 0.5
 """A reordered message comes within so many seconds, a repeated one within ten times as many; mostly much sooner."""
 
 
-class MemoryTransport(PeerTransport):
+class MemoryTransport(FileTransport):
     """Implements ports.Transport over a MemoryNetwork. Addresses are the ones of the configuration.
 
     loop  where this node lives; None: the running loop at its start
@@ -90,6 +92,8 @@ class MemoryTransport(PeerTransport):
                 wire.outlive()
             else:
                 wire.end_now()
+        for file_wire in self._network.files_of(self):
+            file_wire.break_now()
 
     def send(self, node_id: NodeId, messages: Sequence[NodeMessage], urgent: bool) -> bool:
         """Queue messages for a peer; see ports.Transport.send."""
@@ -140,6 +144,26 @@ class MemoryTransport(PeerTransport):
 
         timer = self._loop.call_later(late_s, send)
         self._late.add(timer)
+
+    def fetch(
+        self,
+        node_id: NodeId,
+        name: str,
+        offset: int,
+        size_bytes: int,
+        sink: FileSink,
+        done: Callable[[Exception | None], None],
+    ) -> Cancel:
+        """Have a peer's file sent; see ports.Transport.fetch."""
+        try:
+            asked = self.ask_for_file(node_id, name, offset, size_bytes)
+            wire = self._network.connect_file(self, self._peers[node_id], asked, sink, done)
+            if wire is None:
+                raise Unreachable(f"node {node_id!r} cannot be dialled; file {name} cannot be had from it now")
+        except MultiRaftError as problem:
+            return self.tell_soon(done, problem)
+        wire.begin()
+        return wire.cancel
 
     # --------------------------------------------------------------------------------------------- for wires
 

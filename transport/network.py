@@ -22,6 +22,9 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from multiraft.errors import StartError
+from multiraft.ports import FileSink
+from multiraft.transport.file_wires import FileWire
+from multiraft.transport.files import AskedFile
 from multiraft.transport.wires import Wire
 from multiraft.types import NodeId
 
@@ -79,6 +82,7 @@ class MemoryNetwork:
         self._lossy: set[Direction] = set()
         self._listeners: dict[str, MemoryTransport] = {}
         self._wires: dict[int, Wire] = {}
+        self._files: dict[int, FileWire] = {}
         self._next_wire = 0
         self._cut: set[Direction] = set()
         self._stalled: set[Direction] = set()
@@ -86,15 +90,17 @@ class MemoryNetwork:
         self._drop_bulk: Counter[Direction] = Counter()
 
     def cut(self, sender: NodeId, receiver: NodeId) -> None:
-        """Break what `sender` sends to `receiver`: its connection ends, frames on the way are lost.
+        """Break what `sender` sends to `receiver`: its connection ends, frames on the way are lost; so do files.
 
-        Neither of the two can dial the other until `heal`; a connection the other way that exists goes on.
+        Neither of the two can dial the other until `heal`; a connection the other way that exists goes on, but for
+        those of files, on which both speak.
         """
         if (sender, receiver) not in self._cut:
             self.faults["cut"] += 1
         self._cut.add((sender, receiver))
         for wire in self._of(sender, receiver):
             wire.break_now()
+        self._break_files(sender, receiver)
 
     def stall(self, sender: NodeId, receiver: NodeId) -> None:
         """Hold what `sender` sends to `receiver` until `heal`: nobody is told; all of it comes late."""
@@ -122,6 +128,7 @@ class MemoryNetwork:
         for wire in self._of(sender, receiver):
             self.faults["strand"] += 1
             wire.strand(late_s)
+        self._break_files(sender, receiver)
 
     def partition(self, *sides: Sequence[NodeId], by: Literal["cut", "stall"] = "cut") -> None:
         """Let nobody of one side reach anybody of another; nodes that are on no side reach all."""
@@ -177,6 +184,8 @@ class MemoryNetwork:
                     broken.discard(direction)
         for wire in list(self._wires.values()):
             wire.resume()
+        for file_wire in list(self._files.values()):
+            file_wire.resume()
 
     def delay(self, sender: NodeId, receiver: NodeId, delay_s: float | Callable[[], float]) -> None:
         """Deliver what `sender` sends to `receiver` after this many seconds, or what the callable says per frame."""
@@ -238,17 +247,51 @@ class MemoryNetwork:
 
     def connect(self, dialler: MemoryTransport, address: str) -> Wire | None:
         """Return a new wire to whoever listens on `address`; None when it cannot be reached."""
-        target = self._listeners.get(address)
-        if (
-            target is None
-            or self.is_cut(dialler.node_id, target.node_id)
-            or self.is_cut(target.node_id, dialler.node_id)
-        ):
+        target = self._reached(dialler, address)
+        if target is None:
             return None
         self._next_wire += 1
         wire = Wire(self, self._next_wire, dialler, target)
         self._wires[self._next_wire] = wire
         return wire
+
+    def connect_file(
+        self,
+        asker: MemoryTransport,
+        address: str,
+        asked: AskedFile,
+        sink: FileSink,
+        done: Callable[[Exception | None], None],
+    ) -> FileWire | None:
+        """Return a new wire for a file from whoever listens on `address`; None when it cannot be reached."""
+        owner = self._reached(asker, address)
+        if owner is None:
+            return None
+        self._next_wire += 1
+        wire = FileWire(self, self._next_wire, asker, owner, asked, sink, done)
+        self._files[self._next_wire] = wire
+        return wire
+
+    def forget_file(self, wire_id: int) -> None:
+        self._files.pop(wire_id, None)
+
+    def files_of(self, transport: MemoryTransport) -> list[FileWire]:
+        return [wire for wire in self._files.values() if transport in (wire.asker, wire.owner)]
+
+    def files_on_the_way(self) -> int:
+        """Return how many files are being sent."""
+        return len(self._files)
+
+    def _reached(self, dialler: MemoryTransport, address: str) -> MemoryTransport | None:
+        target = self._listeners.get(address)
+        if target is None or self.is_cut(dialler.node_id, target.node_id):
+            return None
+        return None if self.is_cut(target.node_id, dialler.node_id) else target
+
+    def _break_files(self, one: NodeId, other: NodeId) -> None:
+        for wire in list(self._files.values()):
+            if {wire.asker.node_id, wire.owner.node_id} == {one, other}:
+                wire.break_now()
 
     def forget(self, wire_id: int) -> None:
         self._wires.pop(wire_id, None)

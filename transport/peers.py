@@ -278,7 +278,7 @@ class PeerTransport:
             older.link.shut(REPLACED, "a newer connection of the same node has taken its place")
             self._drop_inbound(older)
         outbound = self._out.get(node_id)
-        if outbound is not None and not _same_run(outbound.hello, hello):
+        if outbound is not None and not same_run(outbound.hello, hello):
             outbound.link.shut(REPLACED, "the node has started anew")
             self._drop_outbound(outbound)
         forming = not (own.formed and hello.formed)
@@ -297,7 +297,7 @@ class PeerTransport:
             raise Refusal("greet_anew", "this node has joined a cluster meanwhile", node_id)
         hello = self._judged(sent, frame, node_id)
         inbound = self._in.get(node_id)
-        if inbound is not None and not _same_run(inbound.hello, hello):
+        if inbound is not None and not same_run(inbound.hello, hello):
             inbound.link.shut(REPLACED, "the node has started anew")
             self._drop_inbound(inbound)
         limits = self._config.limits
@@ -400,6 +400,12 @@ class PeerTransport:
     # -------------------------------------------------------------------------------------------- its own parts
 
     def _judged(self, own: Hello, frame: bytes, dialled: NodeId | None) -> Hello:
+        hello = self._checked(own, frame, dialled)
+        self._known.note(hello)
+        return hello
+
+    def _checked(self, own: Hello, frame: bytes, dialled: NodeId | None) -> Hello:
+        """Judge a hello, noting nothing. Raises Refusal, counted and logged."""
         try:
             try:
                 hello = decode_hello(hello_content(frame))
@@ -411,7 +417,6 @@ class PeerTransport:
             self._counts[f"refused_{refusal.kind}"] += 1
             self._complain(refusal.kind, refusal.peer, "a connection was refused: %s", refusal.text)
             raise
-        self._known.note(hello)
         return hello
 
     def _queue(self, outbound: Outbound, encoded: list[bytes], urgent: bool) -> bool:
@@ -445,7 +450,7 @@ class PeerTransport:
     def _reply(self, node_id: NodeId, asker: Hello, request_id: int, body: bytes) -> None:
         outbound, inbound = self._out.get(node_id), self._in.get(node_id)
         encoded = encode_message(Response(body, request_id))
-        if inbound is None or not _same_run(inbound.hello, asker):
+        if inbound is None or not same_run(inbound.hello, asker):
             self._counts["dropped_answer"] += 1
         elif outbound is None or outbound.forming:
             self._hold_answer(node_id, asker, encoded)
@@ -462,7 +467,7 @@ class PeerTransport:
 
     def _send_held_answers(self, outbound: Outbound) -> None:
         for asker, encoded in self._held.pop(outbound.node_id, []):
-            if not _same_run(outbound.hello, asker) or not self._queue(outbound, [encoded], urgent=False):
+            if not same_run(outbound.hello, asker) or not self._queue(outbound, [encoded], urgent=False):
                 self._counts["dropped_answer"] += 1
 
     def _tell_disconnected(self, node_id: NodeId) -> None:
@@ -475,6 +480,6 @@ class PeerTransport:
         return future
 
 
-def _same_run(one: Hello, other: Hello) -> bool:
+def same_run(one: Hello, other: Hello) -> bool:
     """Whether two hellos come from the same run of the same node."""
     return one.incarnation == other.incarnation and one.store_id == other.store_id

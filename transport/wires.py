@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from multiraft.transport.network import Direction, MemoryNetwork
 
 
-class _Pipe:
+class Pipe:
     """One direction of one wire: frames on their way to `loop`, in order."""
 
     def __init__(self, network: MemoryNetwork, loop: AbstractEventLoop, direction: Direction) -> None:
@@ -84,8 +84,8 @@ class Wire:
         self.inbound_end = _InboundEnd(self)
         self._network = network
         self._wire_id = wire_id
-        self._there = _Pipe(network, target.loop, (dialler.node_id, target.node_id))
-        self._back = _Pipe(network, dialler.loop, (target.node_id, dialler.node_id))
+        self._there = Pipe(network, target.loop, (dialler.node_id, target.node_id))
+        self._back = Pipe(network, dialler.loop, (target.node_id, dialler.node_id))
         self._peer: NodeId = ""
         self._outbound: Outbound | None = None
         self._inbound: Inbound | None = None

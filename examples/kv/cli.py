@@ -23,6 +23,7 @@ from examples.kv import server
 from examples.kv.client import Client
 from examples.kv.load import LoadError, Record, check_file, file_records, load, unicode_records
 from examples.kv.server import EXIT_USAGE, report
+from examples.kv.watch import run_watch
 from multiraft.config import Limits, NodeConfig
 from multiraft.errors import ConfigError, MultiRaftError, OutcomeUnknown
 
@@ -109,6 +110,7 @@ def _limits(context: click.Context, parameter: click.Parameter, values: tuple[st
 @click.option("--shards", type=click.IntRange(1, 4096), default=server.INITIAL_SHARDS, show_default=True)
 @click.option("--replicas", type=click.IntRange(1, 7), help="Of each shard. [3, or the number of members if less]")
 @click.option("--limit", "limits", multiple=True, callback=_limits, metavar="NAME=VALUE", help="As in [limits].")
+@click.option("--in-memory", is_flag=True, help="Keep the shards in memory, not in the database.")
 @click.option("--insecure", is_flag=True, help="Allow addresses beyond loopback although nobody is authenticated.")
 @click.option("--until-stdin-closes", is_flag=True, hidden=True)
 @click.option("--allow-planted-loss", is_flag=True, hidden=True)
@@ -122,6 +124,7 @@ def node(
     shards: int,
     replicas: int | None,
     limits: dict[str, int],
+    in_memory: bool,
     insecure: bool,
     until_stdin_closes: bool,
     allow_planted_loss: bool,
@@ -129,7 +132,7 @@ def node(
     """Run one node until SIGTERM or Ctrl-C.
 
     The same command on every start: the members, shards and replicas are those of the first one, and differing ones
-    are refused later.
+    are refused later. The shards lie on disk, or all of them in memory.
 
     \b
     Example, the first of three:
@@ -151,16 +154,8 @@ def node(
     except ConfigError as problem:
         sys.exit(report(problem, EXIT_USAGE))
     copies = replicas or min(server.REPLICAS, len(settings.members))
-    sys.exit(
-        server.run(
-            settings,
-            http,
-            shards=shards,
-            replicas=copies,
-            until_stdin_closes=until_stdin_closes,
-            allow_planted_loss=allow_planted_loss,
-        )
-    )
+    options = server.Options(http, shards, copies, in_memory, until_stdin_closes, allow_planted_loss)
+    sys.exit(server.run(settings, options))
 
 
 # ------------------------------------------------------------------------------------------------------- its use
@@ -195,14 +190,48 @@ def get(context: click.Context, key: str) -> None:
     _print_bytes(value)
 
 
+_TTL = click.option("--ttl", "ttl_s", type=click.FloatRange(0.001), metavar="SECONDS", help="For so long only.")
+
+
 @cli.command()
 @click.argument("key")
 @click.argument("value")
+@_TTL
 @click.pass_context
-def put(context: click.Context, key: str, value: str) -> None:
+def put(context: click.Context, key: str, value: str, ttl_s: float | None) -> None:
     """Store VALUE under KEY; `-` reads the value from stdin."""
     content = sys.stdin.buffer.read() if value == "-" else os.fsencode(value)
-    _with_client(context, lambda client: client.put(key, content))
+    _with_client(context, lambda client: client.put(key, content, ttl_ms=_milliseconds(ttl_s)))
+
+
+@cli.command()
+@click.argument("key")
+@click.argument("ttl_s", type=click.FloatRange(0.001), metavar="SECONDS")
+@click.pass_context
+def expire(context: click.Context, key: str, ttl_s: float) -> None:
+    """Have KEY end after SECONDS."""
+    if not _with_client(context, lambda client: client.expire(key, _milliseconds(ttl_s) or 1)):
+        sys.exit(_absent(key))
+
+
+@cli.command()
+@click.argument("key")
+@click.pass_context
+def persist(context: click.Context, key: str) -> None:
+    """Have KEY stay, whatever was said of its end."""
+    if not _with_client(context, lambda client: client.persist(key)):
+        sys.exit(_absent(key))
+
+
+@cli.command()
+@click.argument("key")
+@click.pass_context
+def ttl(context: click.Context, key: str) -> None:
+    """Print how many seconds KEY has left; `stays` if it does not end."""
+    life = _with_client(context, lambda client: client.ttl(key))
+    if not life.present:
+        sys.exit(_absent(key))
+    click.echo("stays" if life.ttl_ms is None else f"{life.ttl_ms / 1_000:.3f}")
 
 
 @cli.command()
@@ -218,11 +247,13 @@ def delete(context: click.Context, key: str) -> None:
 @click.argument("key")
 @click.argument("value")
 @click.option("--expect", metavar="VALUE", help="What it must hold; left out: it must be absent.")
+@_TTL
 @click.pass_context
-def cas(context: click.Context, key: str, value: str, expect: str | None) -> None:
+def cas(context: click.Context, key: str, value: str, expect: str | None, ttl_s: float | None) -> None:
     """Store VALUE under KEY if it holds what is expected; print what it holds then."""
     wanted = None if expect is None else os.fsencode(expect)
-    swap = _with_client(context, lambda client: client.compare_and_set(key, wanted, os.fsencode(value)))
+    ttl_ms = _milliseconds(ttl_s)
+    swap = _with_client(context, lambda client: client.compare_and_set(key, wanted, os.fsencode(value), ttl_ms=ttl_ms))
     if swap.current is not None:
         _print_bytes(swap.current)
     sys.exit(0 if swap.swapped else EXIT_ABSENT)
@@ -253,6 +284,32 @@ def scan(context: click.Context, prefix: str, limit: int | None) -> None:
                 return
 
     _with_client(context, show)
+
+
+@cli.command()
+@click.pass_context
+def count(context: click.Context) -> None:
+    """Print how many keys there are."""
+    click.echo(_with_client(context, lambda client: client.count()))
+
+
+@cli.command(name="watch")
+@click.argument("prefix", default="")
+@click.option("--after", metavar="TOKEN", help="Begin with what came after TOKEN, as an earlier watch told it.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, each with its token.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after so many.")
+@click.pass_context
+def watch_command(context: click.Context, prefix: str, after: str | None, as_json: bool, limit: int | None) -> None:
+    """Print what happens to the keys that begin with PREFIX, as it happens, until Ctrl-C.
+
+    \b
+    put<TAB>key<TAB>value      delete<TAB>key      expire<TAB>key
+
+    It goes on at another node when one ends. At its end it says on stderr with which --after to resume. Exit code 6
+    when TOKEN is older than what the store keeps.
+    """
+    urls, _ = context.obj
+    sys.exit(run_watch(urls, prefix, after, as_json=as_json, limit=limit))
 
 
 @cli.command(name="load")
@@ -315,6 +372,10 @@ def demo(keep: bool, plant_loss: bool, records: int | None, limits: dict[str, in
     Exits with 0 only if every record was acknowledged and nothing was lost.
     """
     sys.exit(demo_module.run(keep=keep, plant_loss=plant_loss, records=records, limits=limits))
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else max(1, round(seconds * 1_000))
 
 
 def _absent(key: str) -> int:

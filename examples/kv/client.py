@@ -28,7 +28,7 @@ from urllib.parse import quote, urlencode
 import aiohttp
 from yarl import URL
 
-from examples.kv.machine import Swap
+from examples.kv.machine import Life, Swap
 from multiraft.errors import CommandFailed, DeadlineExceeded, InvalidRequest, OutcomeUnknown
 
 _AVOID_S: Final = 0.5
@@ -108,19 +108,45 @@ class Client:
             return None
         return body
 
-    async def put(self, key: str, value: bytes) -> None:
-        """Store `value` under `key`; retried when its outcome is unknown."""
-        await self._call("PUT", key_path(key), value)
+    async def put(self, key: str, value: bytes, *, ttl_ms: int | None = None) -> None:
+        """Store `value` under `key`, for good or for `ttl_ms` milliseconds; retried when its outcome is unknown."""
+        await self._call("PUT", key_path(key) + _ttl(ttl_ms), value)
 
     async def delete(self, key: str) -> bool:
         """Remove `key`; say whether the last attempt found it there."""
         _, body = await self._call("DELETE", key_path(key))
         return bool(json.loads(body)["deleted"])
 
-    async def compare_and_set(self, key: str, expected: bytes | None, value: bytes) -> Swap:
+    async def expire(self, key: str, ttl_ms: int) -> bool:
+        """Have `key` end in `ttl_ms` milliseconds; say whether it is there."""
+        _, body = await self._call("POST", key_path(key, "/expire/") + _ttl(ttl_ms))
+        return bool(json.loads(body)["found"])
+
+    async def persist(self, key: str) -> bool:
+        """Have `key` stay; say whether it is there."""
+        _, body = await self._call("POST", key_path(key, "/persist/"))
+        return bool(json.loads(body)["found"])
+
+    async def ttl(self, key: str) -> Life:
+        """Say whether `key` is there, and for how long."""
+        try:
+            _, body = await self._call("GET", key_path(key, "/ttl/"))
+        except _Absent:
+            return Life(False, None)
+        return Life(True, json.loads(body)["ttl_ms"])
+
+    async def count(self) -> int:
+        """Return how many keys there are; each shard counts at its own moment."""
+        _, body = await self._call("GET", "/count")
+        return int(json.loads(body)["keys"])
+
+    async def compare_and_set(
+        self, key: str, expected: bytes | None, value: bytes, *, ttl_ms: int | None = None
+    ) -> Swap:
         """Store `value` if `key` holds `expected` (None: is absent). Raises OutcomeUnknown when nobody can tell."""
         question = {"expected": None if expected is None else to_base64(expected), "value": to_base64(value)}
-        _, body = await self._call("POST", key_path(key, "/cas/"), json.dumps(question).encode(), idempotent=False)
+        path = key_path(key, "/cas/") + _ttl(ttl_ms)
+        _, body = await self._call("POST", path, json.dumps(question).encode(), idempotent=False)
         answer = json.loads(body)
         current = answer["current"]
         return Swap(bool(answer["swapped"]), None if current is None else base64.b64decode(current))
@@ -266,6 +292,10 @@ def key_path(key: str, route: str = "/kv/") -> str:
     except UnicodeEncodeError:
         raise InvalidRequest("the key is not valid Unicode text") from None
     return route + encoded.replace(".", "%2E")
+
+
+def _ttl(ttl_ms: int | None) -> str:
+    return "" if ttl_ms is None else f"?ttl_ms={ttl_ms}"
 
 
 def to_base64(value: bytes) -> str:

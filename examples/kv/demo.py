@@ -87,7 +87,8 @@ def run(*, keep: bool, plant_loss: bool, records: int | None, limits: Mapping[st
     """Run the demo; return its exit code: 0 nothing lost, 1 something lost, 3 it broke off, 130 interrupted.
 
     keep        leave the cluster running at the end, until Ctrl-C
-    plant_loss  drop one record from one replica behind its back before comparing: must be noticed
+    plant_loss  drop one record from one replica behind its back before comparing: must be noticed; the shards are kept
+                in memory for that
     records     load only so many
     limits      of every node, in place of its defaults
     """
@@ -130,7 +131,9 @@ class _Demo:
         self.keep = keep
         self.plant_loss = plant_loss
         options = [f"--limit={name}={value}" for name, value in limits.items()]
-        self.cluster = Cluster(directory, [*options, *(["--allow-planted-loss"] if plant_loss else [])])
+        # Nothing but commands can write to a shard on disk: a loss is planted into shards in memory.
+        planting = ["--in-memory", "--allow-planted-loss"] if plant_loss else []
+        self.cluster = Cluster(directory, [*options, *planting])
         self.records: list[Record] = list(first_records(unicode_records(), records))
         self.outcome = Outcome(expected=len(self.records))
         self._half_way = asyncio.Event()

@@ -1,27 +1,54 @@
 """What one shard of the key-value store holds, and what it does when asked.
 
-An ordinary class: it can be made and called in a unit test without any cluster. On a cluster every replica of a
-shard applies the same commands in the same order, so nothing here may depend on anything but the arguments and
-what earlier commands left behind.
+An ordinary class over `self.data`, an ordered map of bytes: `DiskKV` keeps it in the node's database, `MemoryKV`
+(memory.py) in memory; both do the same. It can be made and called in a unit test without any cluster.
 
-Rules of this file: a command either does all it says or raises and changes nothing; the cached key order is
-derived from the values and never decides a command's result.
+Time. A key that was put with a time to live ends at a moment of the replicated clock: the stamp of the command that
+put it, plus that time. Each command moves the shard's clock to its own stamp; queries look at the clock as the last
+command left it. So a key ends for all readers at the same entry of the log, whichever replica they ask: the first
+command in its shard that is stamped with that moment or a later one. Where nothing else is written, `sweep` is that
+command: each server sends one to the shards that its node leads soon after their next key ends (sweeping.py).
+
+Rules of this file: a command either does all it says or raises and changes nothing; nothing here may depend on
+anything but the arguments, the context, and what earlier commands left behind.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import Final
 
+from examples.kv.change import Change
+from examples.kv.layout import (
+    AFTER_PREFIX,
+    ENDS,
+    KEYS,
+    META,
+    Event,
+    Held,
+    Meta,
+    end_name,
+    events_index,
+    events_name,
+    key_name,
+    unpack_events,
+)
+from multiraft.keyspace import Keyspace
 from multiraft.statemachine import StateMachine, command, query
 
+SERVICE: Final = "kv"
+"""The name under which nodes declare the store."""
 KEY_LIMIT_BYTES: Final = 4 * 1024
 """Largest key, as UTF-8."""
-VALUE_LIMIT_BYTES: Final = 1024 * 1024
+VALUE_LIMIT_BYTES: Final = 8_000_000
 PAGE_BYTES: Final = 1024 * 1024
-"""A page of a scan ends once its values come to this; it holds at least one entry."""
+"""A page of a scan, or of events, ends once it comes to this; it holds at least one entry."""
+TTL_LIMIT_MS: Final = 1 << 40
+"""Longest time to live: some 35 years."""
+SWEEP_KEYS: Final = 256
+"""So many keys that have ended are removed by one `sweep`."""
+_EVENTS_LOOKED_AT: Final = 2_000
 
 _NUMBER: Final = re.compile(rb"-?[0-9]{1,19}")
 _INT64: Final = range(-(1 << 63), 1 << 63)
@@ -49,6 +76,12 @@ def check_value(value: bytes) -> None:
         raise TooLarge(f"the value has {len(value)} bytes; at most {VALUE_LIMIT_BYTES} are allowed")
 
 
+def check_ttl(ttl_ms: int | None) -> None:
+    """Raise ValueError unless `ttl_ms` is None or a time to live from 1 to TTL_LIMIT_MS milliseconds."""
+    if ttl_ms is not None and not 1 <= ttl_ms <= TTL_LIMIT_MS:
+        raise ValueError(f"a time to live of {ttl_ms} ms; 1 to {TTL_LIMIT_MS} are allowed")
+
+
 @dataclass(frozen=True)
 class Swap:
     """The answer of a compare-and-set.
@@ -73,54 +106,101 @@ class Page:
     more: bool
 
 
+@dataclass(frozen=True)
+class Life:
+    """Whether a key is there, and how long it will be.
+
+    ttl_ms  what is left by the shard's clock; None: it stays, or is absent
+    """
+
+    present: bool
+    ttl_ms: int | None
+
+
+@dataclass(frozen=True)
+class News:
+    """What happened in a shard after some index.
+
+    events   in order, those of the prefix that was asked for
+    reached  everything up to this index has been looked at
+    dropped  the events of this index, and of all before it, are kept no more; 0: all are kept
+    more     whether there may be more right now
+    """
+
+    events: list[Event]
+    reached: int
+    dropped: int
+    more: bool
+
+
 class KV(StateMachine):
     """Keys are text, values are bytes."""
 
-    def __init__(self) -> None:
-        self.values: dict[str, bytes] = {}
-        self._order: list[str] = []  # the keys, ascending, but for those in _changed
-        self._changed: dict[str, None] = {}  # keys that came or went since _order was brought up to date
+    data: Keyspace
+
+    # ----------------------------------------------------------------------------------------------- commands
 
     @command(key="key")
-    def put(self, key: str, value: bytes) -> None:
-        """Store `value` under `key`."""
+    def put(self, key: str, value: bytes, ttl_ms: int | None = None) -> None:
+        """Store `value` under `key`: for good, or for `ttl_ms` milliseconds."""
         check_key(key)
         check_value(value)
-        self._set(key, value)
+        check_ttl(ttl_ms)
+        change = self._change()
+        change.put(key, value, self._deadline(change, ttl_ms))
+        change.finish()
 
     @command(key="key")
     def delete(self, key: str) -> bool:
         """Remove `key`; say whether it was there."""
-        present = key in self.values
-        self._set(key, None)
+        change = self._change()
+        present = change.remove(key)
+        change.finish()
         return present
 
     @command(key="key")
-    def compare_and_set(self, key: str, expected: bytes | None, value: bytes) -> Swap:
-        """Store `value` if `key` holds `expected` now; None expects it to be absent."""
+    def compare_and_set(self, key: str, expected: bytes | None, value: bytes, ttl_ms: int | None = None) -> Swap:
+        """Store `value`, as `put` does, if `key` holds `expected` now; None expects it to be absent."""
         check_key(key)
         check_value(value)
-        current = self.values.get(key)
-        if current != expected:
-            return Swap(False, current)
-        self._set(key, value)
-        return Swap(True, value)
+        check_ttl(ttl_ms)
+        change = self._change()
+        held = change.live(key)
+        current = None if held is None else held.value
+        if current == expected:
+            change.put(key, value, self._deadline(change, ttl_ms))
+        change.finish()
+        return Swap(True, value) if current == expected else Swap(False, current)
 
     @command(key="key")
     def increment(self, key: str, amount: int = 1) -> int:
         """Add `amount` to the number under `key`, kept as decimal text; an absent key counts as 0.
 
-        Raises ValueError when the key holds something else, or the sum needs more than 64 bits.
+        A time to live stays as it is. Raises ValueError when the key holds something else, or the sum needs more
+        than 64 bits.
         """
         check_key(key)
-        current = self.values.get(key, b"0")
-        if not _NUMBER.fullmatch(current):
+        change = self._change()
+        held = change.live(key) or Held(b"0")
+        if not _NUMBER.fullmatch(held.value):
             raise ValueError(f"{key!r} does not hold a whole number")
-        total = int(current) + amount
+        total = int(held.value) + amount
         if total not in _INT64:
             raise ValueError(f"{key!r} would leave the range of 64 bits")
-        self._set(key, b"%d" % total)
+        change.put(key, b"%d" % total, held.deadline_ms)
+        change.finish()
         return total
+
+    @command(key="key")
+    def expire(self, key: str, ttl_ms: int) -> bool:
+        """Have `key` end in `ttl_ms` milliseconds, whatever was said before; say whether it is there."""
+        check_ttl(ttl_ms)
+        return self._set_end(key, ttl_ms)
+
+    @command(key="key")
+    def persist(self, key: str) -> bool:
+        """Have `key` stay; say whether it is there."""
+        return self._set_end(key, None)
 
     @command(key="route")
     def batch(self, route: str, writes: dict[str, bytes | None]) -> int:
@@ -133,55 +213,135 @@ class KV(StateMachine):
         for key, value in writes.items():
             check_key(key)
             check_value(value or b"")
+        change = self._change()
         for key, value in writes.items():
-            self._set(key, value)
+            if value is None:
+                change.remove(key)
+            else:
+                change.put(key, value)
+        change.finish()
         return len(writes)
+
+    @command(key="route")
+    def sweep(self, route: str) -> int:
+        """Move the shard's clock, and remove up to SWEEP_KEYS of the keys that have ended; return how many.
+
+        route  any key of the shard
+        """
+        return self._change().finish(SWEEP_KEYS)
+
+    # ------------------------------------------------------------------------------------------------ queries
 
     @query(key="key")
     def get(self, key: str) -> bytes | None:
         """Return the value of `key`; None when it is absent."""
-        return self.values.get(key)
+        held = self._live(key)
+        return None if held is None else held.value
+
+    @query(key="key")
+    def ttl(self, key: str) -> Life:
+        """Say whether `key` is there, and for how long."""
+        held = self._live(key)
+        if held is None or not held.deadline_ms:
+            return Life(held is not None, None)
+        return Life(True, held.deadline_ms - self.meta().clock_ms)
 
     @query(key=None)
     def scan(self, prefix: str = "", limit: int = 1_000, start_after: str | None = None) -> Page:
         """Return up to `limit` entries whose keys begin with `prefix`, ascending, after `start_after` if given."""
-        order = self._ordered()
-        first = bisect_left(order, prefix)
+        first = key_name(prefix)
+        stop = first + AFTER_PREFIX
         if start_after is not None:
-            first = max(first, bisect_right(order, start_after))
+            first = max(first, key_name(start_after) + b"\0")
+        clock_ms = self.meta().clock_ms
         entries: dict[str, bytes] = {}
         size_bytes = 0
-        for at in range(first, len(order)):
-            key = order[at]
-            if not key.startswith(prefix):
-                break
+        for name, packed in self.data.range(first, stop):
+            held = Held.unpack(packed)
+            if held.ended(clock_ms):
+                continue
             if len(entries) >= limit or (entries and size_bytes >= PAGE_BYTES):
                 return Page(entries, True)
-            entries[key] = self.values[key]
-            size_bytes += len(key) + len(entries[key])
+            entries[name[len(KEYS) :].decode()] = held.value
+            size_bytes += len(name) + len(held.value)
         return Page(entries, False)
 
     @query(key=None)
     def count(self) -> int:
-        """Return how many keys there are."""
-        return len(self.values)
+        """Return how many keys there are. Takes longer only with the number that have ended and not been removed."""
+        meta = self.meta()
+        if not 0 < meta.next_end_ms <= meta.clock_ms:
+            return meta.keys
+        ended = self.data.keys(end_name(meta.next_end_ms), end_name(meta.clock_ms + 1))
+        return meta.keys - sum(1 for _ in ended)
 
-    def _set(self, key: str, value: bytes | None) -> None:
-        if value is None:
-            if self.values.pop(key, None) is not None:
-                self._changed[key] = None
-            return
-        if key not in self.values:
-            self._changed[key] = None
-        self.values[key] = value
+    @query(key=None)
+    def news(self, prefix: str = "", after: int | None = None, limit: int = 1_000) -> News:
+        """Return what happened to keys that begin with `prefix`, in the commands with an index above `after`.
 
-    def _ordered(self) -> list[str]:
-        """The keys, ascending. Writes only note what changed; the sort, of two runs mostly, waits for a reader."""
-        changed = self._changed
-        if changed:
-            kept = [key for key in self._order if key not in changed]
-            kept += [key for key in changed if key in self.values]
-            kept.sort()
-            self._order = kept
-            self._changed = {}
-        return self._order
+        after  None: nothing; only how far the shard is
+        limit  at most so many events, but always all those of one command
+        """
+        meta = self.meta()
+        if after is None or after < meta.dropped:
+            return News([], meta.index, meta.dropped, False)
+        events: list[Event] = []
+        reached, looked_at, size_bytes = after, 0, 0
+        for name, packed in self.data.range(events_name(after + 1), events_name((1 << 64) - 1)):
+            if len(events) >= limit or looked_at >= _EVENTS_LOOKED_AT or size_bytes >= PAGE_BYTES:
+                return News(events, reached, meta.dropped, True)
+            reached = events_index(name)
+            happened = unpack_events(reached, packed)
+            looked_at += len(happened)
+            size_bytes += len(packed)
+            events += [event for event in happened if event.key.startswith(prefix)]
+        return News(events, max(reached, meta.index), meta.dropped, False)
+
+    # ------------------------------------------------------------------------------------- for this node's server
+
+    def meta(self) -> Meta:
+        """Return the shard's counters."""
+        return Meta.unpack(self.data.get(META))
+
+    def records(self, after: str | None = None, size_bytes: int = PAGE_BYTES) -> list[tuple[str, bytes]]:
+        """Return some of what is held, ascending, after the key `after`; nothing once there is no more."""
+        first = KEYS if after is None else key_name(after) + b"\0"
+        clock_ms = self.meta().clock_ms
+        found: list[tuple[str, bytes]] = []
+        for name, packed in self.data.range(first, KEYS + AFTER_PREFIX):
+            held = Held.unpack(packed)
+            if not held.ended(clock_ms):
+                found.append((name[len(KEYS) :].decode(), held.value))
+                size_bytes -= len(name) + len(held.value)
+                if size_bytes <= 0:
+                    break
+        return found
+
+    def due(self, now_ms: int) -> str | None:
+        """Return a key that has ended by `now_ms` and was not removed yet; None where there is none."""
+        next_end_ms = self.meta().next_end_ms
+        if not 0 < next_end_ms <= now_ms:
+            return None
+        name = next(iter(self.data.keys(end_name(next_end_ms), end_name(now_ms + 1))), None)
+        return None if name is None else name[len(ENDS) + 8 :].decode()
+
+    def _live(self, key: str) -> Held | None:
+        packed = self.data.get(key_name(key))
+        if packed is None:
+            return None
+        held = Held.unpack(packed)
+        return None if held.deadline_ms and held.ended(self.meta().clock_ms) else held
+
+    def _change(self) -> Change:
+        return Change(self.data, self.context.index, self.context.time_ms)
+
+    def _deadline(self, change: Change, ttl_ms: int | None) -> int:
+        return 0 if ttl_ms is None else change.clock_ms + ttl_ms
+
+    def _set_end(self, key: str, ttl_ms: int | None) -> bool:
+        change = self._change()
+        held = change.live(key)
+        if held is not None:
+            change.put(key, held.value, self._deadline(change, ttl_ms))
+        change.finish()
+        return held is not None

@@ -22,12 +22,15 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from aiohttp import web
 
-from examples.kv.http import SERVICE, kv_app, kv_runner
-from examples.kv.machine import KV
+from examples.kv.http import kv_app, kv_runner
+from examples.kv.machine import KV, SERVICE
+from examples.kv.memory import MemoryKV
+from examples.kv.sweeping import Sweeper
 from multiraft.config import NodeConfig, parse_address
 from multiraft.errors import ConfigError, MultiRaftError, NotReady, StartError
 from multiraft.node import Node
@@ -35,6 +38,8 @@ from multiraft.tuning import tune_process
 
 INITIAL_SHARDS: Final = 16
 REPLICAS: Final = 3
+ENTRY_BYTES: Final = 18 * 1024 * 1024
+"""A command may carry two of the largest values: what is expected, and what takes its place."""
 EXIT_USAGE: Final = 2
 EXIT_START: Final = 3
 EXIT_FAILED: Final = 4
@@ -42,16 +47,29 @@ EXIT_FAILED: Final = 4
 _READY_NOTE_S: Final = 10.0
 
 
-def run(
-    config: NodeConfig, http: str, *, shards: int, replicas: int, until_stdin_closes: bool, allow_planted_loss: bool
-) -> int:
-    """Run a node until it is told to stop; return the exit code.
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a node serves the store.
 
     http                "host:port" of its HTTP API
+    shards, replicas    how many there are, and of each, on the first start
+    in_memory           keep the shards in memory; otherwise they lie in the node's database
     until_stdin_closes  also stop when stdin ends: a child that must not outlive its parent
+    allow_planted_loss  let records be dropped behind everyone's back; of shards in memory only
     """
+
+    http: str
+    shards: int = INITIAL_SHARDS
+    replicas: int = REPLICAS
+    in_memory: bool = False
+    until_stdin_closes: bool = False
+    allow_planted_loss: bool = False
+
+
+def run(config: NodeConfig, options: Options) -> int:
+    """Run a node until it is told to stop; return the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    work = _serve(config, http, shards, replicas, until_stdin_closes, allow_planted_loss)
+    work = _serve(config, options)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(work)
@@ -76,18 +94,24 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return factory
 
 
-async def _serve(
-    config: NodeConfig, http: str, shards: int, replicas: int, until_stdin_closes: bool, allow_planted_loss: bool
-) -> int:
+def kv_config(config: NodeConfig) -> NodeConfig:
+    """Return `config` with room for the store's largest command. Raises ConfigError where other limits forbid that."""
+    limits = config.limits
+    return replace(config, limits=replace(limits, entry_bytes=max(limits.entry_bytes, ENTRY_BYTES)))
+
+
+async def _serve(config: NodeConfig, options: Options) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    http = options.http
     listener = _listen(http, config.insecure)
     try:
-        node = Node(config)
-        store = node.service(SERVICE, KV, initial_shards=shards, replicas=replicas)
-        runner = kv_runner(kv_app(node, store, allow_planted_loss=allow_planted_loss))
+        node = Node(kv_config(config))
+        kind: type[KV] = MemoryKV
+        store = node.service(SERVICE, kind, initial_shards=options.shards, replicas=options.replicas)
+        runner = kv_runner(kv_app(node, store, allow_planted_loss=options.allow_planted_loss))
         await node.start()
         try:
             await runner.setup()
@@ -98,7 +122,8 @@ async def _serve(
                 node.failed(),
                 stop.wait(),
                 _announce_ready(node),
-                _stdin_closed() if until_stdin_closes else None,
+                Sweeper(node, store).run(),
+                _stdin_closed() if options.until_stdin_closes else None,
             )
         except ConfigError:
             raise

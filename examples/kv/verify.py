@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 
 from examples.kv.client import Client
-from examples.kv.http import SERVICE
+from examples.kv.machine import SERVICE
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,8 @@ async def read_replicas(session: aiohttp.ClientSession, url: str, groups: list[d
             content = await response.read()
             if response.status != 200:
                 raise RuntimeError(f"{address}: {json.loads(content)['error']}")
-        head, *lines = content.splitlines()
-        if len(lines) != json.loads(head)["records"]:
+        _, *lines, last = content.splitlines()
+        if json.loads(last) != {"records": len(lines)}:
             raise RuntimeError(f"{address}: the answer was cut short")
         for line in lines:
             key, value = json.loads(line)

@@ -68,7 +68,8 @@ from multiraft.messages import (
 )
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import LEADER, CoreSettings, Raft
-from multiraft.records import COMMANDS
+from multiraft.records import COMMANDS, CONTROL, SESSION
+from multiraft.sessions import HEAD, encode_register
 from multiraft.types import (
     FOUNDING_INDEX,
     FOUNDING_TERM,
@@ -190,6 +191,7 @@ class Engine:
         now = self.pacing.now()
         core = Raft(stored, self.store, self.view, self.rng, self._core_settings, now, stored.snapshot_index)
         replica = Replica(stored.descriptor, core, machine, self.budget, self._slow_s, self.clocks.effort)
+        replica.on_applied = self.observing.applied
         self.replicas[replica.group_id] = replica
         self.snapshotting.open(replica)
         quiet_s = max(0.0, self._started_s + self._election_timeout_s - now)
@@ -234,8 +236,10 @@ class Engine:
         if replica is None or replica.core.role is not LEADER or replica.halted or replica.broken:
             replica = self.leading(group_id)  # which raises
         budget = self.budget
-        if len(command) > self._entry_bytes:
-            raise InvalidRequest(f"a command of {len(command)} bytes; entry_bytes allows {self._entry_bytes}")
+        if len(command) > self._entry_bytes and (kind != SESSION or len(command) > self._entry_bytes + HEAD.size):
+            head_bytes = HEAD.size if kind == SESSION else 0
+            said = f"a command of {len(command) - head_bytes} bytes; entry_bytes allows {self._entry_bytes}"
+            raise InvalidRequest(said)
         size_bytes = len(command) + ENTRY_OVERHEAD_BYTES
         if budget.used_bytes + size_bytes > budget.limit_bytes:
             check_room(replica, size_bytes, self.limits.pending_bytes, self._disk_problem)
@@ -256,6 +260,12 @@ class Engine:
         """Refuse every command but the directory's from now on, with DiskFull and this text; None: take them again."""
         self._disk_problem = why
         self.budget.limit_bytes = self.limits.pending_bytes if why is None else 0
+
+    def register(self, group_id: GroupId, client: bytes) -> Future[bytes]:
+        """Have the group begin a session of `client`, under the bounds of this node. Otherwise as `propose`."""
+        limits = self.limits
+        entry = encode_register(client, limits.session_expiry_ms, limits.session_reply_bytes, limits.sessions)
+        return self.propose(group_id, entry, CONTROL)
 
     def read(self, group_id: GroupId, query: bytes) -> Future[bytes]:
         """Answer `query` from the state machine, linearizably (ReadIndex, thesis section 6.4).

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from multiraft import failpoints
 from multiraft.engine.replica import Replica
 from multiraft.raft import LEADER
+from multiraft.types import GroupId
 
 if TYPE_CHECKING:
     from multiraft.engine.engine import Engine
@@ -23,6 +24,7 @@ class Observing:
 
     on_role        called after a replica's role or known leader changed
     on_membership  called after another membership took effect for a replica
+    applied_hooks  called soon after a group's replica here has applied more; the lists may change at any time
     """
 
     def __init__(
@@ -31,6 +33,13 @@ class Observing:
         self._engine = engine
         self.on_role = on_role
         self.on_membership = on_membership
+        self.applied_hooks: dict[GroupId, list[Callable[[], None]]] = {}
+
+    def applied(self, replica: Replica) -> None:
+        """The machine of `replica` has another state than before."""
+        if self.applied_hooks:
+            for hook in self.applied_hooks.get(replica.group_id, ()):
+                self._engine.loop.call_soon(hook)
 
     def look(self, replica: Replica, now: float) -> None:
         """Pass on what the core's last input has changed."""
@@ -54,6 +63,7 @@ class Observing:
         if was is LEADER and core.role is not LEADER:
             self._engine.liveness.unlead(replica.group_id, now)
             replica.lost_queue()
+            replica.hand_back_sessions()
             replica.fail_reads(replica.refusal)
         elif core.role is LEADER and was is not LEADER:
             self._lead(replica, now)

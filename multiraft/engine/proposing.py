@@ -48,13 +48,13 @@ def _propose(
         try:
             first = core.propose(entries[start:end], kind, stamp_ms)
         except (NotReady, Overloaded) as problem:  # it is handing over its leadership, or commits too little
-            Proposals(0, 0, futures[start:], left_bytes, 0.0).fail(budget, partial(type(problem), str(problem)))
+            Proposals(0, 0, futures[start:], left_bytes, 0.0, kind).fail(budget, partial(type(problem), str(problem)))
             break
         except InvariantViolation as problem:
             error = partial(OutcomeUnknown, f"group {replica.group_id}: {problem}")
-            Proposals(0, 0, futures[start:], left_bytes, 0.0).fail(budget, error)
+            Proposals(0, 0, futures[start:], left_bytes, 0.0, kind).fail(budget, error)
             raise
-        batch = Proposals(first, core.term, futures[start:end], part_bytes, deadline_s)
+        batch = Proposals(first, core.term, futures[start:end], part_bytes, deadline_s, kind)
         replica.waiting.append(batch)
         batches.append(batch)
         left_bytes -= part_bytes

@@ -29,7 +29,7 @@ from multiraft.errors import (
 )
 from multiraft.ports import Clock
 from multiraft.raft import LEADER, Raft
-from multiraft.records import FOR_MACHINES, Record
+from multiraft.records import FOR_MACHINES, SESSION, Record
 from multiraft.types import GroupId, Index, NodeId, ReplicaDescriptor, ReplicaId, Term
 
 _READ_BYTES: Final = 1024 * 1024
@@ -52,6 +52,7 @@ class Replica:
     seen_term, seen_leader, seen_role, seen_deadline_s  what the rest of the engine was last told of the core
     strangers               nodes of replicas that the membership here does not name yet, by the messages they sent
     told_leading            what the user's hooks were last told
+    on_applied              called when more is applied, or taken over with a snapshot
     """
 
     __slots__ = (
@@ -69,6 +70,7 @@ class Replica:
         "group_id",
         "halted",
         "local",
+        "on_applied",
         "queued",
         "reads",
         "rounds",
@@ -122,6 +124,7 @@ class Replica:
         self.seen_deadline_s = inf
         self.strangers: dict[ReplicaId, NodeId] = {}
         self.told_leading = False
+        self.on_applied: Callable[[Replica], None] = _nobody
 
     @property
     def machine(self) -> Machine:
@@ -168,8 +171,15 @@ class Replica:
 
     def lost_queue(self, error: Callable[[], MultiRaftError] | None = None) -> None:
         """Nothing of the queue was proposed, because of `error`; None: leadership went before the turn came."""
-        for queue in self.take_queued().values():
-            Proposals(0, 0, queue.futures, queue.size_bytes, 0.0).fail(self.budget, error or self.refusal)
+        for kind, queue in self.take_queued().items():
+            Proposals(0, 0, queue.futures, queue.size_bytes, 0.0, kind).fail(self.budget, error or self.refusal)
+
+    def hand_back_sessions(self) -> None:
+        """Leadership went: who waits with a number asks the next leader under it, rather than wait for the log here."""
+        text = f"group {self.group_id}: the leadership went to another replica; ask it under the same number"
+        for batch in self.waiting:
+            if batch.kind == SESSION:
+                batch.fail(self.budget, lambda: OutcomeUnknown(text))
 
     # -------------------------------------------------------------------------------------------------- applying
 
@@ -193,6 +203,7 @@ class Replica:
             self._answer_confirmed()
         if self.local is not None:
             self.local.applied(self.applied, self.machine)
+        self.on_applied(self)
         return more
 
     def _apply_record(self, record: Record, until_s: float) -> bool:
@@ -279,6 +290,7 @@ class Replica:
         self.context.time_ms = max(self.context.time_ms, time_ms)
         if self.local is not None:
             self.local.applied(index, self.machine)
+        self.on_applied(self)
 
     def halt(self, doing: str, problem: BaseException) -> None:
         """The machine's state is not what it should be, by a failure of the environment: apply nothing more."""
@@ -336,3 +348,7 @@ class Replica:
         self.fail_reads(lambda: ReadFailed(reason))
         if self.local is not None:
             self.local.fail(lambda: ReadFailed(reason))
+
+
+def _nobody(replica: Replica) -> None:
+    """Nobody wants to know."""

@@ -1,6 +1,7 @@
 """Snapshots of state machines: when one is taken, what it holds, and how a machine gets one.
 
-    data   format (1 byte) | the replicated clock, milliseconds (8 bytes, big-endian) | what `Machine.snapshot` returned
+    data   format (1 byte) | the replicated clock, milliseconds (8 bytes, big-endian) | the rolling hash (4) |
+           the session table (as SessionTable.encode) | what `Machine.snapshot` returned
 
 A group's founding is the one snapshot without data: every machine starts there by itself.
 
@@ -15,10 +16,11 @@ from __future__ import annotations
 
 import logging
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from multiraft import failpoints
 from multiraft.engine.replica import Replica
+from multiraft.engine.sessions import SessionLoader, SessionTable
 from multiraft.errors import CorruptRecord
 from multiraft.raft.ready import SnapshotWrite
 from multiraft.types import GroupId, Snapshot
@@ -26,8 +28,8 @@ from multiraft.types import GroupId, Snapshot
 if TYPE_CHECKING:
     from multiraft.engine.engine import Engine
 
-STATE_FORMAT: Final = 1
-_HEAD: Final = struct.Struct(">BQ")
+STATE_FORMAT: Final = 2
+_HEAD: Final = struct.Struct(">BQI")
 log: Final = logging.getLogger("multiraft.engine")
 
 
@@ -91,8 +93,10 @@ class Snapshotting:
         try:
             time_ms = 0
             if snapshot.data:
-                time_ms, state = unpack_state(snapshot.data)
-                replica.machine.restore(state)
+                saved = unpack_state(snapshot.data)
+                time_ms = saved.time_ms
+                replica.machine.restore(saved.state)
+                replica.executor.sessions = saved.sessions
         except BaseException as problem:
             replica.halt(f"restoring the snapshot of index {snapshot.index}", problem)
             if not isinstance(problem, Exception):
@@ -124,7 +128,8 @@ class Snapshotting:
     def _take(self, replica: Replica) -> bytes | None:
         """Return the data of a snapshot of the machine as it is; None, having said why, where there can be none."""
         try:
-            data = pack_state(replica.context.time_ms, replica.machine.snapshot())
+            state = replica.machine.snapshot()
+            data = pack_state(replica.context.time_ms, 0, replica.executor.sessions, state)
             if len(data) <= self._most_bytes:
                 return data
             problem = f"its state has {len(data)} bytes; entry_bytes allows {self._most_bytes}"
@@ -136,17 +141,31 @@ class Snapshotting:
         return None
 
 
-def pack_state(time_ms: int, state: bytes) -> bytes:
-    """Return the data of a snapshot: the replicated clock and the machine's state. Raises TypeError: no bytes."""
+class SavedState(NamedTuple):
+    """What a snapshot's data holds: the replicated clock, the rolling hash, the sessions, and the machine's state."""
+
+    time_ms: int
+    hash: int
+    sessions: SessionTable
+    state: bytes
+
+
+def pack_state(time_ms: int, rolling: int, sessions: SessionTable, state: bytes) -> bytes:
+    """Return the data of a snapshot. Raises TypeError: the state is no bytes."""
     if type(state) is not bytes:
         raise TypeError(f"snapshot() returned {type(state).__name__}, not bytes")
-    return _HEAD.pack(STATE_FORMAT, time_ms) + state
+    return b"".join((_HEAD.pack(STATE_FORMAT, time_ms, rolling), *sessions.encode(), state))
 
 
-def unpack_state(data: bytes) -> tuple[int, bytes]:
-    """Return (time_ms, state) of what `pack_state` returned. Raises CorruptRecord."""
+def unpack_state(data: bytes) -> SavedState:
+    """Return what `pack_state` was given. Raises CorruptRecord."""
     if len(data) < _HEAD.size or data[0] != STATE_FORMAT:
         raise CorruptRecord(
             f"a snapshot's data is of format {data[:1].hex() or 'none'}; this version reads {STATE_FORMAT}"
         )
-    return _HEAD.unpack_from(data)[1], data[_HEAD.size :]
+    _, time_ms, rolling = _HEAD.unpack_from(data)
+    loader = SessionLoader()
+    state = loader.feed(data[_HEAD.size :])
+    if state is None:
+        raise CorruptRecord("a snapshot's data ends within its session table")
+    return SavedState(time_ms, rolling, loader.table, state)

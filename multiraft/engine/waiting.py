@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from multiraft.errors import MultiRaftError
+from multiraft.records import COMMANDS
 from multiraft.types import Index, Term
 
 ENTRY_OVERHEAD_BYTES: Final = 64
@@ -41,12 +42,21 @@ class Queue:
 
 
 class Proposals:
-    """The callers of the record that holds `first` to `last` in `term`, in order; empty `futures` once finished."""
+    """The callers of the record that holds `first` to `last` in `term`, in order; empty `futures` once finished.
 
-    __slots__ = ("deadline_s", "finished", "first", "futures", "last", "size_bytes", "term")
+    kind  of that record
+    """
+
+    __slots__ = ("deadline_s", "finished", "first", "futures", "kind", "last", "size_bytes", "term")
 
     def __init__(
-        self, first: Index, term: Term, futures: list[Future[bytes]], size_bytes: int, deadline_s: float
+        self,
+        first: Index,
+        term: Term,
+        futures: list[Future[bytes]],
+        size_bytes: int,
+        deadline_s: float,
+        kind: int = COMMANDS,
     ) -> None:
         self.first = first
         self.last = first + len(futures) - 1
@@ -54,6 +64,7 @@ class Proposals:
         self.futures = futures
         self.size_bytes = size_bytes
         self.deadline_s = deadline_s
+        self.kind = kind
         self.finished = False
 
     def finish(self, budget: Budget) -> None:

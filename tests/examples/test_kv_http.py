@@ -11,28 +11,29 @@ import io
 import json
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 import pytest_asyncio
-from aiohttp import web
 from yarl import URL
 
 from examples.kv.client import Client, key_path
 from examples.kv.cluster import free_ports
-from examples.kv.http import BATCH_LIMIT_BYTES, SERVICE, explain, kv_app, kv_runner
+from examples.kv.http import BATCH_LIMIT_BYTES, kv_app
+from examples.kv.inputs import explain
 from examples.kv.machine import KEY_LIMIT_BYTES, KV, VALUE_LIMIT_BYTES
+from examples.kv.memory import MemoryKV
 from multiraft import errors
-from multiraft.config import Limits, NodeConfig
+from multiraft.config import NodeConfig
 from multiraft.node import Node
+from tests.examples.kv_nodes import Stored, served, three_nodes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SHARDS = 4
-LIMITS = Limits(beat_ms=20, election_timeout_ms=150)
 Urls = list[str]
 
 
@@ -42,40 +43,20 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def nodes(directory: Path) -> AsyncIterator[list[tuple[Node, type[KV]]]]:
+async def nodes(directory: Path) -> AsyncIterator[list[Stored]]:
     """Three nodes that are ready, and the store's handle on each."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     await asyncio.to_thread(int)  # the thread is this fixture's, not of the first test that needs one
-    members = {name: f"127.0.0.1:{port}" for name, port in zip("abc", free_ports(3), strict=True)}
-    async with AsyncExitStack() as stack:
-        nodes = [Node(NodeConfig(name, str(directory / name), members[name], members, limits=LIMITS)) for name in "abc"]
-        handles = [node.service(SERVICE, KV, initial_shards=SHARDS, replicas=3) for node in nodes]
-        async with asyncio.TaskGroup() as starting:
-            for node in nodes:
-                starting.create_task(stack.enter_async_context(node))
-        for node in nodes:
-            await node.ready(SERVICE, timeout_s=20)
-        yield list(zip(nodes, handles, strict=True))
+    async with three_nodes(directory, MemoryKV, shards=SHARDS) as nodes:
+        yield nodes
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def urls(nodes: list[tuple[Node, type[KV]]]) -> AsyncIterator[Urls]:
+async def urls(nodes: list[Stored]) -> AsyncIterator[Urls]:
     """The HTTP APIs of the three nodes, the last of which lets losses be planted."""
     async with AsyncExitStack() as stack:
         apps = [kv_app(node, handle, allow_planted_loss=node.node_id == "c") for node, handle in nodes]
         yield [await stack.enter_async_context(served(app)) for app in apps]
-
-
-@asynccontextmanager
-async def served(app: web.Application) -> AsyncIterator[str]:
-    runner = kv_runner(app)
-    await runner.setup()
-    try:
-        (port,) = free_ports(1)
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        await runner.cleanup()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -202,9 +183,9 @@ async def test_every_write_is_on_every_replica(http: aiohttp.ClientSession, urls
         found: dict[str, str] = {}
         for group in groups:
             _, body, _ = await ask(http, "GET", f"{url}/replica/{group['group_id']}?applied={group['commit']}")
-            head, *lines = [json.loads(line) for line in body.splitlines()]
+            head, *lines, last = [json.loads(line) for line in body.splitlines()]
             assert head["applied"] >= group["commit"]
-            assert head["records"] == len(lines)
+            assert last == {"records": len(lines)}
             found |= dict(lines)
         assert {key: value for key, value in found.items() if key.startswith("replica/")} == {
             f"replica/{number}": b64(b"%d" % number) for number in range(40)
@@ -223,6 +204,54 @@ async def test_a_loss_is_planted_only_where_that_is_allowed(http: aiohttp.Client
     assert (status, json.loads(body)) == (200, {"dropped": True})
     held = [b'["planted"' in (await ask(http, "GET", f"{url}{path}?applied={commit}"))[1] for url in urls]
     assert held == [True, True, False]
+
+
+async def test_the_largest_value_goes_through_every_node(http: aiohttp.ClientSession, urls: Urls) -> None:
+    """Whoever leads the shard, two of the three have to pass it on."""
+    for number, url in enumerate(urls):
+        value = bytes([number]) * VALUE_LIMIT_BYTES
+        assert (await ask(http, "PUT", f"{url}/kv/large", value))[0] == 204
+        for reader in urls:
+            status, body, _ = await ask(http, "GET", f"{reader}/kv/large")
+            assert (status, body == value) == (200, True)
+        status, body, _ = await ask(http, "PUT", f"{url}/kv/large", value + b"x")
+        assert (status, json.loads(body)["outcome"]) == (413, "not_committed")
+        assert f"more than {VALUE_LIMIT_BYTES} bytes" in json.loads(body)["error"]
+    async with Client(urls) as client:
+        await client.batch({"large": b"b" * VALUE_LIMIT_BYTES, "large/small": b""})
+        assert [(key, len(value)) async for key, value in client.scan("large")] == [
+            ("large", VALUE_LIMIT_BYTES),
+            ("large/small", 0),
+        ]
+        await client.batch({"large": None, "large/small": None})
+
+
+async def test_keys_live_for_so_long(http: aiohttp.ClientSession, urls: Urls) -> None:
+    assert (await ask(http, "PUT", urls[0] + "/kv/short?ttl_ms=60000", b"1"))[0] == 204
+    async with Client(urls) as client:
+        life = await client.ttl("short")
+        assert life.present
+        assert 0 < (life.ttl_ms or 0) <= 60_000
+        assert await client.persist("short")
+        assert (await client.ttl("short")).ttl_ms is None
+        assert await client.expire("short", 1)
+        while (await client.ttl("short")).present:  # nobody else writes to its shard: it is swept
+            pass
+        assert await client.get("short") is None
+        assert not await client.expire("short", 1)
+        assert not await client.persist("short")
+        await client.put("short", b"2", ttl_ms=60_000)
+        swap = await client.compare_and_set("short", b"2", b"3", ttl_ms=30_000)
+        assert swap.swapped
+        assert 0 < ((await client.ttl("short")).ttl_ms or 0) <= 30_000
+        assert await client.delete("short")
+
+
+async def test_keys_are_counted(urls: Urls) -> None:
+    async with Client(urls) as client:
+        before = await client.count()
+        await client.batch({f"count/{number}": b"" for number in range(40)})
+        assert await client.count() == before + 40
 
 
 async def test_the_admin_api_is_there(http: aiohttp.ClientSession, urls: Urls) -> None:
@@ -253,6 +282,17 @@ BAD_INPUT: list[tuple[str, str, bytes | None, int, str]] = [
     ("GET", "/kv/bad?lease=1&local=1", None, 400, "lease: only the leader has one"),
     ("PUT", "/kv/bad?local=1", b"x", 400, "'local' is not a parameter"),
     ("PUT", "/kv/bad?ttl=3", b"x", 400, "'ttl' is not a parameter"),
+    ("PUT", "/kv/bad?ttl_ms=0", b"x", 400, "ttl_ms = '0'"),
+    ("PUT", "/kv/bad?ttl_ms=1h", b"x", 400, "ttl_ms = '1h'"),
+    ("GET", "/ttl/never-written", None, 404, "there is no key 'never-written'"),
+    ("POST", "/expire/bad", b"", 400, "ttl_ms is missing"),
+    ("POST", "/persist/bad?ttl_ms=1", b"", 400, "'ttl_ms' is not a parameter"),
+    ("GET", "/watch?prefx=a", None, 400, "'prefx' is not a parameter"),
+    ("GET", "/watch?after=here", None, 400, "here: is not the place of a shard"),
+    ("GET", "/watch?after=1:1,1:2", None, 400, "1:2: is not the place of a shard in a token, or is there twice"),
+    ("GET", "/watch?after=77:1", None, 400, "the store has no shard 77"),
+    ("GET", "/watch?after=1:999999999", None, 400, "not yet at 999999999"),
+    ("GET", "/watch?heartbeat_ms=1", None, 400, "heartbeat_ms = '1'"),
     ("PUT", LONG_KEY, b"x", 413, f"the key has {KEY_LIMIT_BYTES + 1} bytes"),
     ("PUT", "/kv/bad", b"v" * (VALUE_LIMIT_BYTES + 1), 413, "the value has more than"),
     ("POST", "/cas/bad", b"{oops", 400, "the body is not JSON"),
@@ -313,7 +353,7 @@ async def test_bad_input_is_refused_in_json_and_changes_nothing(
 
 async def test_a_body_of_unknown_length_is_cut_off_at_the_limit(http: aiohttp.ClientSession, urls: Urls) -> None:
     async def endless() -> AsyncIterator[bytes]:
-        for _ in range(64):
+        for _ in range(2 * VALUE_LIMIT_BYTES // 65_536):
             yield b"v" * 65_536
 
     async with http.put(urls[0] + "/kv/bad", data=endless()) as response:
@@ -395,7 +435,7 @@ async def test_failures_of_the_framework_reach_the_client(
     ],
 )
 async def test_a_batch_that_fails_on_one_shard_says_which_and_what_of_the_others(
-    http: aiohttp.ClientSession, nodes: list[tuple[Node, type[KV]]], error: Exception, outcome: str
+    http: aiohttp.ClientSession, nodes: list[Stored], error: Exception, outcome: str
 ) -> None:
     node, handle = nodes[0]
     keys = [f"part/{outcome}/{number}" for number in range(40)]

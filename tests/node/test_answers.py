@@ -33,7 +33,7 @@ def test_answers_for_an_earlier_life_of_the_asker_are_dropped(play: Play) -> Non
         leader = await ledgers.leader()
         asker = next(name for name in cluster.names if name != leader)
         cluster.network.cut(leader, asker)
-        call = asyncio.ensure_future(ledgers.services[asker].propose(b"k", b"x"))
+        call = asyncio.ensure_future(ledgers.services[asker].propose(b"k", b"x", session=False))
         await cluster.until(lambda: ledgers.kept(leader) == [b"x"])
         cluster.crash(asker)
         call.cancel()

@@ -164,7 +164,7 @@ def test_a_leader_whose_disk_has_stalled_gives_up_though_its_beats_still_flow(pl
         other = next(name for name in cluster.names if name != old)
         cluster.disks[old].hold_writes()
         with pytest.raises(OutcomeUnknown):
-            await ledgers.services[old].propose(b"k", b"x")
+            await ledgers.services[old].propose(b"k", b"x", session=False)
         await cluster.until(lambda: cluster.leaders(GROUP) not in ([], [old]), timeout_s=6.0)
         await cluster.insist(lambda: ledgers.services[other].propose(b"k", b"y"), timeout_s=1.0)
         cluster.disks[old].release()
@@ -224,7 +224,7 @@ def test_a_stop_after_a_failed_write_returns_when_the_store_is_closed(play: Play
         node, disk = cluster.nodes[leader], cluster.disks[leader]
         disk.fail_next_write(OSError(5, "Input/output error"))
         with pytest.raises(OutcomeUnknown):
-            await ledgers.services[leader].propose(b"k", b"x")
+            await ledgers.services[leader].propose(b"k", b"x", session=False)
         disk.hold_completions()
         stop = asyncio.ensure_future(node.stop())
         await cluster.run_for(0.1)

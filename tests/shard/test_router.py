@@ -437,7 +437,7 @@ async def test_an_older_map_is_ignored() -> None:
 async def test_a_service_s_route_reaches_key_shard_and_nearest() -> None:
     cluster = Cluster({"a": [b"done"]}, leader="a")
     route = ServiceRoute(router_of(cluster), "s")
-    assert await route.propose(b"k", b"command", 1.0) == b"done"
+    assert await route.propose(b"k", b"command", 1.0, session=False) == b"done"
     assert await route.read(b"k", b"query", None) == b"done"
     assert await route.read_any(b"any", None) == b"done"
     assert await route.read_shard(2, b"two", 0.5) == b"done"

@@ -371,7 +371,7 @@ def test_every_kind_of_fault_counts_itself(play: Play) -> None:
         network.disturb("a", "b", loss=0.3, duplicate=0.3, reorder=0.3)
         network.delay("a", "c", 0.001)
         network.drop_next_bulk("a", "b", 2)
-        cluster.disks["b"].delay_s = lambda: 0.001
+        cluster.disks["b"].delay_s = cluster.disks["c"].delay_s = lambda: 0.001
         await fleet.write(10)
         network.heal()
         network.strand("b", "c", 0.1)

@@ -17,7 +17,8 @@ from multiraft.engine.writer import LogWriter
 from multiraft.raft import Raft, Ready
 from multiraft.raft.election import Elections
 from multiraft.raft.log import Log
-from multiraft.records import encode_record
+from multiraft.records import SESSION, encode_record
+from multiraft.sessions import HEAD
 from multiraft.testing import Options, run_simulation
 from multiraft.testing.invariants import Invariants
 from multiraft.testing.workload import registers
@@ -66,10 +67,11 @@ def append_any(patch: pytest.MonkeyPatch) -> None:
     known: set[bytes] = set()
 
     def other(self: Log, record: Any) -> None:
-        if record.kind == 1 and record.raw in known and record.first % 5 == 0:
-            entries = [*record.entries()[:-1], b"\x92\xa3get\xa2k0"]
+        if record.kind == SESSION and record.raw in known and record.first % 5 == 0:
+            *before, last = record.entries()
+            entries = [*before, last[: HEAD.size] + b"\x92\xa3get\xa2k0"]
             prev_term, stamp_ms = record.prev_term, record.stamp_ms
-            record = encode_record(self.group_id, record.first, record.term, prev_term, 1, stamp_ms, entries)
+            record = encode_record(self.group_id, record.first, record.term, prev_term, SESSION, stamp_ms, entries)
         known.add(record.raw)
         append(self, record)
 
@@ -95,9 +97,9 @@ def applies_twice(patch: pytest.MonkeyPatch) -> None:
     apply = Replica._apply_entries
 
     def twice(self: Replica, record: Any, last: int, batch: Any, until_s: float) -> bool:
-        if self.core.replica_id == 2 and record.first % 10 == 0 and self.group_id >= 16:
+        if self.core.replica_id == 2 and record.first % 10 == 0 and record.kind == SESSION:
             self.context.index = record.first
-            self.machine.__dict__["_machine"].apply(record.entries()[0], self.context)
+            self.machine.__dict__["_machine"].apply(record.entries()[0][HEAD.size :], self.context)
         return apply(self, record, last, batch, until_s)
 
     patch.setattr(Replica, "_apply_entries", twice)

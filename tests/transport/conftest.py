@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from multiraft.config import Limits, NodeConfig
+from multiraft.errors import NoSuchFile, Overloaded
 from multiraft.messages import CommitTo, FormingMessage, NodeMessage
-from multiraft.ports import Transport
+from multiraft.ports import FileSource, Transport
 from multiraft.transport import AiohttpTransport, MemoryNetwork, MemoryTransport
 from multiraft.transport.hello import Hello
 from multiraft.types import Identity, SeenRun
@@ -37,6 +38,8 @@ class Ear:
         self.open = False
         self.on_connected: Callable[[str], None] = lambda node_id: None
         self.answer: Callable[[str, bytes, Callable[[bytes], None]], None] = lambda method, body, reply: None
+        self.files: dict[str, FileSource] = {}
+        self.most_files = 10
         self._changed = asyncio.Event()
 
     def _hear(self, *event: Any) -> None:
@@ -74,6 +77,14 @@ class Ear:
     ) -> None:
         self._hear("request", node_id, method, body, timeout_s, reply)
         self.answer(method, body, reply)
+
+    def file_asked(self, node_id: str, name: str, offset: int) -> FileSource:
+        self._hear("file asked", node_id, name, offset)
+        if len(self.files) > self.most_files:
+            raise Overloaded("too many files; ask again")
+        if name not in self.files:
+            raise NoSuchFile(f"there is no file {name}")
+        return self.files[name]
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait until something is heard that makes `holds` true."""

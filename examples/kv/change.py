@@ -1,0 +1,159 @@
+"""What one command does to a shard: its writes, the keys that end with it, and the events that tell of both.
+
+A command reads with `live`, decides, and may raise; only then it writes with `put` and `remove`, and `finish` ends
+it. `finish` also removes a few of the keys that have ended, and drops the oldest events past their bounds: each
+command pays a little, so that none pays for many.
+
+Rules of this file: nothing is written before the command has made up its mind, because a state machine in memory
+keeps what a raising command has written; nothing depends on anything but the keyspace and the context, for every
+replica must come to the same.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from examples.kv.layout import (
+    META,
+    Event,
+    Held,
+    Meta,
+    end_name,
+    end_of,
+    events_index,
+    events_name,
+    key_name,
+    pack_events,
+    unpack_events,
+)
+from multiraft.keyspace import Keyspace
+
+ENDS_A_COMMAND: Final = 16
+"""So many keys that have ended are removed by the way, with each command."""
+EVENTS_KEPT: Final = 10_000
+EVENT_BYTES_KEPT: Final = 4 * 1024 * 1024
+"""The newest events of a shard are kept up to these two bounds, for whoever resumes a watch."""
+EVENT_VALUE_BYTES: Final = 4 * 1024
+"""A larger value is left out of its event; the event tells its size."""
+_LARGE_EVENTS_BYTES: Final = 256 * 1024
+"""Once one command's events come to this, the values of the rest are left out."""
+_SLACK: Final = 16
+"""Events are dropped by the sixteenth of their bounds, so that not every command must look for the oldest."""
+
+
+class Change:
+    """One command's effect on a shard. Made at its beginning, ended by `finish`.
+
+    clock_ms  the replicated clock
+    """
+
+    def __init__(self, data: Keyspace, index: int, time_ms: int) -> None:
+        self._data = data
+        self._meta = Meta.unpack(data.get(META))
+        self._index = index
+        self.clock_ms = max(time_ms, self._meta.clock_ms)
+        self._events: list[Event] = []
+        self._event_bytes = 0
+
+    def live(self, key: str) -> Held | None:
+        """Return what `key` holds; None when it is absent or has ended."""
+        held = self._held(key)
+        return None if held is None or held.ended(self.clock_ms) else held
+
+    def put(self, key: str, value: bytes, deadline_ms: int = 0) -> None:
+        """Store `value` under `key` until `deadline_ms`; 0: for good."""
+        before = self._held(key)
+        if before is None:
+            self._meta.keys += 1
+        else:
+            self._forget_end(key, before)
+            if before.ended(self.clock_ms):
+                self._tell("expire", key)
+        self._data.put(key_name(key), Held(value, deadline_ms).pack())
+        if deadline_ms:
+            self._data.put(end_name(deadline_ms, key.encode()), b"")
+            self._meta.next_end_ms = min(self._meta.next_end_ms or deadline_ms, deadline_ms)
+        self._tell("put", key, value, deadline_ms)
+
+    def remove(self, key: str) -> bool:
+        """Remove `key`; say whether it was there, and had not ended."""
+        held = self._held(key)
+        if held is None:
+            return False
+        ended = held.ended(self.clock_ms)
+        self._drop(key, held, "expire" if ended else "delete")
+        return not ended
+
+    def finish(self, ends: int = ENDS_A_COMMAND) -> int:
+        """End the command, removing up to `ends` keys that have ended; return how many of them were removed."""
+        removed = self._remove_ended(ends)
+        meta = self._meta
+        meta.index, meta.clock_ms = self._index, self.clock_ms
+        if self._events:
+            packed = pack_events(self._events)
+            self._data.put(events_name(self._index), packed)
+            meta.events += len(self._events)
+            meta.event_bytes += len(packed)
+            if meta.events > EVENTS_KEPT or meta.event_bytes > EVENT_BYTES_KEPT:
+                self._drop_events()
+        self._data.put(META, meta.pack())
+        return removed
+
+    def _held(self, key: str) -> Held | None:
+        packed = self._data.get(key_name(key))
+        return None if packed is None else Held.unpack(packed)
+
+    def _drop(self, key: str, held: Held, kind: str) -> None:
+        self._forget_end(key, held)
+        self._data.delete(key_name(key))
+        self._meta.keys -= 1
+        self._tell(kind, key)
+
+    def _forget_end(self, key: str, held: Held) -> None:
+        if held.deadline_ms:
+            self._data.delete(end_name(held.deadline_ms, key.encode()))
+
+    def _remove_ended(self, most: int) -> int:
+        meta = self._meta
+        if not 0 < meta.next_end_ms <= self.clock_ms:
+            return 0
+        # What ended earlier is gone: where the search starts, no deleted name lies in its way.
+        start, stop = end_name(meta.next_end_ms), end_name(self.clock_ms + 1)
+        ended: list[tuple[int, bytes]] = []
+        for name in self._data.keys(start, stop):
+            if len(ended) == most:
+                break
+            ended.append(end_of(name))
+        for deadline_ms, raw in ended:
+            key = raw.decode()
+            held = self._held(key)
+            if held is None or held.deadline_ms != deadline_ms:
+                raise RuntimeError(f"{key!r} is noted to end at {deadline_ms} and does not hold that")
+            self._drop(key, held, "expire")
+        following = next(iter(self._data.keys(start, end_name((1 << 64) - 1))), None)
+        meta.next_end_ms = 0 if following is None else end_of(following)[0]
+        return len(ended)
+
+    def _tell(self, kind: str, key: str, value: bytes = b"", deadline_ms: int = 0) -> None:
+        shown: bytes | None = None
+        if kind == "put" and len(value) <= EVENT_VALUE_BYTES and self._event_bytes < _LARGE_EVENTS_BYTES:
+            shown = value
+        self._event_bytes += len(key) + len(shown or b"")
+        self._events.append(
+            Event(self._index, len(self._events), kind, key, self.clock_ms, len(value), shown, deadline_ms)
+        )
+
+    def _drop_events(self) -> None:
+        """Drop the oldest commands' events until both bounds hold with some room."""
+        meta = self._meta
+        most, most_bytes = EVENTS_KEPT - EVENTS_KEPT // _SLACK, EVENT_BYTES_KEPT - EVENT_BYTES_KEPT // _SLACK
+        gone: list[bytes] = []
+        for name, packed in self._data.range(events_name(meta.dropped + 1), events_name(self._index + 1)):
+            if meta.events <= most and meta.event_bytes <= most_bytes:
+                break
+            meta.dropped = events_index(name)
+            meta.events -= len(unpack_events(meta.dropped, packed))
+            meta.event_bytes -= len(packed)
+            gone.append(name)
+        for name in gone:
+            self._data.delete(name)

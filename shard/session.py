@@ -1,0 +1,264 @@
+"""The client's half of sessions: commands that are asked for again and again, and applied once.
+
+A node has one session in each group that it sends commands to, begun when the first one comes. A command keeps its
+number through all attempts: after NotLeader and its like, and also after OutcomeUnknown, because a copy that reaches
+the log after another one gets the kept reply and is not applied. So an outcome stays unknown only where the time ran
+out, or where the session ended, after an attempt that may have happened.
+
+    number drawn ──> here, if this node leads ──> every node of the group in turn, round after round ──> ended
+                     (one outcome known: told to the caller)             (time is up: OutcomeUnknown, or certainly not)
+
+A number is outstanding until its caller has been told, or has gone. Then the lowest outstanding one may pass it, and
+with it goes what the group keeps; a late copy is refused from then on.
+
+Rules of this file: a session is registered under an id that was never registered before, for an id that comes twice
+could bring back a session that has ended, and apply its commands again; once an attempt may have happened, nothing is
+said to have certainly not; no task and no timer per call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from multiraft.errors import (
+    CommandFailed,
+    DeadlineExceeded,
+    DiskFull,
+    Halted,
+    MultiRaftError,
+    NotCommitted,
+    NotLeader,
+    NotReady,
+    NotRunning,
+    OutcomeUnknown,
+    Overloaded,
+    ReplyForgotten,
+    SessionExpired,
+    Unreachable,
+)
+from multiraft.sessions import CLIENT_BYTES, HEAD, WINDOW
+from multiraft.types import GroupId, NodeId
+
+if TYPE_CHECKING:
+    from multiraft.shard.router import Router
+
+ATTEMPT_LEAST_S: Final = 1.0
+"""One node is given half of the time that is left, and at least this long, before another one is asked."""
+BACKOFF_FIRST_S: Final = 0.01
+BACKOFF_MOST_S: Final = 0.2
+
+
+class GroupSession:
+    """This node's session in one group.
+
+    client       its id
+    next         the sequence that the next command gets
+    lowest       the lowest outstanding one; `next` where none is
+    outstanding  those whose callers still wait
+    """
+
+    __slots__ = ("client", "lowest", "next", "outstanding")
+
+    def __init__(self, client: bytes) -> None:
+        self.client = client
+        self.next = self.lowest = 1
+        self.outstanding: set[int] = set()
+
+    def begin(self) -> int:
+        """Return the number of another command. Raises Overloaded."""
+        sequence = self.next
+        if sequence - self.lowest >= WINDOW:
+            raise Overloaded(f"{WINDOW} commands were sent since one that is still outstanding; retry shortly")
+        self.next = sequence + 1
+        self.outstanding.add(sequence)
+        return sequence
+
+    def end(self, sequence: int) -> None:
+        """Nobody asks for the outcome of this command any more."""
+        outstanding = self.outstanding
+        outstanding.discard(sequence)
+        if sequence == self.lowest:
+            lowest, after = sequence + 1, self.next
+            while lowest < after and lowest not in outstanding:
+                lowest += 1
+            self.lowest = lowest
+
+
+class Sessions:
+    """The sessions of one router."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._caller = router.caller
+        self._of_groups: dict[GroupId, GroupSession] = {}
+        self._opening: dict[GroupId, asyncio.Event] = {}
+
+    async def call(self, group_id: GroupId, command: bytes, deadline: float, timeout_s: float) -> bytes:
+        """Have the group apply `command` once; `timeout_s` is what is left until `deadline`. Raises as Router.call."""
+        while True:
+            session = self._of_groups.get(group_id)
+            if session is None:
+                session = await self._opened(group_id, deadline, timeout_s)
+            sequence = session.begin()
+            try:
+                entry = HEAD.pack(session.client, sequence, session.lowest) + command
+                return await self.attempt(group_id, entry, deadline, timeout_s)
+            except SessionExpired:  # no attempt may have happened, or it would be OutcomeUnknown
+                if self._of_groups.get(group_id) is session:
+                    del self._of_groups[group_id]
+                timeout_s = deadline - self._router.now()
+                if timeout_s <= 0:
+                    raise
+            finally:
+                session.end(sequence)
+
+    async def attempt(
+        self, group_id: GroupId, entry: bytes, deadline: float, timeout_s: float, *, first: bool = True
+    ) -> bytes:
+        """Bring a numbered command to the group's leader, as often as it takes.
+
+        first  no attempt was made before; otherwise one may have happened, whatever becomes of this one
+
+        Raises SessionExpired only where no attempt may have happened.
+        """
+        cause: MultiRaftError | None = None
+        if self._caller.leads(group_id):
+            try:
+                return await self._caller.ask_local(group_id, "numbered", entry, timeout_s)
+            except MultiRaftError as problem:
+                cause = problem
+        return await self._search(group_id, entry, deadline, timeout_s, cause, first)
+
+    async def _search(
+        self,
+        group_id: GroupId,
+        entry: bytes,
+        deadline: float,
+        timeout_s: float,
+        cause: MultiRaftError | None,
+        first: bool,
+    ) -> bytes:
+        """Ask one node after the other, round after round, until one knows the outcome or the time is up."""
+        router = self._router
+        backoff_s = BACKOFF_FIRST_S
+        unknown = not first
+        if cause is not None:
+            unknown = _judge(cause, unknown)
+        while True:
+            if router.stopped:
+                _judge(NotRunning("the node is stopping"), unknown)
+            asked: set[NodeId] = set()
+            halted: Halted | None = None
+            node_id = router.first_to_ask(group_id, cause)
+            while node_id is not None:
+                left_s = deadline - router.now()
+                if left_s <= 0:
+                    raise self._late(group_id, timeout_s, cause, unknown)
+                asked.add(node_id)
+                try:
+                    answer = await self._ask(node_id, group_id, entry, left_s)
+                except MultiRaftError as problem:
+                    router.leads_not(group_id, node_id)
+                    unknown = _judge(problem, unknown)
+                    halted = problem if isinstance(problem, Halted) else halted
+                    cause = problem
+                else:
+                    router.leads_perhaps(group_id, node_id)
+                    return answer
+                node_id = router.next_to_ask(group_id, asked, cause)
+            if halted is not None and not unknown:
+                raise halted
+            left_s = deadline - router.now()
+            if left_s <= 0:
+                raise self._late(group_id, timeout_s, cause, unknown)
+            await router.pause(backoff_s, left_s)
+            backoff_s = min(2 * backoff_s, BACKOFF_MOST_S)
+
+    async def _ask(self, node_id: NodeId, group_id: GroupId, entry: bytes, left_s: float) -> bytes:
+        if node_id == self._caller.node_id:
+            return await self._caller.ask_local(group_id, "numbered", entry, left_s)
+        timeout_s = min(left_s, max(left_s / 2, ATTEMPT_LEAST_S))
+        try:
+            return await self._caller.forward(node_id, "numbered", group_id, entry, timeout_s)
+        except NotRunning as problem:  # of that node, not of this one
+            raise Unreachable(f"node {node_id!r}: {problem}") from problem
+
+    def _late(self, group_id: GroupId, timeout_s: float, cause: MultiRaftError | None, unknown: bool) -> MultiRaftError:
+        late = self._router.late(group_id, timeout_s, cause)
+        if not unknown:
+            return late
+        told = OutcomeUnknown(f"{late}; an attempt may have happened, or may happen yet")
+        told.__cause__ = cause
+        return told
+
+    # ------------------------------------------------------------------------------------------------- registering
+
+    async def _opened(self, group_id: GroupId, deadline: float, timeout_s: float) -> GroupSession:
+        """Return the session in the group, and have it registered first if need be; one caller does so for all."""
+        while True:
+            session = self._of_groups.get(group_id)
+            if session is not None:
+                return session
+            opening = self._opening.get(group_id)
+            if opening is None:
+                opening = self._opening[group_id] = asyncio.Event()
+                try:
+                    client = await self.open([group_id], deadline, timeout_s)
+                    self._of_groups[group_id] = GroupSession(client)
+                finally:
+                    del self._opening[group_id]
+                    opening.set()
+                continue
+            try:
+                async with asyncio.timeout(deadline - self._router.now()):
+                    await opening.wait()
+            except TimeoutError:
+                raise self._router.late(group_id, timeout_s, None) from None
+
+    async def open(self, groups: Sequence[GroupId], deadline: float, timeout_s: float) -> bytes:
+        """Register a new client in all of these groups, and return its id. Raises NotCommitted of some kind."""
+        router = self._router
+        while True:
+            client = router.chance.randbytes(CLIENT_BYTES)
+            try:
+                for group_id in groups:
+                    left_s = deadline - router.now()
+                    part_s = min(left_s, max(left_s / 2, ATTEMPT_LEAST_S))
+                    await router.run(group_id, "register", client, router.now() + part_s, part_s)
+                return client
+            except (OutcomeUnknown, NotCommitted) as problem:
+                if not isinstance(problem, _LATER) and type(problem) is not NotCommitted:
+                    raise
+                left_s = deadline - router.now()
+                if left_s <= 0:
+                    raise router.late(group_id, timeout_s, problem) from problem
+            await router.pause(BACKOFF_FIRST_S, left_s)
+
+
+def _judge(problem: MultiRaftError, unknown: bool) -> bool:
+    """Say whether an attempt may have happened by now; `unknown`: whether one may have before this one.
+
+    Raises what another attempt would not change: `problem`, or OutcomeUnknown in its place where `problem` says that
+    this attempt did not happen, and an earlier one may have.
+    """
+    if isinstance(problem, CommandFailed | ReplyForgotten):
+        raise problem
+    if isinstance(problem, OutcomeUnknown):
+        return True
+    if isinstance(problem, _PASSING) or type(problem) is NotCommitted or (unknown and isinstance(problem, _CROWDED)):
+        return unknown
+    if unknown:
+        raise OutcomeUnknown(
+            f"an attempt may have happened, and another one cannot be made: {type(problem).__name__}: {problem}"
+        ) from problem
+    raise problem
+
+
+_LATER: Final = (OutcomeUnknown, NotReady, DeadlineExceeded)
+"""After these another client is registered, while there is time."""
+_PASSING: Final = (NotLeader, NotReady, Unreachable, Halted)
+"""What the next node, or the next moment, may well do better."""
+_CROWDED: Final = (Overloaded, DiskFull, DeadlineExceeded)
+"""What a caller is told at once; but not where it would have to be told that the outcome is unknown."""

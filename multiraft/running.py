@@ -98,9 +98,7 @@ class Running:
 
     async def start(self) -> None:
         setup, config = self._setup, self._config
-        self.store = setup.open_store(config, self._loop)
-        stored, damages = await self._load(self.store)
-        store = self.store
+        store, stored, damages = await self._open()
         if not store.closed_orderly and store.incarnation > 1:
             log.warning("node %s was not stopped orderly; its log is taken as the disk has it", config.node_id)
         self.transport = transport = setup.make_transport(config, store.identity, store.incarnation, setup.rng)
@@ -153,19 +151,22 @@ class Running:
         if setup.space is not None:
             self._tasks.append(self._loop.create_task(self.free_space.run(), name="watch the free space"))
 
-    async def _load(self, store: Store) -> tuple[list[StoredReplica], list[Damage]]:
-        """Read all replicas; where the database cannot be read somewhere, have it made whole first, and opened anew."""
+    async def _open(self) -> tuple[Store, list[StoredReplica], list[Damage]]:
+        """Open the store and read all replicas; a database that cannot be read in places is made whole first."""
         setup, config = self._setup, self._config
         try:
-            return store.load_sound()
+            self.store = store = setup.open_store(config, self._loop)
+            return store, *store.load_sound()
         except UnreadableStore as problem:
             if setup.salvage is None:
                 raise
             log.error("node %s leaves out what cannot be read: %s", config.node_id, problem)
-        await store.close()
+        if self.store is not None:
+            await self.store.close()
+            self.store = None
         setup.salvage(config)
-        self.store = setup.open_store(config, self._loop)
-        return self.store.load_sound()
+        self.store = store = setup.open_store(config, self._loop)
+        return store, *store.load_sound()
 
     @property
     def failed(self) -> bool:

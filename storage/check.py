@@ -105,14 +105,17 @@ class ReplicaScan:
         where = f"group {self.group_id}" if until == self.group_id else f"groups {self.group_id} to {until}"
         self.problems.insert(0, f"{where}: the database cannot be read there: {problem}")
 
-    def damage(self) -> Damage:
-        """Describe what was found of a replica that cannot be opened."""
+    def damages(self) -> list[Damage]:
+        """Describe what was found of a replica that cannot be opened; and of others that may be lost with it."""
         members, descriptor = self.membership, self.descriptor
         replica_id = descriptor.replica_id if descriptor is not None else NOBODY
         if self.removed and self.tombstone is not None:
             replica_id = self.tombstone.replica_id
         alone = members is not None and members.voters == (replica_id,) and not members.outgoing
-        return Damage(self.group_id, self.until, self.problems[0], replica_id, alone)
+        found = [Damage(self.group_id, self.group_id, self.problems[0], replica_id, alone)]
+        if self.until > self.group_id:
+            found.append(Damage(self.group_id + 1, self.until, self.problems[0]))
+        return found
 
     def stored(self) -> StoredReplica:
         """Return the replica. Raises CorruptRecord with the first problem, if there is any."""

@@ -15,7 +15,7 @@ import struct
 import sys
 from typing import Final
 
-from multiraft.errors import StorageError
+from multiraft.errors import StorageError, UnreadableStore
 
 IDENTITY_FILE: Final = "IDENTITY"
 LOCK_FILE: Final = "LOCK"
@@ -110,7 +110,8 @@ def message_of(problem: BaseException) -> str:
 def storage_error(path: str, what: str, problem: BaseException) -> StorageError:
     """Return a StorageError for an error of the system or of LevelDB.
 
-    Its `__cause__` is an OSError with its errno wherever one can be told.
+    Its `__cause__` is an OSError with its errno wherever one can be told. An UnreadableStore where LevelDB says that a
+    file of its own is damaged.
     """
     number = errno_of(problem)
     if isinstance(problem, OSError) and problem.errno:
@@ -118,6 +119,12 @@ def storage_error(path: str, what: str, problem: BaseException) -> StorageError:
     else:
         # LevelDB's text names the file.
         reason = message_of(problem)
+        if reason.startswith("Corruption"):  # met while LevelDB put its files together, in which it then never goes on
+            unreadable = UnreadableStore(
+                f"{path} {what}: {reason}; start the node again: it leaves out what cannot be read"
+            )
+            unreadable.__cause__ = problem
+            return unreadable
         problem = OSError(number, os.strerror(number), path) if number else problem
     error = StorageError(f"{path} {what}: {reason}; {HINTS.get(number, 'name another directory, or mend this one')}")
     error.__cause__ = problem

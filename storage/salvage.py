@@ -73,7 +73,7 @@ def look(reader: LevelReader) -> Salvage:
         if lost:
             scan.problem(lost)
         if scan.unreadable or (scan.problems and not scan.removed):
-            found.damages.append(scan.damage())
+            found.damages += scan.damages()
         else:
             found.groups.append(scan.group_id)
     return found

@@ -303,7 +303,7 @@ class PartitionedStore(DataReads):
                 if scan.unreadable:
                     unreadable = unreadable or scan.problems[0]
                 elif not scan.removed and not self._lies_in_its_space(scan):
-                    damages.append(scan.damage())
+                    damages += scan.damages()
                 elif not scan.removed:
                     replicas.append(scan.stored())
         if unreadable:

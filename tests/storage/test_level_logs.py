@@ -88,7 +88,7 @@ def test_no_bit_of_a_length_makes_leveldb_drop_the_end_without_a_word(database: 
             else:
                 with pytest.raises(plyvel.Error):
                     plyvel.DB(str(path), paranoid_checks=True)
-    assert dropped > 50
+    assert dropped > 20
 
 
 def test_a_node_s_start_is_refused_with_the_ways_out(database: Path, tmp_path: Path) -> None:

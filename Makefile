@@ -4,14 +4,17 @@
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# The Python to build .venv with, by name or path; empty: the first of 3.11 and 3.12 that works.
+# The Python to build .venv with, by name or path; empty: the first of 3.11, 3.12 and python3 that works.
 PYTHON ?=
-# Set to 1 to go on where plyvel has no ready-built wheel, and build it from source.
+# Set to 1 to build plyvel from source where it is not published ready-built. Without it a node keeps its data in SQLite
+# there; the tests need both.
 BUILD_PLYVEL ?=
 
 # What `make sim` runs.
 SEEDS ?= 2000
 FIRST_SEED ?= 1
+
+comma := ,
 
 .PHONY: help demo test sim mutants mutants-random coverage-raft check bench bench-idle clean
 .DEFAULT_GOAL := help
@@ -73,20 +76,8 @@ fail() { printf 'error: %s\n' "$$1" >&2; shift; for line; do printf '       %s\n
 # Whether "$$1" is a Python of a version that we support, and one that can make a virtual environment. It is run, not
 # just looked for: a name on PATH may be a version manager's stand-in for a Python that is not there.
 works() {
-    "$$1" -c 'import sys, venv, ensurepip; sys.exit(not ((3, 11) <= sys.version_info[:2] <= tuple(map(int, sys.argv[1:]))))' \
-        $$newest >/dev/null 2>&1
+    "$$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 11))' >/dev/null 2>&1
 }
-
-platform=$$(uname -s)-$$(uname -m)
-newest='3 12'
-if [ -n "$(BUILD_PLYVEL)" ]; then
-    newest='3 99'
-elif [ "$$platform" != Linux-x86_64 ]; then
-    fail "multiraft keeps its data in LevelDB through plyvel, which is published ready-built for Linux on x86-64 only;" \
-        "this is $$platform. Ways out:" \
-        "- run this in a Linux x86-64 machine, virtual machine or container (image python:3.12, platform linux/amd64)" \
-        "- or install LevelDB with its headers and a C++ compiler, then add BUILD_PLYVEL=1 to the make command"
-fi
 
 candidates='$(or $(PYTHON),python3.11 python3.12 python3)'
 if [ -n "$(PYTHON)" ] || ! works $(BIN)/python; then
@@ -94,20 +85,21 @@ if [ -n "$(PYTHON)" ] || ! works $(BIN)/python; then
     for name in $$candidates; do
         if works "$$name"; then found=$$name; break; fi
     done
-    [ -n "$$found" ] || fail "no working Python 3.11 or 3.12 with venv found (tried: $$candidates). Ways out:" \
-        "- install one; on Debian and Ubuntu: apt-get install python3.11 python3.11-venv (or 3.12)" \
+    [ -n "$$found" ] || fail "no working Python 3.11 or later with venv found (tried: $$candidates). Ways out:" \
+        "- install one; on Debian and Ubuntu: apt-get install python3.11 python3.11-venv (or later)" \
         "- or name one: add PYTHON=/path/to/python3.12 to the make command" \
-        "- or run this in a Linux x86-64 container of the image python:3.12" \
-        "For later versions plyvel is not published ready-built: with LevelDB's headers and a C++ compiler there," \
-        "add BUILD_PLYVEL=1 to the make command."
+        "- or run this in a container of the image python:3.12"
     echo "setting up $(VENV) with $$("$$found" -V) ..."
     "$$found" -m venv --clear $(VENV)
 fi
 echo "installing multiraft and its tools into $(VENV) ..."
-$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' ||
+$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev$(if $(BUILD_PLYVEL),$(comma)leveldb)]' ||
     fail "installing into $(VENV) failed; pip says why above. Ways out:" \
         "- without a network, point pip at a folder of wheels: PIP_NO_INDEX=1 PIP_FIND_LINKS=/folder make ..." \
-        "- if plyvel does not build: use Linux x86-64 with glibc and Python 3.11 or 3.12, or install LevelDB's headers"
+        "- if plyvel does not build: install LevelDB with its headers and a C++ compiler, or leave BUILD_PLYVEL away"
+$(BIN)/python -c 'import plyvel' 2>/dev/null ||
+    echo "LevelDB is not available here: nodes keep their data in SQLite, and the tests of LevelDB cannot run." \
+        "With LevelDB's headers and a C++ compiler, BUILD_PLYVEL=1 adds it."
 touch $(STAMP)
 endef
 export SETUP

@@ -22,6 +22,7 @@ from multiraft.errors import ConfigError
 from multiraft.types import NodeId
 
 _NODE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+STORES: Final = ("leveldb", "sqlite")
 _KIB: Final = 1024
 _MIB: Final = 1024 * 1024
 
@@ -133,6 +134,7 @@ class NodeConfig:
     listen    "host:port" for its peers
     members   the founding nodes and their addresses, this one included; used on the first start only, and
               compared with what was stored then at every later one
+    store     what keeps its database: "leveldb", or "sqlite" where LevelDB is not to be had; stays what it was at first
     insecure  allow listening beyond loopback although peers are not authenticated
     limits    everything else
     """
@@ -143,12 +145,15 @@ class NodeConfig:
     members: Mapping[NodeId, str]
     insecure: bool = False
     limits: Limits = field(default_factory=Limits)
+    store: str = "leveldb"
 
     def __post_init__(self) -> None:
         if not isinstance(self.node_id, str) or not _NODE_ID.fullmatch(self.node_id):
             raise ConfigError(f"node_id = {self.node_id!r}: must be 1-63 letters, digits, '.', '_' or '-'")
         if not isinstance(self.data_dir, str) or not self.data_dir:
             raise ConfigError(f"data_dir = {self.data_dir!r}: must be the path of a directory")
+        if self.store not in STORES:
+            raise ConfigError(f"store = {self.store!r}: must be one of {', '.join(map(repr, STORES))}")
         host, _ = parse_address("listen", self.listen)
         if not self.insecure and not _is_loopback(host):
             raise ConfigError(

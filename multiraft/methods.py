@@ -280,5 +280,31 @@ def decode_call(raw: bytes) -> list[Any]:
     return wire
 
 
+def called_name(raw: bytes) -> str | None:
+    """Return the name of the method that a call is of; None for bytes that are no call. On the hot path.
+
+    The usual call, an array of at most 15 that starts with a text of at most 31 bytes, is read in place.
+    """
+    if len(raw) > 1 and raw[0] & 0xF0 == 0x90 and raw[1] & 0xE0 == 0xA0:
+        try:
+            return raw[2 : 2 + (raw[1] & 0x1F)].decode()
+        except UnicodeDecodeError:
+            return None
+    try:
+        return str(decode_call(raw)[0])
+    except CommandFailed:
+        return None
+
+
+def describe_call(raw: bytes) -> str:
+    """Return a call as it is written in Python, on one line; something shorter for bytes that are none."""
+    try:
+        name, *arguments = decode_call(raw)
+    except CommandFailed:
+        return f"{len(raw)} bytes that are no command"
+    printable = name if name.isprintable() else ascii(name)
+    return f"command {printable:.80}({', '.join(map(repr, arguments))})"
+
+
 def _without_self(signature: inspect.Signature) -> inspect.Signature:
     return signature.replace(parameters=list(signature.parameters.values())[1:])

@@ -1,7 +1,7 @@
 """A node: one process's share of a cluster, and the place where all parts are put together.
 
     Node ── Services (what is declared) ── Router ── Forwarding ─┐
-         ── Forming (one cluster, once)                          ├── Engine ── Store (LevelDB), Transport (aiohttp)
+         ── Forming (one cluster, once)                          ├── Engine ── Store (on disk), Transport (aiohttp)
          ── Hosting (which replicas live here) ──────────────────┘
 
 Rules of this file: it alone names the concrete store and transport; it decides nothing that a part could decide; a
@@ -25,8 +25,9 @@ from multiraft.engine.replica import Replica
 from multiraft.errors import InvalidRequest, MultiRaftError, NotReady, NotRunning, StorageError
 from multiraft.free_space import SPACE_CALL
 from multiraft.group import CallKind, Group, Unsubscribe
+from multiraft.mending import Mending
 from multiraft.ports import Clocks, Space, Store, Transport
-from multiraft.readmission import READMIT_TIMEOUT_S, STORE_CALL
+from multiraft.readmission import STORE_CALL
 from multiraft.reviving import Revival, disk_was_full
 from multiraft.running import LEADER_CALL, Running, Setup, StoreOpener, TransportMaker
 from multiraft.services import BytesService, Services
@@ -34,20 +35,24 @@ from multiraft.shard import Router, ServiceRoute, ShardMap
 from multiraft.shard.partition import Mode
 from multiraft.statemachine import BytesStateMachine, StateMachine
 from multiraft.status import read_log, replica_state, shards_by_group, tombstones
-from multiraft.storage import FileSpace, open_leveldb, salvage
+from multiraft.storage import FileSpace, open_durable, salvage
 from multiraft.transport import AiohttpTransport
 from multiraft.types import GroupId, Identity, Membership, NodeId
 
 M = TypeVar("M", bound=StateMachine)
 
 
+# On macOS the monotonic clock is this one; elsewhere without it, sleep goes unnoticed.
+_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
 def boottime() -> float:
     """Seconds that never go back, and that pass while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.clock_gettime(_BOOTTIME)
 
 
-def _open_leveldb(config: NodeConfig, loop: asyncio.AbstractEventLoop) -> Store:
-    return open_leveldb(config.data_dir, config.node_id, config.limits, loop)
+def _open_store(config: NodeConfig, loop: asyncio.AbstractEventLoop) -> Store:
+    return open_durable(config.store, config.data_dir, config.node_id, config.limits, loop)
 
 
 def _salvage_leveldb(config: NodeConfig) -> None:
@@ -58,7 +63,7 @@ def _aiohttp_transport(config: NodeConfig, identity: Identity, incarnation: int,
     return AiohttpTransport(config, identity, incarnation, rng)
 
 
-class Node:
+class Node(Mending):
     """One node of a cluster.
 
         node = Node(NodeConfig(node_id="a", data_dir="data/a", listen="127.0.0.1:7001", members={...}))
@@ -68,7 +73,7 @@ class Node:
             await counters.add("hits")
 
     config           see NodeConfig
-    open_store       another store than LevelDB; gets the configuration and the loop
+    open_store       another store than the one that the configuration names; gets the configuration and the loop
     space            the room under another store; None: it is not looked at, and a full disk ends the node for good
     revives          False: a full disk ends the node for good, as every other failed write does
     make_transport   another transport than aiohttp
@@ -81,7 +86,7 @@ class Node:
         self,
         config: NodeConfig,
         *,
-        open_store: StoreOpener = _open_leveldb,
+        open_store: StoreOpener = _open_store,
         space: Space | None = None,
         revives: bool = True,
         make_transport: TransportMaker = _aiohttp_transport,
@@ -103,9 +108,9 @@ class Node:
                 SPACE_CALL: lambda body: self._here().free_space.answer(body),
             },
             loop=loop,
-            salvage=_salvage_leveldb if open_store is _open_leveldb else None,
+            salvage=_salvage_leveldb if open_store is _open_store and config.store == "leveldb" else None,
             space=space
-            or (FileSpace(config.data_dir, config.limits.ballast_bytes) if open_store is _open_leveldb else None),
+            or (FileSpace(config.data_dir, config.limits.ballast_bytes) if open_store is _open_store else None),
             revives=revives,
         )
         self._running: Running | None = None
@@ -427,16 +432,7 @@ class Node:
         the message says which, and why), InvalidRequest (no such member, this node itself, or the node still has the
         store that the cluster knows), NotRunning.
         """
-        running = self._here()
-        if node_id == self.node_id:
-            raise InvalidRequest(f"node {node_id!r} cannot readmit itself: call it on another node")
-        if node_id not in self.config.members:
-            raise InvalidRequest(
-                f"there is no member {node_id!r} (there are: {', '.join(sorted(self.config.members))})"
-            )
-        if timeout_s is not None and not timeout_s > 0:
-            raise InvalidRequest(f"timeout_s = {timeout_s!r}: must be a number of seconds above 0")
-        await running.readmit(node_id, READMIT_TIMEOUT_S if timeout_s is None else timeout_s)
+        await self._here().readmit(node_id, timeout_s)
 
     def _replica(self, group_id: GroupId) -> Replica:
         replica = self._here().engine.replicas.get(group_id)

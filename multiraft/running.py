@@ -17,10 +17,11 @@ from random import Random
 from typing import Any, Final
 
 from multiraft.config import NodeConfig
+from multiraft.containment import Containment
 from multiraft.engine.engine import Engine
 from multiraft.engine.quarantine import Quarantine
 from multiraft.engine.replica import Replica
-from multiraft.errors import MultiRaftError, NoSuchFile, NotRunning, StorageError, UnreadableStore
+from multiraft.errors import InvalidRequest, MultiRaftError, NoSuchFile, NotRunning, StorageError, UnreadableStore
 from multiraft.forming import Forming
 from multiraft.forwarding import Forwarding
 from multiraft.free_space import FreeSpace
@@ -28,7 +29,7 @@ from multiraft.healing import Healing
 from multiraft.hosting import Hosting
 from multiraft.messages import FormingMessage, NodeMessage
 from multiraft.ports import Clocks, FileSource, Space, Store, Transport
-from multiraft.readmission import Readmission
+from multiraft.readmission import READMIT_TIMEOUT_S, Readmission
 from multiraft.reporting import Reporting
 from multiraft.services import Services
 from multiraft.shard import Directory, Router
@@ -129,6 +130,9 @@ class Running:
         )
         self.engine.residents.quarantine = Quarantine(damages)
         self.healing = Healing(config.node_id, self.engine.residents, self.router)
+        self.containment = Containment(
+            config.node_id, self.engine, self.forwarding, self.engine.residents.make_machine, self._loop
+        )
         self.hosting.check(stored)
         self.forming = Forming(store, config.members, setup.rng, self._send_forming, self._formed)
         self.forming.check()
@@ -182,6 +186,8 @@ class Running:
             task.cancel()
         try:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            if hasattr(self, "containment"):
+                await self.containment.close()
         finally:
             await self._close_parts(reason)
 
@@ -204,6 +210,7 @@ class Running:
         self._closed = True
         for task in self._tasks:
             task.cancel()
+        self.containment.abandon()
         self.engine.stop("the node was killed")
         self.router.stop()
         self._wake()
@@ -395,9 +402,18 @@ class Running:
         replica_id = replica.core.replica_id if replica is not None else NOBODY
         return replica_id.to_bytes(8, "big") + (self.store.identity.store_id if self.store is not None else b"")
 
-    async def readmit(self, node_id: NodeId, timeout_s: float) -> None:
+    async def readmit(self, node_id: NodeId, timeout_s: float | None) -> None:
+        """See Node.readmit."""
+        members, own = self._config.members, self._config.node_id
         if self.store is None:
             raise NotRunning("the node is not running")
+        if node_id == own:
+            raise InvalidRequest(f"node {node_id!r} cannot readmit itself: call it on another node")
+        if node_id not in members:
+            raise InvalidRequest(f"there is no member {node_id!r} (there are: {', '.join(sorted(members))})")
+        if timeout_s is not None and not timeout_s > 0:
+            raise InvalidRequest(f"timeout_s = {timeout_s!r}: must be a number of seconds above 0")
+        timeout_s = READMIT_TIMEOUT_S if timeout_s is None else timeout_s
         parts = (self.store, self.engine, self.forming, self.forwarding, self.directory, self.router)
         await Readmission(node_id, *parts, timeout_s).run()
 

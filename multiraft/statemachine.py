@@ -13,9 +13,17 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from multiraft.attributes import pack_attributes, unpack_attributes
-from multiraft.engine.machine import Context, Machine
+from multiraft.engine.machine import Context, Machine, UnknownCommand
 from multiraft.errors import CommandFailed
-from multiraft.methods import Kind, Method, check_declaration, compile_method, decode_call
+from multiraft.methods import (
+    Kind,
+    Method,
+    called_name,
+    check_declaration,
+    compile_method,
+    decode_call,
+    describe_call,
+)
 from multiraft.remote import RemoteCommand, RemoteQuery, RemoteShardQuery, ServiceBinding
 
 P = ParamSpec("P")
@@ -277,7 +285,8 @@ def schema_of(machine: type[StateMachine | BytesStateMachine]) -> dict[str, list
 class MachineAdapter:
     """A StateMachine as the engine's Machine: finds the method, decodes the arguments, encodes the result.
 
-    Bytes that are no command of this class raise CommandFailed: the same on every replica.
+    Bytes that are no call at all raise CommandFailed: the same on every replica. A command that this class does not
+    know halts the replica, for another release of the class may.
     """
 
     __slots__ = ("_commands", "_queries", "machine")
@@ -292,7 +301,7 @@ class MachineAdapter:
         wire = decode_call(command)
         method = self._commands.get(wire[0])
         if method is None:
-            raise self._unknown("command", wire[0])
+            raise UnknownCommand(self._unknown("command", wire[0]))
         machine = self.machine
         machine._context = context
         try:
@@ -304,7 +313,7 @@ class MachineAdapter:
         wire = decode_call(query)
         method = self._queries.get(wire[0])
         if method is None:
-            raise self._unknown("query", wire[0])
+            raise CommandFailed("UnknownQuery", self._unknown("query", wire[0]))
         return method.run(self.machine, wire)
 
     def snapshot(self) -> bytes:
@@ -313,8 +322,15 @@ class MachineAdapter:
     def restore(self, state: bytes) -> None:
         self.machine.restore(state)
 
-    def _unknown(self, kind: Kind, name: str) -> CommandFailed:
-        return CommandFailed(f"Unknown{kind.title()}", f"{type(self.machine).__name__} has no {kind} {name!r:.80}")
+    def refuses(self, command: bytes) -> str | None:
+        name = called_name(command)
+        return None if name is None or name in self._commands else self._unknown("command", name)
+
+    def describe(self, command: bytes) -> str:
+        return describe_call(command)
+
+    def _unknown(self, kind: Kind, name: str) -> str:
+        return f"{type(self.machine).__name__} has no {kind} {name!r:.80}"
 
 
 class BytesMachineAdapter:
@@ -342,6 +358,12 @@ class BytesMachineAdapter:
 
     def restore(self, state: bytes) -> None:
         self.machine.restore(state)
+
+    def refuses(self, command: bytes) -> str | None:
+        return None
+
+    def describe(self, command: bytes) -> str:
+        return f"command {command[:40]!r}" + (f" and {len(command) - 40} more bytes" if len(command) > 40 else "")
 
     def _checked(self, method: str, result: object) -> bytes:
         if type(result) is not bytes:

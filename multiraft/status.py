@@ -28,6 +28,10 @@ _KINDS: Final = {NOOP: "no-op", COMMANDS: "command", SESSION: "command", CONTROL
 _READ_BYTES: Final = 1024 * 1024
 
 
+def role_word(role: Role) -> str:
+    return _ROLES[role]
+
+
 def process_use() -> dict[str, Any]:
     """What this process has used: CPU seconds, user and system, and its largest memory in bytes."""
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -105,7 +109,9 @@ def replica_state(replica: Replica, node_id: NodeId, shard: dict[str, Any] | Non
         "applied": replica.applied,
         "first": core.log.start.index + 1,
         "last": core.last_index,
-        "halted": replica.broken or replica.halted,
+        "halted": replica.why_halted,
+        "failed_commands": replica.executor.failed_commands,
+        "slow_commands": replica.slow_commands,
         "snapshot": {"index": core.snapshot_index, "problem": replica.snapshot_problem},
         "pending": sum(len(batch.futures) for batch in replica.waiting)
         + sum(len(queue.futures) for queue in replica.queued.values()),

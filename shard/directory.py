@@ -18,7 +18,7 @@ from typing import Any, Final, NoReturn
 
 import msgpack
 
-from multiraft.engine.machine import Context
+from multiraft.engine.machine import Context, UnknownCommand
 from multiraft.errors import CommandFailed, InvalidRequest, WireError
 from multiraft.shard.declaration import Declaration, combined, difference
 from multiraft.shard.placement import place
@@ -30,6 +30,7 @@ _CREATE_SERVICE: Final = "create_service"
 _REGISTER_NODE: Final = "register_node"
 _GROUP_NODES: Final = "group_nodes"
 _ADMIT: Final = "admit"
+_ARGUMENTS: Final = {_CREATE_SERVICE: 2, _REGISTER_NODE: 3, _GROUP_NODES: 3, _ADMIT: 3}
 _MAP: Final = "map"
 _NODES: Final = "nodes"
 
@@ -180,7 +181,7 @@ class Directory:
         return unsubscribe
 
     def apply(self, command: bytes, context: Context) -> bytes:
-        """Apply one command; return the map's version. Raises CommandFailed for one that is refused."""
+        """Apply one command; return the map's version. Raises CommandFailed for one that is refused, UnknownCommand."""
         try:
             parts = msgpack.unpackb(command)
             kind, arguments = parts[0], parts[1:]
@@ -195,7 +196,7 @@ class Directory:
         elif kind == _ADMIT and len(arguments) == 3:
             changed = self._admit(*arguments)
         else:
-            _refuse("UnknownCommand", f"the directory has no command {kind!r:.80} with {len(arguments)} arguments")
+            raise UnknownCommand(f"the directory has no command {kind!r:.80} with {len(arguments)} arguments")
         if changed:
             self._tell()
         return _packed(self.map.version)
@@ -211,6 +212,22 @@ class Directory:
         if parts == [_NODES]:
             return _packed([[name, info.address, info.admin_url] for name, info in sorted(self.nodes.items())])
         _refuse("UnknownQuery", "the directory answers map and nodes")
+
+    def refuses(self, command: bytes) -> str | None:
+        """Why this version would not know a command, which must not be proposed then; None: it does."""
+        try:
+            kind, *arguments = msgpack.unpackb(command)
+        except (ValueError, TypeError):
+            return None
+        known = type(kind) is str and _ARGUMENTS.get(kind) == len(arguments)
+        return None if known else f"the directory has no command {kind!r:.80} with {len(arguments)} arguments"
+
+    def describe(self, command: bytes) -> str:
+        """Return a command in words."""
+        try:
+            return f"command {msgpack.unpackb(command)[0]!r:.80} of the directory"
+        except (ValueError, TypeError, LookupError):
+            return f"{len(command)} bytes that are no command of the directory"
 
     def _create_service(self, plain: Any, nodes: Any) -> bool:
         try:

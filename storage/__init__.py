@@ -1,10 +1,12 @@
-"""Storage: one store per node, partitioned by group, on LevelDB or in memory.
+"""Storage: one store per node, partitioned by group, on LevelDB, on SQLite, or in memory.
 
     open_leveldb(path, node_id, limits, loop)   the store of a node
+    open_sqlite(path, node_id, limits, loop)    the same, where there is no LevelDB
+    open_durable(kind, path, ...)               either, by its name
     open_memory(disk, node_id, limits, loop)    its twin for tests and simulations, on a MemoryDisk
     inspect_directory(path)                     what stands in a data directory, while its node is stopped
 
-All three are plain calls that block for a moment, and raise StorageError.
+All are plain calls that block for a moment, and raise StorageError.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ if __name__ != "multiraft.storage":
 from multiraft.storage.inspect import GroupReport, StoreReport, inspect_directory
 from multiraft.storage.memory import MemoryDisk
 from multiraft.storage.memory_files import DiskImage
-from multiraft.storage.opening import open_leveldb, open_memory, open_store
+from multiraft.storage.opening import open_durable, open_leveldb, open_memory, open_sqlite, open_store
 from multiraft.storage.salvage import salvage
 from multiraft.storage.space import FileSpace, MemorySpace
 
@@ -27,8 +29,10 @@ __all__ = [
     "MemorySpace",
     "StoreReport",
     "inspect_directory",
+    "open_durable",
     "open_leveldb",
     "open_memory",
+    "open_sqlite",
     "open_store",
     "salvage",
 ]

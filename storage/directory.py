@@ -19,6 +19,10 @@ from multiraft.errors import StorageError, UnreadableStore
 
 IDENTITY_FILE: Final = "IDENTITY"
 LOCK_FILE: Final = "LOCK"
+LEVELDB_DIR: Final = "db"
+SQLITE_DIR: Final = "sqlite"
+DATABASE_DIRS: Final = {"leveldb": LEVELDB_DIR, "sqlite": SQLITE_DIR}
+"""Where the database of each kind stands in a data directory."""
 
 HINTS: Final = {
     errno.EACCES: "let this user read and write there, or name another directory",
@@ -52,6 +56,28 @@ def make_directories(path: str, database: str) -> None:
             sync_directory(path)
     except OSError as problem:
         raise storage_error(path, "cannot be made", problem) from problem
+
+
+def kind_of(path: str) -> str:
+    """Return which kind of database the data directory holds; empty where it holds none. Raises StorageError."""
+    try:
+        for kind, folder in DATABASE_DIRS.items():
+            database = os.path.join(path, folder)
+            if os.path.isdir(database) and os.listdir(database):
+                return kind
+    except OSError as problem:
+        raise storage_error(path, "cannot be read", problem) from problem
+    return ""
+
+
+def check_kind(path: str, kind: str) -> None:
+    """Raises StorageError when the data directory holds a database of another kind."""
+    found = kind_of(path)
+    if found not in ("", kind):
+        raise StorageError(
+            f"{path} holds a store of kind {found!r}, but the configuration says {kind!r}; "
+            f'say store = "{found}", or name another directory'
+        )
 
 
 def in_use_by_this_process(database: str) -> bool:
@@ -160,14 +186,25 @@ def write_identity_file(path: str, raw: bytes) -> None:
         with open(name + ".tmp", "wb") as file:
             file.write(raw)
             file.flush()
-            os.fsync(file.fileno())
+            sync_file(file.fileno())
         os.replace(name + ".tmp", name)
         sync_directory(path)
     except OSError as problem:
         raise storage_error(name, "cannot be written", problem) from problem
 
 
+def sync_file(descriptor: int) -> None:
+    """Bring what was written to the disk, also where fsync leaves it in the drive. Raises OSError."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)
+
+
 def sync_directory(path: str) -> None:
+    """Bring the directory's entries to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,8 @@
 """Looking into a data directory while its node is stopped, without changing a byte of it.
 
 LevelDB cannot be opened without writing: it replays its log into new files. So the database is opened through a
-temporary directory of links: LevelDB reads the files where they are, and what it makes or removes is there only.
+temporary directory of links: LevelDB reads the files where they are, and what it makes or removes is there only. SQLite
+reads without writing where there is no log beside its database; otherwise both are copied first.
 
 Rules of this file: the directory is only read; its lock is held meanwhile, shared, so that no node starts on it;
 everything that does not hold becomes a line of the report, and only what leaves nothing to report is raised.
@@ -17,10 +18,18 @@ from dataclasses import dataclass, field
 
 from multiraft.config import Limits
 from multiraft.errors import StorageError
+from multiraft.storage import leveldb, sqlite
+from multiraft.storage.backend import Reader
 from multiraft.storage.check import ReplicaScan, read_tombstones, scan_replicas
-from multiraft.storage.directory import LOCK_FILE, in_use_by_another, in_use_by_this_process, storage_error
+from multiraft.storage.directory import (
+    DATABASE_DIRS,
+    LOCK_FILE,
+    in_use_by_another,
+    in_use_by_this_process,
+    kind_of,
+    storage_error,
+)
 from multiraft.storage.identity import read_opening
-from multiraft.storage.leveldb import DATABASE_DIR, LevelReader, has_database, open_linked
 from multiraft.types import (
     GroupId,
     HardState,
@@ -91,17 +100,30 @@ def inspect_directory(path: str) -> StoreReport:
     """Read and check everything that is stored in the data directory `path`; raises no incarnation, writes nothing.
 
     Blocks for as long as reading the store takes. Raises StorageError: not a data directory, in use, or so damaged
-    that LevelDB cannot open it.
+    that its database cannot be opened.
     """
-    database = os.path.join(path, DATABASE_DIR)
-    if not has_database(path, database):
+    with reading(path) as reader:
+        return _report(path, reader)
+
+
+@contextmanager
+def reading(path: str) -> Iterator[Reader]:
+    """Give a reader of everything in the data directory `path`, of either kind, which is not changed.
+
+    No node can start on it meanwhile. Raises StorageError as `inspect_directory` does.
+    """
+    kind = kind_of(path)
+    database = os.path.join(path, DATABASE_DIRS[kind or "leveldb"])
+    if not (sqlite.has_database(path) if kind == "sqlite" else leveldb.has_database(path, database)):
         raise StorageError(f"{path} is not a data directory (it holds no database); name that of a node")
     with _held(path, database), tempfile.TemporaryDirectory(prefix="multiraft-inspect-") as scratch:
-        with closing(open_linked(path, database, scratch, Limits())) as opened:
-            report = _report(path, LevelReader(path, opened))
-        # LevelDB names the links; the reader knows the files.
-        report.problems[:] = [text.replace(scratch, database) for text in report.problems]
-        return report
+        if kind == "sqlite":
+            with sqlite.read_only(path, scratch) as reader:
+                yield reader
+        else:
+            with closing(leveldb.open_linked(path, database, scratch, Limits())) as opened:
+                # LevelDB names the links; the reader knows the files.
+                yield leveldb.LevelReader(path, opened, (scratch, database))
 
 
 @contextmanager
@@ -129,7 +151,7 @@ def _held(path: str, database: str) -> Iterator[None]:
         os.close(lock)
 
 
-def _report(path: str, reader: LevelReader) -> StoreReport:
+def _report(path: str, reader: Reader) -> StoreReport:
     problems: list[str] = []
     try:
         found = read_opening(reader)

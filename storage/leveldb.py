@@ -24,6 +24,7 @@ from multiraft.storage.backend import RawBatch, View
 from multiraft.storage.directory import (
     HINTS,
     IDENTITY_FILE,
+    LEVELDB_DIR,
     LOCK_FILE,
     errno_of,
     in_use_by_another,
@@ -48,9 +49,8 @@ except ImportError as problem:  # pragma: no cover - only where no wheel fits
     plyvel = None
     _plyvel_problem = str(problem)
 
-DATABASE_DIR: Final = "db"
-NEW_DIR: Final = DATABASE_DIR + ".new"
-DAMAGED_DIR: Final = DATABASE_DIR + ".damaged"
+NEW_DIR: Final = LEVELDB_DIR + ".new"
+DAMAGED_DIR: Final = LEVELDB_DIR + ".damaged"
 
 
 # ------------------------------------------------------------------------------------------------------ opening
@@ -61,7 +61,7 @@ def open_database(path: str, limits: Limits) -> Any:
 
     Raises StorageError: not a directory, no right to write, in use, lost or damaged.
     """
-    database = os.path.join(path, DATABASE_DIR)
+    database = os.path.join(path, LEVELDB_DIR)
     try:
         finish_salvage(path)
     except OSError as problem:
@@ -83,7 +83,7 @@ def finish_salvage(path: str) -> None:
 
     Raises OSError.
     """
-    database, new = os.path.join(path, DATABASE_DIR), os.path.join(path, NEW_DIR)
+    database, new = os.path.join(path, LEVELDB_DIR), os.path.join(path, NEW_DIR)
     if os.path.lexists(new) and os.path.lexists(database):
         shutil.rmtree(new)
     elif os.path.lexists(new) and os.path.lexists(os.path.join(path, DAMAGED_DIR)):
@@ -125,7 +125,9 @@ def _check_logs(path: str, database: str) -> None:
 
 def _open(path: str, database: str, limits: Limits, create: bool) -> Any:
     if plyvel is None:  # pragma: no cover - only where no wheel fits
-        raise StorageError(f"LevelDB is not available ({_plyvel_problem}); install plyvel: wheels are for Linux x86-64")
+        raise StorageError(
+            f'LevelDB is not available here ({_plyvel_problem}); install plyvel, or say store = "sqlite"'
+        )
     try:
         return plyvel.DB(
             database,
@@ -164,23 +166,19 @@ def _opening_failed(path: str, database: str, problem: Exception) -> StorageErro
     return StorageError(f"{path} is damaged: {text}. {ways_out(path)}")
 
 
-def _read_error(path: str, problem: Exception) -> StorageError:
-    """The same for a read: what is not the system's doing is damage, and then a CorruptRecord."""
-    if errno_of(problem) in HINTS:
-        return storage_error(path, "cannot be read", problem)
-    damage = CorruptRecord(message_of(problem))
-    damage.__cause__ = problem
-    return damage
-
-
 # ------------------------------------------------------------------------------------------------------- backend
 
 
 class LevelReader:
-    """Checked reads of an open database; `name` is the data directory."""
+    """Checked reads of an open database.
 
-    def __init__(self, name: str, database: Any) -> None:
+    name     the data directory
+    renamed  a part of a path that errors of LevelDB have, and what stands there instead in ours
+    """
+
+    def __init__(self, name: str, database: Any, renamed: tuple[str, str] = ("", "")) -> None:
         self.name = name
+        self._renamed = renamed
         self._database: Any = database  # or a snapshot of one: it is read the same way
         self._closed = False
         self._iterators: set[Any] = set()
@@ -190,7 +188,7 @@ class LevelReader:
         try:
             value: bytes | None = self._database.get(key, verify_checksums=True)
         except Exception as problem:
-            raise _read_error(self.name, problem) from problem
+            raise self._read_error(problem) from problem
         return value
 
     def items(self, start: bytes, stop: bytes | None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
@@ -213,11 +211,20 @@ class LevelReader:
             yield from found
         except Exception as problem:
             self._check_open()  # the reader was closed under the iterator
-            raise _read_error(self.name, problem) from problem
+            raise self._read_error(problem) from problem
         finally:
             if found is not None:
                 self._iterators.discard(found)
                 found.close()
+
+    def _read_error(self, problem: Exception) -> StorageError:
+        """What is not the system's doing is damage, and then a CorruptRecord."""
+        if errno_of(problem) in HINTS:
+            return storage_error(self.name, "cannot be read", problem)
+        text, (linked, real) = message_of(problem), self._renamed
+        damage = CorruptRecord(text.replace(linked, real) if linked else text)
+        damage.__cause__ = problem
+        return damage
 
     def _check_open(self) -> None:
         if self._closed:
@@ -250,7 +257,7 @@ class LevelBackend(LevelReader, ThreadedBackend):
     def __init__(self, name: str, database: Any, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(name, database)
         self._views: set[_LevelView] = set()
-        real = os.path.realpath(os.path.join(name, DATABASE_DIR))
+        real = os.path.realpath(os.path.join(name, LEVELDB_DIR))
         self._log_watch = LogWatch(real)  # belongs to the writer thread
         self._start_writer(real, loop)
 

@@ -13,22 +13,39 @@ from collections.abc import Callable
 from multiraft import failpoints
 from multiraft.config import Limits
 from multiraft.errors import StorageError
-from multiraft.storage import layout
+from multiraft.storage import layout, sqlite
 from multiraft.storage.backend import Backend
+from multiraft.storage.directory import check_kind
 from multiraft.storage.identity import of_cluster, read_opening
 from multiraft.storage.leveldb import LevelBackend, open_database
 from multiraft.storage.memory import MemoryBackend, MemoryDisk
+from multiraft.storage.sqlite import SqliteBackend
 from multiraft.storage.store import PartitionedStore
 from multiraft.types import RUN_ID_BYTES, RUNS_KEPT, Identity, NodeId
+
+
+def open_durable(
+    kind: str, path: str, node_id: NodeId, limits: Limits, loop: asyncio.AbstractEventLoop
+) -> PartitionedStore:
+    """Open the data directory `path`, kept by the database `kind`: "leveldb" or "sqlite". See `open_leveldb`."""
+    opener = open_sqlite if kind == "sqlite" else open_leveldb
+    return opener(path, node_id, limits, loop)
 
 
 def open_leveldb(path: str, node_id: NodeId, limits: Limits, loop: asyncio.AbstractEventLoop) -> PartitionedStore:
     """Open the data directory `path` for `node_id`, making it when missing. Blocks for a few synced writes.
 
     Completions are delivered on `loop`. Raises StorageError, in one line with the way out: not a directory, not
-    writable, in use, damaged, emptied, or of another node.
+    writable, in use, damaged, emptied, of another node, or kept by another database.
     """
+    check_kind(path, "leveldb")
     return open_store(LevelBackend(path, open_database(path, limits), loop), node_id)
+
+
+def open_sqlite(path: str, node_id: NodeId, limits: Limits, loop: asyncio.AbstractEventLoop) -> PartitionedStore:
+    """Open the data directory `path` for `node_id`, kept by SQLite. Otherwise as `open_leveldb`."""
+    check_kind(path, "sqlite")
+    return open_store(SqliteBackend(path, sqlite.open_database(path), loop), node_id)
 
 
 def open_memory(disk: MemoryDisk, node_id: NodeId, limits: Limits, loop: asyncio.AbstractEventLoop) -> PartitionedStore:

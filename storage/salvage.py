@@ -28,11 +28,10 @@ from multiraft.config import Limits
 from multiraft.errors import CorruptRecord, StorageError
 from multiraft.storage import layout
 from multiraft.storage.check import ReplicaScan, next_readable, read_tombstones, scan_replicas
-from multiraft.storage.directory import storage_error, sync_directory
+from multiraft.storage.directory import LEVELDB_DIR, storage_error, sync_directory
 from multiraft.storage.identity import ways_out
 from multiraft.storage.leveldb import (
     DAMAGED_DIR,
-    DATABASE_DIR,
     NEW_DIR,
     LevelReader,
     create_database,
@@ -41,7 +40,7 @@ from multiraft.storage.leveldb import (
 )
 from multiraft.types import U64_MAX, Damage, GroupId, SpaceId
 
-_SCRATCH_DIR: Final = DATABASE_DIR + ".links"
+_SCRATCH_DIR: Final = LEVELDB_DIR + ".links"
 _BATCH_BYTES: Final = 1024 * 1024
 
 
@@ -122,7 +121,7 @@ def salvage(path: str, limits: Limits) -> list[Damage]:
 
     Blocks for as long as copying takes, and needs as much room again. Raises StorageError: nothing was changed.
     """
-    database = os.path.join(path, DATABASE_DIR)
+    database = os.path.join(path, LEVELDB_DIR)
     scratch, new = os.path.join(path, _SCRATCH_DIR), os.path.join(path, NEW_DIR)
     try:
         for folder in (scratch, new):

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -24,7 +25,7 @@ from examples.kv.client import Client
 from examples.kv.load import LoadError, Record, check_file, file_records, load, unicode_records
 from examples.kv.server import EXIT_USAGE, report
 from examples.kv.watch import run_watch
-from multiraft.config import Limits, NodeConfig
+from multiraft.config import STORES, Limits, NodeConfig
 from multiraft.errors import ConfigError, MultiRaftError, OutcomeUnknown
 
 DEFAULT_URL: Final = "http://127.0.0.1:7101"
@@ -104,6 +105,9 @@ def _limits(context: click.Context, parameter: click.Parameter, values: tuple[st
 @click.option("--listen", metavar="HOST:PORT", help="Where its peers reach it.")
 @click.option("--data", metavar="DIR", help="Its data; made when missing.")
 @click.option(
+    "--store", type=click.Choice(STORES), help="What keeps them. [leveldb where it is installed, else sqlite]"
+)
+@click.option(
     "--member", "members", multiple=True, callback=_members, metavar="NAME=HOST:PORT", help="A founding node."
 )
 @click.option("--http", required=True, metavar="HOST:PORT", help="Where it serves the HTTP API.")
@@ -119,6 +123,7 @@ def node(
     node_id: str | None,
     listen: str | None,
     data: str | None,
+    store: str | None,
     members: dict[str, str],
     http: str,
     shards: int,
@@ -139,7 +144,14 @@ def node(
       python -m examples.kv node --id a --listen 127.0.0.1:7001 --http 127.0.0.1:7101 --data data/a \\
           --member a=127.0.0.1:7001 --member b=127.0.0.1:7002 --member c=127.0.0.1:7003
     """
-    given = {"--id": node_id, "--listen": listen, "--data": data, "--member": members, "--limit": limits}
+    given = {
+        "--id": node_id,
+        "--listen": listen,
+        "--data": data,
+        "--member": members,
+        "--limit": limits,
+        "--store": store,
+    }
     try:
         if config is not None:
             named = [name for name, value in given.items() if value]
@@ -147,10 +159,11 @@ def node(
                 raise ConfigError(f"{named[0]} and --config: say it in one place, {config} or the options")
             settings = NodeConfig.from_toml(config)
         else:
-            missing = [name for name, value in given.items() if not value and name != "--limit"]
+            missing = [name for name, value in given.items() if not value and name not in ("--limit", "--store")]
             if missing:
                 raise ConfigError(f"{missing[0]} is missing; give it, or --config FILE")
-            settings = NodeConfig(node_id or "", data or "", listen or "", members, insecure, Limits(**limits))
+            kept_by = store or ("leveldb" if find_spec("plyvel") else "sqlite")
+            settings = NodeConfig(node_id or "", data or "", listen or "", members, insecure, Limits(**limits), kept_by)
     except ConfigError as problem:
         sys.exit(report(problem, EXIT_USAGE))
     copies = replicas or min(server.REPLICAS, len(settings.members))

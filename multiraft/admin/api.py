@@ -2,7 +2,7 @@
 
 Any node answers for all: it asks the others through the connections that the nodes have anyway (methods `admin.*`,
 bodies in msgpack) and puts their answers side by side (multiraft.admin.view). What is here only looks; what changes
-something is a POST and stands in multiraft.admin.member_api.
+something is a POST and stands in multiraft.admin.member_api and mending_api.
 
     GET /status             every node; the ones that do not answer as down
     GET /groups             every group, as its leader sees it; ?service= leader= node= state= sort=
@@ -12,6 +12,9 @@ something is a POST and stands in multiraft.admin.member_api.
                             who takes part in it, and what a change waits for
     POST /groups/{id}/members, POST /groups/{id}/transfer
                             change who takes part, or who leads
+    GET /groups/{id}/why    why it is halted, without leader or slow, and what to do
+    POST /groups/{id}/retry, POST /groups/{id}/rebuild
+                            mend halted replicas
     GET /route              which shard, group and node serve a key; ?key= service= type=
     GET /livez              200 while the process turns over at all: never depends on a quorum
     GET /readyz             200 when this node's groups all have leaders, else 503
@@ -46,6 +49,7 @@ from multiraft.admin.answers import (
 )
 from multiraft.admin.asking import AdminNode, Asking, NotHosted
 from multiraft.admin.member_api import MemberApi
+from multiraft.admin.mending_api import MendingApi
 from multiraft.admin.metrics import metrics_text
 from multiraft.admin.routing import RouteError, expected_groups, find_route
 from multiraft.admin.view import (
@@ -87,7 +91,7 @@ def admin_app(node: AdminNode) -> web.Application:
     """
     asking = Asking(node)
     asking.register_calls()
-    api, members = _Api(asking), MemberApi(asking)
+    api, members, mending = _Api(asking), MemberApi(asking), MendingApi(asking)
     app = web.Application(middlewares=[json_errors])
     app.add_routes(
         [
@@ -99,6 +103,9 @@ def admin_app(node: AdminNode) -> web.Application:
             web.get("/groups/{id}/membership", members.membership),
             web.post("/groups/{id}/members", members.members),
             web.post("/groups/{id}/transfer", members.transfer),
+            web.get("/groups/{id}/why", mending.why),
+            web.post("/groups/{id}/retry", mending.retry),
+            web.post("/groups/{id}/rebuild", mending.rebuild),
             web.get("/route", api.route),
             web.get("/livez", api.livez),
             web.get("/readyz", api.readyz),

@@ -1,7 +1,7 @@
 """What nodes ask each other for their operators: the questions (`admin.*`, bodies in msgpack) and their answers.
 
 Rules of this file: no question waits longer than PEER_TIMEOUT_S; a node that does not answer is a Silence that says
-why, never an error; what is answered here changes nothing, but for `admin.transfer`.
+why, never an error; what is answered here changes nothing, but for `admin.transfer`, `admin.retry` and `admin.rebuild`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ PEER_TIMEOUT_S: Final = 2.0
 """How long another node may take to answer before it is shown as down."""
 LOG_ANSWER_BYTES: Final = 4 * 1024 * 1024
 """What one answer carries of all entries together; the oldest are cut first."""
+
+_CHANGING: Final = frozenset(("admin.transfer", "admin.retry", "admin.rebuild"))
 
 Answers: TypeAlias = dict[NodeId, Any]
 
@@ -65,6 +67,12 @@ class AdminNode(Protocol):
 
     def transfer_leadership(self, group_id: GroupId, to: NodeId) -> None: ...
 
+    def why(self, group_id: GroupId) -> dict[str, Any]: ...
+
+    def retry(self, group_id: GroupId) -> None: ...
+
+    def begin_rebuild(self, group_id: GroupId, timeout_s: float) -> None: ...
+
     def read_log(self, group_id: GroupId, last_n: int) -> list[dict[str, Any]]: ...
 
     def on_call(self, method: str, handler: Callable[[bytes], bytes]) -> None: ...
@@ -91,6 +99,9 @@ class Asking:
             "admin.group": lambda request: self._local_group(request["group_id"]),
             "admin.log": self._local_log,
             "admin.transfer": self._local_transfer,
+            "admin.why": self._local_why,
+            "admin.retry": self._local_retry,
+            "admin.rebuild": self._local_rebuild,
         }
 
     # ------------------------------------------------------------------------------------ between nodes
@@ -125,6 +136,18 @@ class Asking:
     def _local_transfer(self, request: Facts) -> None:
         self.node.transfer_leadership(request["group_id"], request["node"])
 
+    def _local_why(self, request: Facts) -> Facts:
+        self._local_group(request["group_id"])
+        return self.node.why(request["group_id"])
+
+    def _local_retry(self, request: Facts) -> None:
+        self._local_group(request["group_id"])
+        self.node.retry(request["group_id"])
+
+    def _local_rebuild(self, request: Facts) -> None:
+        self._local_group(request["group_id"])
+        self.node.begin_rebuild(request["group_id"], request["timeout_s"])
+
     def _local_log(self, request: Facts) -> Facts:
         view = self._local_group(request["group_id"])
         room = LOG_ANSWER_BYTES
@@ -137,8 +160,8 @@ class Asking:
         return {"view": view, "entries": entries}
 
     def _own(self, method: str, request: Facts) -> Any:
-        """Answer this node's own question; only `admin.transfer` may be refused, and is then no error either."""
-        if method != "admin.transfer":
+        """Answer this node's own question; only what changes something may be refused, and is then no error either."""
+        if method not in _CHANGING:
             return self._local[method](request)
         try:
             return self._local[method](request)

@@ -3,7 +3,8 @@
 Every command prints a table (drawn on a terminal, plain aligned text in a pipe), or with --json the answer as it came.
 What goes wrong is one line with a hint on the error stream, and an exit code.
 
-Rules of this file: what changes a cluster stands in multiraft.admin.member_commands, the rest only looks; no traceback
+Rules of this file: what changes a cluster stands in multiraft.admin.member_commands and mending_commands, the rest only
+looks; no traceback
 reaches an operator; results go to the output stream, everything else to the error stream.
 """
 
@@ -18,7 +19,7 @@ from typing import Final, NoReturn
 
 import click
 
-from multiraft.admin import member_commands, pages
+from multiraft.admin import member_commands, mending_commands, pages
 from multiraft.admin.client import (
     DEFAULT_URL,
     AdminClient,
@@ -95,6 +96,7 @@ def cli(context: click.Context, url: str | None, timeout: float | None) -> None:
       multiraft status                          the nodes: who is up, who is slow
       multiraft groups --state leaderless       what does not work now, and why
       multiraft group 17                        one group and each of its replicas
+      multiraft group why 17                    why it is halted, slow, or without leader
       multiraft route user:42 --service kv      who serves this key
       multiraft log 17 --last 20                the end of a group's log
       multiraft members 17                      who takes part in a group
@@ -162,19 +164,6 @@ def groups(client: AdminClient, as_json: bool, watch: float | None, limit: int |
 
 
 @cli.command()
-@click.argument("group_id", metavar="ID", type=click.IntRange(1))
-@remote
-def group(client: AdminClient, group_id: int, as_json: bool) -> None:
-    """Show one group: its leader, its log, and each of its replicas.
-
-    \b
-    Example:
-      multiraft group 17
-    """
-    present(lambda: client.get("groups", str(group_id)), pages.group_page, as_json)
-
-
-@cli.command()
 @click.argument("key", metavar="KEY")
 @click.option("--service", metavar="NAME", help="Whose key it is; needed when there are several services.")
 @click.option(
@@ -236,6 +225,7 @@ def storage(directory: str, as_json: bool) -> None:
     present(lambda: inspect_store(directory), pages.storage_page, as_json)
 
 
+cli.add_command(mending_commands.group)
 cli.add_command(member_commands.members)
 cli.add_command(member_commands.member)
 cli.add_command(member_commands.transfer)

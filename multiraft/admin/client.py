@@ -75,6 +75,10 @@ class AdminClient:
         self._timeout_s = timeout_s
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
 
+    @property
+    def timeout_s(self) -> float:
+        return self._timeout_s
+
     def get(self, *path: str, params: Mapping[str, object] | None = None) -> dict[str, Any]:
         """Return the JSON object at `path` (one argument per step); parameters that are None are left out.
 

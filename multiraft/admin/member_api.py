@@ -15,13 +15,13 @@ is unsafe by `multiraft.admin.plans` is refused unless it is forced.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any, Final
 
 from aiohttp import web
 
 from multiraft.admin.answers import ApiError, asked_group, checked_query, json_answer
 from multiraft.admin.asking import Asking
+from multiraft.admin.bodies import flag_of, json_body, named_of, node_of, refuse_others, seconds_of
 from multiraft.admin.memberships import membership_answer
 from multiraft.admin.plans import Action, PlanRefused, make_plan
 from multiraft.admin.view import Facts, Silence, groups_problems, merge_group, silence_problems
@@ -30,7 +30,6 @@ from multiraft.types import GroupId, Membership, NodeId
 
 CHANGE_TIMEOUT_S: Final = 60.0
 TRANSFER_TIMEOUT_S: Final = 10.0
-TIMEOUT_MOST_S: Final = 3_600.0
 CHANGES_AT_ONCE: Final = 64
 """How many requests may wait here for their changes to be done; one more is refused."""
 _MEMBER_ACTIONS: Final = ("add", "remove", "replace", "promote", "demote")
@@ -38,7 +37,6 @@ _LOOK_AGAIN_S: Final = 0.05
 _SETTLE_S: Final = 1.0
 _ASK_AGAIN_S: Final = 5.0
 """A transfer that was asked for and did not come about has been given up by its leader after this time."""
-_BODY_CHARACTERS: Final = 16_384
 
 
 class MemberApi:
@@ -59,24 +57,26 @@ class MemberApi:
 
     async def members(self, request: web.Request) -> web.Response:
         checked_query(request)
-        body = await _body(request)
-        kind = _named(body, "action", _MEMBER_ACTIONS)
+        body = await json_body(request)
+        kind = named_of(body, "action", _MEMBER_ACTIONS)
         texts, flags = {"node"}, {"dry_run", "force"}
         if kind == "replace":
             texts.add("old")
         if kind == "add":
             flags.add("voter")
-        _only(body, {"action", "timeout_s", *texts, *flags})
+        refuse_others(body, {"action", "timeout_s", *texts, *flags})
         action = Action(
-            kind, _node(body, "node"), _node(body, "old") if kind == "replace" else "", _flag(body, "voter", True)
+            kind, node_of(body, "node"), node_of(body, "old") if kind == "replace" else "", flag_of(body, "voter", True)
         )
         return await self._act(asked_group(request), action, body, CHANGE_TIMEOUT_S)
 
     async def transfer(self, request: web.Request) -> web.Response:
         checked_query(request)
-        body = await _body(request)
-        _only(body, {"node", "timeout_s", "dry_run", "force"})
-        return await self._act(asked_group(request), Action("transfer", _node(body, "node")), body, TRANSFER_TIMEOUT_S)
+        body = await json_body(request)
+        refuse_others(body, {"node", "timeout_s", "dry_run", "force"})
+        return await self._act(
+            asked_group(request), Action("transfer", node_of(body, "node")), body, TRANSFER_TIMEOUT_S
+        )
 
     # ----------------------------------------------------------------------------------------------------- acting
 
@@ -85,8 +85,8 @@ class MemberApi:
         return {**merge_group(views, silent), "tombstones": tombstones}, silent
 
     async def _act(self, group_id: GroupId, action: Action, body: Facts, default_s: float) -> web.Response:
-        timeout_s = _seconds(body, "timeout_s", default_s)
-        dry_run, force = _flag(body, "dry_run", False), _flag(body, "force", False)
+        timeout_s = seconds_of(body, "timeout_s", default_s)
+        dry_run, force = flag_of(body, "dry_run", False), flag_of(body, "force", False)
         plan = await self._plan(group_id, action)
         if dry_run:
             return json_answer({"done": False, "dry_run": True, "plan": plan})
@@ -182,61 +182,3 @@ def _told(membership: Membership) -> Facts:
             "joining": named(membership.joining),
         }
     }
-
-
-# ------------------------------------------------------------------------------------------------- what was sent
-
-
-async def _body(request: web.Request) -> Facts:
-    """Return the JSON object that was sent. Raises ApiError.
-
-    Browsers say where a POST comes from, and send JSON to another site only if it lets them: both are refused, so that
-    no page can act through the browser of someone who can reach this API.
-    """
-    if "Origin" in request.headers:
-        raise ApiError(403, "requests that change something are not taken from web pages", "use the multiraft command")
-    if request.content_type != "application/json":
-        raise ApiError(415, f"the body is {request.content_type}", "send JSON, as Content-Type: application/json")
-    if request.content_length is not None and request.content_length > _BODY_CHARACTERS:
-        raise ApiError(413, "the body is too large", f"at most {_BODY_CHARACTERS} bytes")
-    try:
-        body = await request.json()
-    except ValueError as problem:
-        raise ApiError(400, f"the body is not JSON: {problem}", 'send an object, like {"node": "n2"}') from problem
-    if not isinstance(body, dict):
-        raise ApiError(400, "the body is no JSON object", 'send an object, like {"node": "n2"}')
-    return body
-
-
-def _only(body: Mapping[str, Any], known: set[str]) -> None:
-    for name in body:
-        if name not in known:
-            raise ApiError(400, f"{name}: is not known here", f"known: {', '.join(sorted(known))}")
-
-
-def _named(body: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> str:
-    value = body.get(name)
-    if value not in allowed:
-        raise ApiError(400, f"{name} = {value!r}: is not one of those known", f"known: {', '.join(allowed)}")
-    return str(value)
-
-
-def _node(body: Mapping[str, Any], name: str) -> NodeId:
-    value = body.get(name)
-    if not isinstance(value, str) or not 0 < len(value) <= 255:
-        raise ApiError(400, f"{name} = {value!r}: is not the name of a node", 'a text, like "n2"')
-    return value
-
-
-def _flag(body: Mapping[str, Any], name: str, otherwise: bool) -> bool:
-    value = body.get(name, otherwise)
-    if not isinstance(value, bool):
-        raise ApiError(400, f"{name} = {value!r}: is neither true nor false", f"left out, it is {otherwise}".lower())
-    return value
-
-
-def _seconds(body: Mapping[str, Any], name: str, otherwise: float) -> float:
-    value = body.get(name, otherwise)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= TIMEOUT_MOST_S:
-        raise ApiError(400, f"{name} = {value!r}: is out of range", f"seconds, above 0, at most {TIMEOUT_MOST_S:g}")
-    return float(value)

@@ -51,9 +51,6 @@ class Applying:
             replica.apply_queued = False
             if replica.broken is not None:
                 continue
-            if replica.halted is not None:
-                self._give_up(replica, now)
-                continue
             try:
                 more = replica.apply_slice(until_s)
             except Exception as problem:
@@ -62,12 +59,7 @@ class Applying:
             if more:
                 self.add(replica)
             if replica.halted is not None:
-                self._give_up(replica, now)
+                engine.containing.give_up(replica, now)
+            engine.containing.applied(replica)
             engine.snapshotting.consider(replica)
             replica.core.log.trim(cache_bytes)
-
-    def _give_up(self, replica: Replica, now: float) -> None:
-        """A halted replica leads nobody where another voter may: also one that was elected after it had halted."""
-        if replica.leads and len(replica.core.membership.voters) > 1:
-            replica.core.step_down(now)
-            self._engine.note(replica, now)

@@ -28,6 +28,7 @@ from multiraft import failpoints
 from multiraft.config import Limits
 from multiraft.engine.applying import Applying
 from multiraft.engine.changing import Changing
+from multiraft.engine.containing import Containing
 from multiraft.engine.following import Following
 from multiraft.engine.incoming import Incoming
 from multiraft.engine.leases import Leases
@@ -36,7 +37,7 @@ from multiraft.engine.machine import Machine
 from multiraft.engine.observing import Observing
 from multiraft.engine.outgoing import Outgoing
 from multiraft.engine.pacing import Pacing
-from multiraft.engine.proposing import check_room, propose_queued
+from multiraft.engine.proposing import check_entry, check_room, propose_queued
 from multiraft.engine.reading import Reading
 from multiraft.engine.replica import Replica
 from multiraft.engine.residents import Residents
@@ -48,7 +49,6 @@ from multiraft.engine.wheel import Wheel
 from multiraft.engine.writer import LogWriter, Persisted, Promise
 from multiraft.errors import (
     CorruptRecord,
-    InvalidRequest,
     InvariantViolation,
     NotLeader,
     NotRunning,
@@ -68,8 +68,8 @@ from multiraft.messages import (
 )
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import LEADER, CoreSettings, Raft
-from multiraft.records import COMMANDS, CONTROL, SESSION
-from multiraft.sessions import HEAD, encode_register
+from multiraft.records import COMMANDS, CONTROL
+from multiraft.sessions import encode_register
 from multiraft.types import (
     FOUNDING_INDEX,
     FOUNDING_TERM,
@@ -113,7 +113,7 @@ class Engine:
         self.limits = limits
         self.replicas: dict[GroupId, Replica] = {}
         self.budget = Budget(limits.pending_bytes)
-        self._disk_problem: str | None = None
+        self.disk_problem: str | None = None
         self.incoming = Incoming(self)
         self.counters = self.incoming.counters
         self.counters["audit_repairs"] = 0
@@ -153,6 +153,7 @@ class Engine:
         self.upkeep = Upkeep(self, loop)
         self.residents = Residents(self, store.load_tombstones())
         self.changing = Changing(self)
+        self.containing = Containing(self)
         self._started_s = self._next_beat_s = now = self.pacing.now()
         settings = LivenessSettings(self._beat_s, self._election_timeout_s, limits.clock_drift_ppm / 1e6)
         self.liveness = Liveness(
@@ -193,6 +194,7 @@ class Engine:
         replica = Replica(stored.descriptor, core, machine, self.budget, self._slow_s, self.clocks.effort)
         replica.on_applied = self.observing.applied
         self.replicas[replica.group_id] = replica
+        self.containing.open(replica, stored)
         self.snapshotting.open(replica)
         quiet_s = max(0.0, self._started_s + self._election_timeout_s - now)
         core.release(now, quiet_s + self.view.turn_to_campaign_s(replica))
@@ -220,6 +222,7 @@ class Engine:
         self.liveness.unlead(replica.group_id, self.pacing.now())
         self.liveness.replica_removed(replica.group_id)
         self.changing.forget(replica.group_id)
+        self.containing.gone(replica)
         replica.fail_everything(f"group {replica.group_id}: {reason}")
         self.observing.on_role(replica)
 
@@ -230,19 +233,16 @@ class Engine:
 
         The future gets OutcomeUnknown when it is not applied within the request timeout, NotCommitted when a later
         leader replaced it, CommandFailed when the state machine raised. Raises, having proposed nothing: NotLeader,
-        Halted, Overloaded, DiskFull, InvalidRequest (over entry_bytes), NotRunning.
+        Halted, Overloaded, DiskFull, InvalidRequest (over entry_bytes, unknown to the machine), NotRunning.
         """
         replica = self.replicas.get(group_id)
         if replica is None or replica.core.role is not LEADER or replica.halted or replica.broken:
             replica = self.leading(group_id)  # which raises
         budget = self.budget
-        if len(command) > self._entry_bytes and (kind != SESSION or len(command) > self._entry_bytes + HEAD.size):
-            head_bytes = HEAD.size if kind == SESSION else 0
-            said = f"a command of {len(command) - head_bytes} bytes; entry_bytes allows {self._entry_bytes}"
-            raise InvalidRequest(said)
+        check_entry(replica, command, kind, self._entry_bytes)
         size_bytes = len(command) + ENTRY_OVERHEAD_BYTES
         if budget.used_bytes + size_bytes > budget.limit_bytes:
-            check_room(replica, size_bytes, self.limits.pending_bytes, self._disk_problem)
+            check_room(replica, size_bytes, self.limits.pending_bytes, self.disk_problem)
         budget.used_bytes += size_bytes
         budget.count += 1
         future: Future[bytes] = self.loop.create_future()
@@ -258,7 +258,7 @@ class Engine:
 
     def refuse_proposals(self, why: str | None) -> None:
         """Refuse every command but the directory's from now on, with DiskFull and this text; None: take them again."""
-        self._disk_problem = why
+        self.disk_problem = why
         self.budget.limit_bytes = self.limits.pending_bytes if why is None else 0
 
     def register(self, group_id: GroupId, client: bytes) -> Future[bytes]:
@@ -464,6 +464,7 @@ class Engine:
             self._expire_callers(now)
             self.snapshotting.tick()
             self.changing.tick(now)
+            self.containing.tick(now)
             self.residents.tick()
             self.upkeep.repair_drops()
             self.upkeep.audit(now)

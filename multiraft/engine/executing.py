@@ -16,15 +16,19 @@ from typing import Any, Final, TypeAlias
 
 import msgpack
 
-from multiraft.engine.machine import Context, Machine, command_failed, environmental
+from multiraft.engine.machine import Context, Diverged, Machine, UnknownCommand, command_failed, environmental
+from multiraft.engine.rolling import RollingHash
 from multiraft.engine.sessions import Result, SessionTable
-from multiraft.errors import CommandFailed, CorruptRecord, InvalidRequest
+from multiraft.errors import CommandFailed, InvalidRequest
 from multiraft.records import COMMANDS, CONTROL, SESSION
 from multiraft.sessions import HEAD, REGISTER, registration
-from multiraft.types import GroupId
+from multiraft.types import GroupId, Index
 
-Control: TypeAlias = Callable[[list[Any], Context], Result]
 Run: TypeAlias = Callable[[bytes, Context], Result]
+Control: TypeAlias = Callable[[list[Any], Context], Result]
+
+CHECK: Final = 2
+_TEXT_CHARACTERS: Final = 200
 log: Final = logging.getLogger("multiraft.engine")
 
 
@@ -35,18 +39,26 @@ class Executor:
     runs             by the record's kind: what runs one entry of it
     controls         by its code: what runs a CONTROL entry
     sessions         the clients, and what was replied to them
+    rolling          what all results have come to
     failed_commands  how many commands raised, since the start
     """
 
-    __slots__ = ("controls", "failed_commands", "group_id", "machine", "runs", "sessions")
+    __slots__ = ("controls", "failed_commands", "group_id", "machine", "rolling", "runs", "sessions")
 
     def __init__(self, group_id: GroupId, machine: Machine) -> None:
         self.group_id = group_id
         self.machine = machine
         self.failed_commands = 0
         self.sessions = SessionTable()
+        self.rolling = RollingHash()
         self.runs: dict[int, Run] = {COMMANDS: self.command, SESSION: self.numbered, CONTROL: self.control}
-        self.controls: dict[int, Control] = {REGISTER: self.register}
+        self.controls: dict[int, Control] = {REGISTER: self.register, CHECK: self._check}
+
+    def anew(self, machine: Machine) -> Executor:
+        """Return one for `machine`, which has applied nothing yet."""
+        executor = Executor(self.group_id, machine)
+        executor.failed_commands = self.failed_commands
+        return executor
 
     def command(self, command: bytes, context: Context) -> Result:
         """Apply one command; return its result, or what its caller is to be raised. Raises what halts the replica."""
@@ -75,7 +87,7 @@ class Executor:
         return answer
 
     def control(self, entry: bytes, context: Context) -> Result:
-        """Do what concerns the group itself. Raises CorruptRecord for a code that this version does not know."""
+        """Do what concerns the group itself. Raises UnknownCommand for a code of a later version; Diverged."""
         try:
             fields = msgpack.unpackb(entry)
         except ValueError:
@@ -84,7 +96,7 @@ class Executor:
             return InvalidRequest("a malformed entry of control")
         run = self.controls.get(fields[0])
         if run is None:
-            raise CorruptRecord(f"index {context.index} holds an entry of control of the unknown code {fields[0]}")
+            raise UnknownCommand(f"this version of multiraft knows no control entry of code {fields[0]}")
         return run(fields, context)
 
     def register(self, fields: list[Any], context: Context) -> Result:
@@ -94,3 +106,31 @@ class Executor:
             return InvalidRequest("a malformed registration of a session")
         self.sessions.register(*asked, context.time_ms)
         return b""
+
+    def _check(self, parts: list[Any], context: Context) -> Result:
+        """Compare what has come of the commands here with what has on most replicas."""
+        _, index, value = parts
+        own = self.rolling.at(index)
+        if own is not None and own != value:
+            raise Diverged(index, value, own)
+        self.rolling.compared(index)
+        return b""
+
+    def refuses(self, kind: int, entry: bytes) -> str | None:
+        """Why an entry of this kind must not be proposed: the machine's class would not know it. None: it may be."""
+        return self.machine.refuses(entry if kind == COMMANDS else entry[HEAD.size :])
+
+    def text_of(self, kind: int, entry: bytes) -> str:
+        """Return an entry of a record of this kind as an operator reads it, on one line. Never raises."""
+        if kind == SESSION:
+            entry = entry[HEAD.size :]
+        elif kind != COMMANDS:
+            return "an entry of the group's own"
+        text = self.machine.describe(entry)
+        return text if len(text) <= _TEXT_CHARACTERS else f"{text[:_TEXT_CHARACTERS]}..."
+
+
+def check_entry(index: Index, value: int) -> bytes:
+    """Return the CONTROL entry that has all replicas compare their rolling hash at `index` with `value`."""
+    packed: bytes = msgpack.packb([CHECK, index, value])
+    return packed

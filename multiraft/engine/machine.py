@@ -4,6 +4,8 @@ A command must have the same effect on every replica. An ordinary exception that
 of its effect: every replica raises it at the same entry, and its caller gets CommandFailed. A failure of the
 environment (memory, stack, disk, cancellation) strikes one replica alone; that replica must stop at the entry, or it
 would go on with another state than its peers. `environmental` is the one place that draws this line.
+So must one whose program does not know a command that is in the log (`UnknownCommand`), or whose results are not those
+of the others (`Diverged`): what it would go on with is not the group's state.
 
 Rules of this file: no I/O, no time; nothing here knows of services, keys or types.
 """
@@ -17,6 +19,33 @@ from multiraft.errors import CommandFailed, MultiRaftError
 from multiraft.types import GroupId, Index, Term
 
 _DETAIL_CHARACTERS: Final = 1_000
+
+
+class Halting(Exception):
+    """The replica must stop at the entry, and it alone. Raised by whoever finds out; halts it."""
+
+    kind = "environment"
+
+
+class UnknownCommand(Halting):
+    """This node's program does not know the command: it is older than the one that proposed it."""
+
+    kind = "unknown command"
+
+
+class Diverged(Halting):
+    """What this replica's commands have come to is not what those of the others have.
+
+    index  the entry at which they were compared
+    value  what the others have there; see rolling.py
+    """
+
+    kind = "diverged"
+
+    def __init__(self, index: Index, value: int, own: int) -> None:
+        super().__init__(f"up to index {index} its commands have come to {own:08x}, those of the group to {value:08x}")
+        self.index = index
+        self.value = value
 
 
 class Context:
@@ -69,6 +98,12 @@ class Machine(Protocol):
         Called once per entry, in order of index. What it raises is judged by `environmental`.
         """
 
+    def refuses(self, command: bytes) -> str | None:
+        """Why this class does not know the command, which must not be proposed then; None: it does, or may."""
+
+    def describe(self, command: bytes) -> str:
+        """Return the command as an operator reads it, on one line. Never raises."""
+
     def query(self, query: bytes) -> bytes:
         """Answer a question from the state as it is; must not change it."""
 
@@ -85,12 +120,13 @@ class Machine(Protocol):
 def environmental(failure: BaseException) -> bool:
     """Return whether `failure`, raised by `Machine.apply`, is this replica's alone, so that the replica must halt.
 
-    OSError, MemoryError, RecursionError and whatever is not an Exception (cancellation, interrupts) are; so is an
-    exception group that holds one of them. Every other Exception is a deterministic result of the command.
+    OSError, MemoryError, RecursionError, what says so itself (`Halting`) and whatever is not an Exception
+    (cancellation, interrupts) are; so is an exception group that holds one of them. Every other Exception is a
+    deterministic result of the command.
     """
     if isinstance(failure, BaseExceptionGroup):
         return any(environmental(part) for part in failure.exceptions)
-    return not isinstance(failure, Exception) or isinstance(failure, OSError | MemoryError | RecursionError)
+    return not isinstance(failure, Exception) or isinstance(failure, OSError | MemoryError | RecursionError | Halting)
 
 
 def command_failed(failure: Exception) -> CommandFailed:
@@ -105,6 +141,21 @@ def command_failed(failure: Exception) -> CommandFailed:
     except Exception as problem:
         detail = f"(its text cannot be had: {type(problem).__name__})"
     return CommandFailed(type(failure).__name__, detail[:_DETAIL_CHARACTERS])
+
+
+def said(failure: BaseException) -> str:
+    """Return what `failure` says, as text that can be stored and sent. Never raises."""
+    try:
+        detail = str(failure)
+    except Exception as problem:
+        detail = f"(its text cannot be had: {type(problem).__name__})"
+    text = detail[:_DETAIL_CHARACTERS].encode(errors="backslashreplace").decode()
+    return f"{type(failure).__name__}: {text}" if text else type(failure).__name__
+
+
+def halt_kind(failure: BaseException) -> str:
+    """Return the kind of `types.Halt` for a failure that is `environmental`."""
+    return failure.kind if isinstance(failure, Halting) else Halting.kind
 
 
 def query_failed(failure: Exception) -> MultiRaftError:

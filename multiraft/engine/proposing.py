@@ -10,8 +10,10 @@ from functools import partial
 from multiraft.config import Limits
 from multiraft.engine.replica import Replica
 from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Proposals, Queue
-from multiraft.errors import DiskFull, InvariantViolation, NotReady, OutcomeUnknown, Overloaded
+from multiraft.errors import DiskFull, InvalidRequest, InvariantViolation, NotReady, OutcomeUnknown, Overloaded
 from multiraft.raft import LEADER
+from multiraft.records import CONTROL, SESSION
+from multiraft.sessions import HEAD
 from multiraft.types import DIRECTORY_GROUP, NOBODY
 
 
@@ -58,6 +60,20 @@ def _propose(
         replica.waiting.append(batch)
         batches.append(batch)
         left_bytes -= part_bytes
+
+
+def check_entry(replica: Replica, entry: bytes, kind: int, limit_bytes: int) -> None:
+    """Raise InvalidRequest for a command over `limit_bytes`, or one that the machine's class does not know.
+
+    Such a one would halt every replica that applies it. On the hot path.
+    """
+    if len(entry) > limit_bytes and (kind != SESSION or len(entry) > limit_bytes + HEAD.size):
+        command_bytes = len(entry) - (HEAD.size if kind == SESSION else 0)
+        raise InvalidRequest(f"a command of {command_bytes} bytes; entry_bytes allows {limit_bytes}")
+    if kind != CONTROL:
+        refused = replica.executor.refuses(kind, entry)
+        if refused is not None:
+            raise InvalidRequest(f"group {replica.group_id}: {refused}")
 
 
 def check_room(replica: Replica, size_bytes: int, limit_bytes: int, disk_problem: str | None) -> None:

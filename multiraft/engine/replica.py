@@ -17,7 +17,7 @@ from typing import Final
 from multiraft import failpoints
 from multiraft.engine.executing import Executor
 from multiraft.engine.local import LocalReads
-from multiraft.engine.machine import Context, Machine, environmental, query_failed
+from multiraft.engine.machine import Context, Machine, environmental, halt_kind, query_failed, said
 from multiraft.engine.waiting import Budget, Proposals, Queue, Reads, fail_future
 from multiraft.errors import (
     Halted,
@@ -30,9 +30,10 @@ from multiraft.errors import (
 from multiraft.ports import Clock
 from multiraft.raft import LEADER, Raft
 from multiraft.records import FOR_MACHINES, SESSION, Record
-from multiraft.types import GroupId, Index, NodeId, ReplicaDescriptor, ReplicaId, Term
+from multiraft.types import GroupId, Halt, Index, NodeId, ReplicaDescriptor, ReplicaId, Term
 
 _READ_BYTES: Final = 1024 * 1024
+_SLOWEST_KEPT: Final = 8
 log: Final = logging.getLogger("multiraft.engine")
 
 
@@ -45,7 +46,11 @@ class Replica:
     local                   reads that this replica answers whoever leads; None before the first one
     committed               apply up to here: committed, and on this disk
     executor                runs what is applied, on the state machine
-    halted                  why applying has stopped; None while it has not
+    halted                  why applying has stopped, and at which entry; None while it has not
+    handing                 halted, it leads until somebody healthy takes over
+    on_halt                 called with the reason when it has halted
+    slow_commands           how many took longer than they should, since the start; the latest ones in `slowest`, as
+                            (index, milliseconds, in words)
     snapshot_due            no snapshot is to be thought of before this index is applied
     snapshot_problem        why the latest attempt to take one failed; None while none has
     broken                  a broken invariant: the core is not touched any more
@@ -69,8 +74,10 @@ class Replica:
         "executor",
         "group_id",
         "halted",
+        "handing",
         "local",
         "on_applied",
+        "on_halt",
         "queued",
         "reads",
         "rounds",
@@ -79,6 +86,8 @@ class Replica:
         "seen_role",
         "seen_term",
         "slow_command_s",
+        "slow_commands",
+        "slowest",
         "snapshot_due",
         "snapshot_problem",
         "stopwatch",
@@ -114,7 +123,11 @@ class Replica:
         self.local: LocalReads | None = None
         self.dirty = False
         self.apply_queued = False
-        self.halted: str | None = None
+        self.halted: Halt | None = None
+        self.handing = False
+        self.on_halt: Callable[[BaseException], None] = _nothing
+        self.slow_commands = 0
+        self.slowest: deque[tuple[Index, float, str]] = deque(maxlen=_SLOWEST_KEPT)
         self.snapshot_due: Index = 0
         self.snapshot_problem: str | None = None
         self.broken: str | None = None
@@ -125,6 +138,19 @@ class Replica:
         self.strangers: dict[ReplicaId, NodeId] = {}
         self.told_leading = False
         self.on_applied: Callable[[Replica], None] = _nobody
+
+    def remake(self, machine: Machine, index: Index) -> None:
+        """Begin anew with `machine`, which has what the snapshot of `index` (or the founding) says.
+
+        Entries after that are applied again; nobody waits for what comes of them.
+        """
+        if self.local is not None:  # what it knows of its age is true no longer
+            self.local.fail(self.stopped)
+            self.local = None
+        self.executor = self.executor.anew(machine)
+        self.executor.rolling.restart(index, 0)
+        self.context = Context(index, 0, self.group_id, 0)
+        self.applied = index
 
     @property
     def machine(self) -> Machine:
@@ -154,13 +180,20 @@ class Replica:
             return self.stopped()
         if self.core.role is not LEADER:
             return NotLeader(self.group_id, self.leader_node)
-        return self.stopped()
+        return NotLeader(self.group_id) if self.handing else self.stopped()
 
     def stopped(self) -> Halted:
         """What whoever asks this very replica is told once it is halted or broken."""
         if self.broken is not None:
             return Halted(f"group {self.group_id}: the replica here has stopped: {self.broken}")
-        return Halted(f"group {self.group_id}: the replica here has halted: {self.halted}")
+        return Halted(f"group {self.group_id}: the replica here has halted: {self.why_halted}")
+
+    @property
+    def why_halted(self) -> str | None:
+        """Why this replica serves nobody, in words; None while it does."""
+        if self.broken is not None:
+            return self.broken
+        return self.halted.reason if self.halted is not None else None
 
     # ------------------------------------------------------------------------------------------------- proposing
 
@@ -189,16 +222,17 @@ class Replica:
         if self.applied < core.log.start.index:
             return False  # a snapshot is on its way to the disk, and then to the machine
         more = False
-        while self.applied < self.committed and self.halted is None and not more:
-            for record in core.log.records(self.applied + 1, self.committed, _READ_BYTES):
+        while self.applied < self.may_apply and not more:
+            for record in core.log.records(self.applied + 1, self.may_apply, _READ_BYTES):
                 if failpoints.armed is not None:
                     failpoints.armed(failpoints.APPLY_BEFORE)
                 if not self._apply_record(record, until_s):
-                    more = self.halted is None and self.applied < self.committed
+                    more = self.applied < self.may_apply
                     break
                 if failpoints.armed is not None:
                     failpoints.armed(failpoints.APPLY_AFTER)
-        core.applied_to(self.applied)
+        if self.applied > core.applied:  # one that is made anew from an old snapshot comes from below
+            core.applied_to(self.applied)
         if self.confirmed:
             self._answer_confirmed()
         if self.local is not None:
@@ -206,9 +240,14 @@ class Replica:
         self.on_applied(self)
         return more
 
+    @property
+    def may_apply(self) -> Index:
+        """Apply up to here: what is committed, but nothing from the entry on that this replica has halted at."""
+        return self.committed if self.halted is None else min(self.committed, self.halted.index - 1)
+
     def _apply_record(self, record: Record, until_s: float) -> bool:
-        """Apply the rest of `record`, as far as it is committed; False when time ran out or the replica halted."""
-        last = min(record.last, self.committed)
+        """Apply the rest of `record`, as far as it may be; False when time ran out or the replica halted."""
+        last = min(record.last, self.may_apply)
         batch = self._callers_of(record)
         if record.kind in FOR_MACHINES:
             context = self.context
@@ -226,7 +265,9 @@ class Replica:
         base = record.first
         futures = batch.futures if batch is not None else ()
         callers_base = batch.first if batch is not None else 0
-        run, context = self.executor.runs[record.kind], self.context
+        executor, context = self.executor, self.context
+        run, chain = executor.runs[record.kind], executor.rolling.chain
+        executor.rolling.begin(self.applied + 1)
         stopwatch = self.stopwatch
         began_s = stopwatch()
         for index in range(self.applied + 1, last + 1):
@@ -236,10 +277,12 @@ class Replica:
             except BaseException as problem:
                 if not environmental(problem):
                     raise
-                self.halt(f"applying index {index}", problem)
+                text = executor.text_of(record.kind, entries[index - base])
+                self.halt(index, f"applying index {index}, {text}", problem, text)
                 if isinstance(problem, KeyboardInterrupt | SystemExit):
                     raise
                 return False
+            chain(index, result)
             self.applied = index
             if futures:
                 future = futures[index - callers_base]
@@ -250,11 +293,16 @@ class Replica:
                         fail_future(future, result)
             now_s = stopwatch()
             if now_s - began_s > self.slow_command_s:
-                log.warning("group %d: command at index %d took %.0f ms", self.group_id, index, (now_s - began_s) * 1e3)
+                self._slow(index, (now_s - began_s) * 1e3, executor.text_of(record.kind, entries[index - base]))
             if now_s > until_s and index < last:
                 return False
             began_s = now_s
         return True
+
+    def _slow(self, index: Index, took_ms: float, text: str) -> None:
+        self.slow_commands += 1
+        self.slowest.append((index, round(took_ms, 1), text))
+        log.warning("group %d: command at index %d took %.0f ms: %s", self.group_id, index, took_ms, text)
 
     def _callers_of(self, record: Record) -> Proposals | None:
         """Return the local callers of `record`; tell callers whose entries it replaced that theirs did not happen.
@@ -282,9 +330,9 @@ class Replica:
         while self.waiting and self.waiting[0].first <= index:
             self.waiting.popleft().fail(self.budget, lambda: OutcomeUnknown(text))
 
-    def restored(self, index: Index, time_ms: int) -> None:
-        """The machine has the state as of `index`, and the replicated clock is at `time_ms` there."""
-        self.halted = None
+    def restored(self, index: Index, time_ms: int, value: int) -> None:
+        """The machine has the state as of `index`, the replicated clock is at `time_ms` there, the hash is `value`."""
+        self.executor.rolling.restart(index, value)
         self.applied = index
         self.committed = max(self.committed, index)
         self.context.time_ms = max(self.context.time_ms, time_ms)
@@ -292,13 +340,23 @@ class Replica:
             self.local.applied(index, self.machine)
         self.on_applied(self)
 
-    def halt(self, doing: str, problem: BaseException) -> None:
-        """The machine's state is not what it should be, by a failure of the environment: apply nothing more."""
-        self.halted = f"{doing}: {type(problem).__name__}: {problem}"
-        log.error("group %d: replica halted: %s", self.group_id, self.halted, exc_info=problem)
+    def halt(self, index: Index, doing: str, problem: BaseException, command: str = "", kind: str = "") -> None:
+        """Apply nothing from `index` on: the machine's state would not be the group's.
+
+        kind, command  as in types.Halt; no kind: as the problem says
+        """
+        reason = f"{doing}: {said(problem)}"
+        self.halted = Halt(index, kind or halt_kind(problem), reason, command)
+        log.error("group %d: replica halted: %s", self.group_id, reason, exc_info=problem)
+        self.fail_callers()
+        if not isinstance(problem, KeyboardInterrupt | SystemExit):  # the process is asked to end, and starts anew
+            self.on_halt(problem)
+
+    def fail_callers(self) -> None:
+        """This replica has halted: whoever waits for it has an answer."""
         while self.waiting:
             self.waiting.popleft().fail(
-                self.budget, lambda: OutcomeUnknown(f"group {self.group_id}: replica halted: {self.halted}")
+                self.budget, lambda: OutcomeUnknown(f"group {self.group_id}: replica halted: {self.why_halted}")
             )
         self.fail_reads(self.refusal)
         if self.local is not None:
@@ -348,6 +406,10 @@ class Replica:
         self.fail_reads(lambda: ReadFailed(reason))
         if self.local is not None:
             self.local.fail(lambda: ReadFailed(reason))
+
+
+def _nothing(problem: BaseException) -> None:
+    pass
 
 
 def _nobody(replica: Replica) -> None:

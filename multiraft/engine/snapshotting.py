@@ -28,6 +28,7 @@ from multiraft.types import GroupId, Snapshot
 if TYPE_CHECKING:
     from multiraft.engine.engine import Engine
 
+_RESTORE: Final = "restore"
 STATE_FORMAT: Final = 2
 _HEAD: Final = struct.Struct(">BQI")
 log: Final = logging.getLogger("multiraft.engine")
@@ -69,7 +70,12 @@ class Snapshotting:
     # -------------------------------------------------------------------------------------- storing and restoring
 
     def open(self, replica: Replica) -> None:
-        """Give the machine of a replica that has just been opened what its stored snapshot holds."""
+        """Give the machine of a replica that has just been opened what its stored snapshot holds.
+
+        Not where it could not be taken over before: that stays so until it is retried.
+        """
+        if replica.halted is not None and replica.halted.kind == _RESTORE:
+            return
         snapshot = self._engine.store.read_snapshot(replica.group_id)
         if snapshot is not None and snapshot.data:
             self._restore(replica, snapshot)
@@ -79,30 +85,35 @@ class Snapshotting:
         if failpoints.armed is not None:
             failpoints.armed(failpoints.SNAPSHOT_AFTER_SAVE)
         core, snapshot = replica.core, write.snapshot
-        if write.installs and core.log.start.index == snapshot.index:
-            log.info("group %d: a snapshot of index %d takes the place of the log", replica.group_id, snapshot.index)
+        counts = replica.applied < snapshot.index if write.adopts else core.log.start.index == snapshot.index
+        if write.installs and counts:
+            place = "machine's state" if write.adopts else "log"
+            log.info("group %d: a snapshot of %d takes the place of the %s", replica.group_id, snapshot.index, place)
             if failpoints.armed is not None:
                 failpoints.armed(failpoints.SNAPSHOT_BEFORE_RESTORE)
             replica.pass_over(snapshot.index)
             self._restore(replica, snapshot)
             if failpoints.armed is not None:
                 failpoints.armed(failpoints.SNAPSHOT_AFTER_RESTORE)
-        core.snapshot_stored(snapshot.index)
+        core.snapshot_stored(snapshot.index, write.adopts)
+        if replica.committed > replica.applied:
+            self._engine.applying.add(replica)
 
     def _restore(self, replica: Replica, snapshot: Snapshot) -> None:
         try:
-            time_ms = 0
+            time_ms = value = 0
             if snapshot.data:
                 saved = unpack_state(snapshot.data)
-                time_ms = saved.time_ms
+                time_ms, value = saved.time_ms, saved.hash
                 replica.machine.restore(saved.state)
                 replica.executor.sessions = saved.sessions
         except BaseException as problem:
-            replica.halt(f"restoring the snapshot of index {snapshot.index}", problem)
+            replica.halt(snapshot.index, f"restoring the snapshot of index {snapshot.index}", problem, kind=_RESTORE)
             if not isinstance(problem, Exception):
                 raise
             return
-        replica.restored(snapshot.index, time_ms)
+        replica.restored(snapshot.index, time_ms, value)
+        self._engine.containing.healed(replica, snapshot.index)
 
     # -------------------------------------------------------------------------------------------------- taking
 
@@ -115,7 +126,7 @@ class Snapshotting:
         length = applied - core.log.start.index
         if length <= self._entries:
             replica.snapshot_due = core.log.start.index + self._entries + 1
-        elif applied > core.snapshot_index and core.may_compact():
+        elif applied > core.snapshot_index and applied == core.applied and core.may_compact():
             data = self._take(replica)
             if data is None:
                 replica.snapshot_due = applied + length  # twice as long a log until the next attempt
@@ -125,11 +136,27 @@ class Snapshotting:
             with self._engine.touching(replica, self._engine.pacing.now()):
                 core.compact(data, self._trailing)
 
+    def take_now(self, replica: Replica) -> str:
+        """Take a snapshot of what is applied, and keep the log as long as it is. Return why not; empty: it is taken."""
+        core = replica.core
+        if replica.halted is not None or replica.broken is not None:
+            return "the replica there is halted itself"
+        if replica.applied != core.applied or not core.may_compact():
+            return "the membership changes, or another snapshot is on its way to the disk; retry shortly"
+        if core.snapshot_index == core.applied:
+            return ""
+        data = self._take(replica)
+        if data is None:
+            return f"no snapshot can be taken: {replica.snapshot_problem}"
+        with self._engine.touching(replica, self._engine.pacing.now()):
+            core.compact(data, core.applied)
+        return ""
+
     def _take(self, replica: Replica) -> bytes | None:
         """Return the data of a snapshot of the machine as it is; None, having said why, where there can be none."""
         try:
             state = replica.machine.snapshot()
-            data = pack_state(replica.context.time_ms, 0, replica.executor.sessions, state)
+            data = pack_state(replica.context.time_ms, replica.executor.rolling.value, replica.executor.sessions, state)
             if len(data) <= self._most_bytes:
                 return data
             problem = f"its state has {len(data)} bytes; entry_bytes allows {self._most_bytes}"

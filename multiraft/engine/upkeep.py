@@ -139,6 +139,7 @@ class Upkeep:
             replica = engine.replicas.get(group_id)
             if replica is None:
                 continue
+            engine.containing.audit(replica, now)
             core = replica.core
             if replica.leads:
                 core.check_quorum(now)

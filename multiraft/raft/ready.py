@@ -102,16 +102,18 @@ class Dice(Protocol):
 class SnapshotWrite:
     """A snapshot to store, and where the log starts from then on.
 
-    installs  it is a leader's, and replaces the state machine's state and the log as a whole; otherwise it was taken
-              here
+    installs  it is a leader's, and replaces the state machine's state; otherwise it was taken here
+    adopts    of one that is installed: the log stays as it is, for it holds all that the snapshot covers; otherwise the
+              snapshot takes the place of the log as a whole
     """
 
-    __slots__ = ("installs", "log_start", "snapshot")
+    __slots__ = ("adopts", "installs", "log_start", "snapshot")
 
-    def __init__(self, snapshot: Snapshot, log_start: LogStart, installs: bool) -> None:
+    def __init__(self, snapshot: Snapshot, log_start: LogStart, installs: bool, adopts: bool = False) -> None:
         self.snapshot = snapshot
         self.log_start = log_start
         self.installs = installs
+        self.adopts = adopts
 
 
 class Ready:

@@ -13,6 +13,10 @@ is a snapshot, too.
               the same entry is in the log ──> commit up to it, acknowledge it; the log stays
               else ──> the snapshot replaces log and membership; acknowledged once that is on disk
 
+A replica whose state machine has lost the group's state, but whose log is whole, asks for a snapshot that it does not
+need for its log (`want_state`); its leader offers one (`offer_snapshot`), and the state machine is given that, while
+the log, the membership and all that was promised stay as they are.
+
 Rules of this file: no snapshot is taken while a membership change has not taken effect; only one that is on disk is
 sent; what it covers is committed and applied; the log's start never passes the newest snapshot.
 """
@@ -27,7 +31,7 @@ from multiraft.messages import AppendAnswer, InstallSnapshot
 from multiraft.raft.progress import LOST, SNAPSHOT, Progress
 from multiraft.raft.ready import LEADER, SnapshotWrite
 from multiraft.raft.replication import Replication
-from multiraft.types import Index, LogStart, Snapshot
+from multiraft.types import Index, LogStart, ReplicaId, Snapshot
 
 _PATIENCE_TIMEOUTS: Final = 10
 """A snapshot that is not answered for this many election timeouts is asked after: it is large, and may take long."""
@@ -59,16 +63,19 @@ class Snapshots(Replication):
         log.compact(max(log.start.index, index - trailing))
         self._snapshot = SnapshotWrite(snapshot, log.start, False)
 
-    def snapshot_stored(self, index: Index) -> None:
+    def snapshot_stored(self, index: Index, adopted: bool = False) -> None:
         """The snapshot of `index` that `Ready.snapshot` asked to store is on disk; after `persisted` for its write.
 
-        Of one that was to be installed: the state machine has what it covers now, or has halted.
+        Of one that was to be installed: the state machine has what it covers now, or has halted. `adopted`: the log
+        stayed.
         """
         self._snapshots_written -= 1
         if index > self.snapshot_index:
             self.snapshot_index = index
+        if index >= self._wanted_state:
+            self._wanted_state = 0
         log = self.log
-        if log.applied < index == log.start.index:
+        if log.applied < index and (adopted or index == log.start.index):
             log.applied = index
             self._shown_committed = max(self._shown_committed, index)
 
@@ -93,15 +100,33 @@ class Snapshots(Replication):
         snapshot = log.read_snapshot()
         if snapshot is None or snapshot.index < log.start.index:
             raise InvariantViolation("the log's start never passes the newest snapshot")
-        if gate is not None:
-            gate.passed(len(snapshot.data))
         peer.await_snapshot(snapshot.index, self._now)
+        self._queue_snapshot(snapshot, peer.replica_id)
+
+    def _queue_snapshot(self, snapshot: Snapshot, to: ReplicaId) -> None:
+        if self._settings.snapshot_gate is not None:
+            self._settings.snapshot_gate.passed(len(snapshot.data))
         self._messages.append(
             InstallSnapshot(
                 snapshot.data, self.group_id, snapshot.index, snapshot.term, pack_membership(snapshot.membership),
-                self.replica_id, self.term, peer.replica_id,
+                self.replica_id, self.term, to,
             )
         )  # fmt: skip
+
+    def offer_snapshot(self, replica_id: ReplicaId, least: Index) -> bool:
+        """Send the newest snapshot to a follower that asks for state, not for entries; what it is sent else goes on.
+
+        Return whether it is on its way: not where this replica does not lead, the other one is no member, or the newest
+        snapshot is of an entry before `least`. Raises CorruptRecord.
+        """
+        peer = self.progress.get(replica_id)
+        if self.role is not LEADER or peer is None or replica_id == self.replica_id or self.snapshot_index < least:
+            return False
+        snapshot = self.log.read_snapshot()
+        if snapshot is None or snapshot.index < least:
+            return False
+        self._queue_snapshot(snapshot, replica_id)
+        return True
 
     @property
     def installing(self) -> bool:
@@ -120,6 +145,13 @@ class Snapshots(Replication):
 
     # ---------------------------------------------------------------------------------------------------- follower
 
+    def want_state(self, least: Index) -> None:
+        """Let the next snapshot of `least` or a later entry take the place of the state machine's state, once.
+
+        The log holds that entry, or will: it is not for the log's sake.
+        """
+        self._wanted_state = least
+
     def _on_install(self, message: InstallSnapshot, now: float) -> None:
         if message.term < self.term:
             self._answers.append(
@@ -134,10 +166,21 @@ class Snapshots(Replication):
             if index > log.last_index or log.term(index) != message.index_term:
                 self._install(message)
             self.commit = index
-        else:
-            index = self.commit
+        self._adopt(message)
+        index = max(index, self.commit)
         self._verified = max(self._verified, index)
         self._accept(message.sender, index)
+
+    def _adopt(self, message: InstallSnapshot) -> None:
+        """Give the state machine what a snapshot has, if it was asked for; the log has all its entries."""
+        log, index = self.log, message.index
+        wanted = 0 < self._wanted_state <= index
+        if not wanted or not log.applied < index <= log.stable or self._snapshot is not None:
+            return
+        self._wanted_state = 0
+        membership = unpack_membership(message.membership, f"group {self.group_id}: a leader's snapshot")
+        snapshot = Snapshot(index, message.index_term, membership, message.data)
+        self._snapshot = SnapshotWrite(snapshot, log.start, True, adopts=True)
 
     def _install(self, message: InstallSnapshot) -> None:
         start = LogStart(message.index, message.index_term)

@@ -64,6 +64,7 @@ class ReplicaState:
         "_verified",
         "_vote_pending",
         "_votes",
+        "_wanted_state",
         "commit",
         "deadline",
         "group_id",
@@ -101,6 +102,7 @@ class ReplicaState:
         self.snapshot_index: Index = stored.snapshot_index
         self._snapshot: SnapshotWrite | None = None
         self._snapshots_written = 0
+        self._wanted_state: Index = 0  # see Snapshots.want_state; 0: none is wanted
         self.term: Term = stored.hard_state.term
         self.vote: ReplicaId = stored.hard_state.vote
         # The commit rides along with later writes, so the state machine may have got further than what was stored.

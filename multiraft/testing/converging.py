@@ -147,5 +147,5 @@ def leftover(engine: Engine) -> str | None:
         if left:
             return f"group {group_id}: {len(left)} callers were never answered"
         if replica.halted is not None:
-            return f"group {group_id}: the replica halted: {replica.halted}"
+            return f"group {group_id}: the replica halted: {replica.halted.reason}"
     return None

@@ -81,6 +81,8 @@ class FakeNode:
         self.pending = 0
         self.disconnected: set[str] = set()
         self.removed: list[dict[str, int]] = []
+        self.rebuilding: str | None = None
+        self.slow: list[str] = []
         self.extra_groups: dict[str, int] = {}
         self.views: dict[int, dict[str, Any]] = {group_id: self._view(group_id) for group_id in LEADERS}
         self.entries: list[dict[str, Any]] = [
@@ -202,6 +204,39 @@ class FakeNode:
             raise self.cluster.outcome
         for node in self.cluster.each():
             node.views[group_id] |= {"leader": to, "role": "leader" if node.node_id == to else "follower", "term": 3}
+
+    def why(self, group_id: int) -> dict[str, Any]:
+        view = self.views[group_id]
+        told = {name: view[name] for name in ("group_id", "service", "node_id", "replica_id", "role", "leader")}
+        numbers = {name: view[name] for name in ("last", "commit", "applied")}
+        halted = view["halted"] and {
+            "kind": "environment",
+            "index": 5,
+            "command": "command put('a')",
+            "reason": view["halted"],
+            "since_ms": 1_700_000_000_000,
+            "next": [f"`multiraft group retry {group_id} --node {self.node_id}`"],
+        }
+        nothing: dict[str, Any] = {
+            "broken": None,
+            "rebuilding": self.rebuilding,
+            "leaderless": None,
+            "slowest": [],
+            "compared_to": 4,
+        }
+        counts = {"failed_commands": 1, "slow_commands": len(self.slow)}
+        return {**told, **numbers, **nothing, **counts, "halted": halted, "slow": self.slow}
+
+    def retry(self, group_id: int) -> None:
+        self.cluster.asked.append(("retry", self.node_id, group_id))
+        self.views[group_id]["halted"] = None
+
+    def begin_rebuild(self, group_id: int, timeout_s: float) -> None:
+        self.cluster.asked.append(("rebuild", self.node_id, group_id, timeout_s))
+        if self.cluster.outcome is not None:
+            self.rebuilding = f"given up: {self.cluster.outcome}"
+        elif self.cluster.gate.is_set():
+            self.views[group_id]["halted"] = None
 
     def on_call(self, method: str, handler: Callable[[bytes], bytes]) -> None:
         self.handlers[method] = handler

@@ -491,7 +491,10 @@ def test_the_calls_have_names_that_fit_the_wire(cluster: Cluster) -> None:
         "admin.group",
         "admin.groups",
         "admin.log",
+        "admin.rebuild",
+        "admin.retry",
         "admin.status",
         "admin.transfer",
+        "admin.why",
     ]
     assert all(Request(b"", name, 1, 1).method == name for name in cluster.nodes["n1"].handlers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,7 +17,7 @@ import msgpack
 import pytest
 from aiohttp import ClientSession
 
-from multiraft import Limits, Node, NodeConfig, StateMachine, command, query
+from multiraft import Limits, MultiRaftError, Node, NodeConfig, StateMachine, command, query
 from multiraft.admin.api import admin_app, serve_admin
 
 Run: TypeAlias = Callable[..., Awaitable[Any]]
@@ -195,3 +196,35 @@ async def test_members_come_go_and_lead_from_the_command_line(cluster: Cluster, 
     assert "error: the directory" in await cli("member", "remove", "1", "n2", "--yes", code=5)
     stopped = await call_cli("storage", str(cluster.data / "n3"))
     assert "REMOVED FROM GROUP" in stopped.out
+
+
+async def test_a_halted_replica_is_explained_and_rebuilt(cluster: Cluster, call_cli: Run) -> None:
+    """The leader itself halts: it hands over, and takes the state of the one that leads then."""
+    await cluster.notes.put("user:7", b"hello")
+    _, route = await cluster.fetch("/route?key=user:7&service=notes")
+    group_id, leader = route["group_id"], route["leader"]
+    node = next(node for node in cluster.nodes if node.node_id == leader)
+    machine: Any = node.local_machine(group_id)
+    machine.notes = _Failing(machine.notes)
+    with contextlib.suppress(MultiRaftError):
+        await cluster.notes.put("user:7", b"again")
+    await cluster.until(f"/groups/{group_id}", lambda _, answer: answer["group"]["leader"] not in (None, leader))
+    why = await call_cli("--url", cluster.url, "group", "why", str(group_id))
+    assert why.code == 1
+    assert f"! halted on {leader} at index" in why.out
+    assert "OSError: the disk of notes is gone" in why.out
+    assert "command put('user:7', b'again')" in why.out
+    done = await call_cli("--url", cluster.url, "group", "rebuild", str(group_id), "--node", leader)
+    assert done.code == 0, done
+    await cluster.notes.put("user:7", b"third")
+    assert await cluster.notes.get("user:7") == b"third"
+    async with asyncio.timeout(DEADLINE_S):
+        kept: Any = node.local_machine(group_id)
+        while kept.notes != {"user:7": b"third"}:  # noqa: ASYNC110 - it applies on by itself
+            await asyncio.sleep(0.01)
+    assert (await call_cli("--url", cluster.url, "group", "why", str(group_id))).code == 0
+
+
+class _Failing(dict[str, bytes]):
+    def __setitem__(self, key: str, value: bytes) -> None:
+        raise OSError("the disk of notes is gone")

@@ -25,6 +25,12 @@ class Echo:
     def apply(self, command: bytes, context: Any) -> bytes:
         raise AssertionError("no command comes here")
 
+    def refuses(self, command: bytes) -> str | None:
+        raise AssertionError("nor is one proposed")
+
+    def describe(self, command: bytes) -> str:
+        raise AssertionError("nor is one described")
+
     def snapshot(self) -> bytes:
         raise AssertionError("nor is a snapshot taken")
 

@@ -22,7 +22,7 @@ CONTRACT: Final = "tests/storage/test_store_contract.py"
 OPENINGS: Final = "tests/storage/test_store_opening.py"
 PROMISES_KEPT: Final = "tests/node/test_promises_kept.py"
 SYNCS: Final = "tests/storage/test_syncs.py"
-WRITER: Final = "tests/storage/test_leveldb_writer.py"
+WRITER: Final = "tests/storage/test_writing.py"
 
 SYNCING: Final = (
     Mutant(
@@ -32,7 +32,7 @@ SYNCING: Final = (
         "write_batch(sync=True)",
         "write_batch(sync=False)",
         (
-            f"{WRITER}::test_every_batch_is_synced_and_every_read_checked",
+            "tests/storage/test_leveldb.py::test_every_batch_is_synced_and_every_read_checked",
             f"{SYNCS}::test_a_write_is_synced_by_the_system_before_it_is_completed",
         ),
     ),
@@ -106,7 +106,7 @@ SYNCING: Final = (
         "identity-file-unsynced",
         "the identity file is synced before it is renamed",
         DIRECTORY,
-        "            os.fsync(file.fileno())\n",
+        "            sync_file(file.fileno())\n",
         "",
         ("tests/storage/test_leveldb.py::test_the_identity_file_is_replaced_as_a_whole",),
     ),

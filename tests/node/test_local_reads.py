@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from multiraft import CommandFailed, Halted, Limits, NotCommitted, NotReady, NotRunning, Overloaded, ReadFailed
+from multiraft import (
+    BytesStateMachine,
+    CommandFailed,
+    Halted,
+    Limits,
+    NotCommitted,
+    NotReady,
+    NotRunning,
+    Overloaded,
+    ReadFailed,
+)
+from multiraft.statemachine import BytesMachineAdapter
 
 Play = Callable[..., None]
 GROUP = 16
@@ -265,7 +276,7 @@ def test_a_halted_replica_refuses_and_the_leader_answers_in_its_place(play: Play
     async def scenario(ledgers: Any) -> None:
         leader, follower, _ = await roles(ledgers)
 
-        class Failing:
+        class Failing(BytesMachineAdapter):
             def apply(self, command: bytes, context: Any) -> bytes:
                 raise OSError("the environment failed")
 
@@ -273,7 +284,7 @@ def test_a_halted_replica_refuses_and_the_leader_answers_in_its_place(play: Play
         await engine_of(ledgers, leader).propose(GROUP, b"x")
         asked = following_of(ledgers, follower).read(GROUP, b"")
         await ledgers.cluster.run_for(0.2)
-        replica_of(ledgers, follower).machine = Failing()
+        replica_of(ledgers, follower).machine = Failing(BytesStateMachine())
         ledgers.cluster.disks[follower].release()
         with pytest.raises(Halted, match="the environment failed"):
             await asked

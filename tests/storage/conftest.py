@@ -1,16 +1,17 @@
-"""The two places that every store is tested on, behind one face: LevelDB in a directory, and a disk in memory.
+"""The places that every store is tested on, behind one face: LevelDB or SQLite in a directory, and a disk in memory.
 
-Rules of this file: a place can be looked into and damaged behind the store's back, the same way for both.
+Rules of this file: a place can be looked into and damaged behind the store's back, the same way for all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, TypeVar, cast
 
 import plyvel
 import pytest
@@ -18,7 +19,7 @@ import pytest
 from multiraft.config import Limits
 from multiraft.ports import Store, WriteBatch
 from multiraft.records import COMMANDS, Record, encode_record
-from multiraft.storage import MemoryDisk, open_leveldb, open_memory
+from multiraft.storage import MemoryDisk, open_leveldb, open_memory, open_sqlite
 from multiraft.types import GroupId, HardState, Index, LogStart, ReplicaDescriptor, Term, founding_membership
 
 GROUP: GroupId = 17
@@ -95,13 +96,19 @@ class Place(ABC):
         return encode_record(group_id, first, term, prev_term, COMMANDS, 0, entries)
 
 
-class LevelPlace(Place):
+class DirectoryPlace(Place):
+    """A data directory, whichever database is in it.
+
+    kind    which one
+    folder  where that is
+    """
+
+    kind: str
+    folder: str
+
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-
-    def _open(self, node_id: str) -> Store:
-        return open_leveldb(str(self.path), node_id, Limits(), asyncio.get_running_loop())
 
     def end_abruptly(self, store: Store) -> None:
         self.opened.remove(store)
@@ -115,6 +122,25 @@ class LevelPlace(Place):
             raise error
 
         backend._write_synced = backend._write_unsynced = fail
+
+    def identity_file(self) -> bytes | None:
+        file = self.path / "IDENTITY"
+        return file.read_bytes() if file.exists() else None
+
+    def set_identity_file(self, raw: bytes | None) -> None:
+        file = self.path / "IDENTITY"
+        if raw is None:
+            file.unlink()
+        else:
+            file.write_bytes(raw)
+
+
+class LevelPlace(DirectoryPlace):
+    kind = "leveldb"
+    folder = "db"
+
+    def _open(self, node_id: str) -> Store:
+        return open_leveldb(str(self.path), node_id, Limits(), asyncio.get_running_loop())
 
     @contextlib.contextmanager
     def _database(self) -> Iterator[Any]:
@@ -132,16 +158,29 @@ class LevelPlace(Place):
             else:
                 database.put(key, value)
 
-    def identity_file(self) -> bytes | None:
-        file = self.path / "IDENTITY"
-        return file.read_bytes() if file.exists() else None
 
-    def set_identity_file(self, raw: bytes | None) -> None:
-        file = self.path / "IDENTITY"
-        if raw is None:
-            file.unlink()
-        else:
-            file.write_bytes(raw)
+class SqlitePlace(DirectoryPlace):
+    kind = "sqlite"
+    folder = "sqlite"
+
+    def _open(self, node_id: str) -> Store:
+        return open_sqlite(str(self.path), node_id, Limits(), asyncio.get_running_loop())
+
+    @contextlib.contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        with contextlib.closing(sqlite3.connect(self.path / "sqlite" / "store.db")) as database, database:
+            yield database
+
+    def peek(self) -> dict[bytes, bytes]:
+        with self._database() as database:
+            return dict(database.execute("SELECT k, v FROM kv"))
+
+    def poke(self, key: bytes, value: bytes | None) -> None:
+        with self._database() as database:
+            if value is None:
+                database.execute("DELETE FROM kv WHERE k = ?", (key,))
+            else:
+                database.execute("INSERT OR REPLACE INTO kv VALUES (?, ?)", (key, value))
 
 
 class MemoryPlace(Place):
@@ -171,17 +210,43 @@ class MemoryPlace(Place):
         self.disk.overwrite_identity(raw)
 
 
-@pytest.fixture(params=["leveldb", "memory"])
-async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
-    place: Place = LevelPlace(tmp_path / "n1") if request.param == "leveldb" else MemoryPlace()
+DIRECTORIES: Final[dict[str, type[DirectoryPlace]]] = {"leveldb": LevelPlace, "sqlite": SqlitePlace}
+AnyPlace = TypeVar("AnyPlace", bound=Place)
+
+
+@contextlib.asynccontextmanager
+async def closing_all(place: AnyPlace) -> AsyncIterator[AnyPlace]:
     yield place
     for store in place.opened:
         await store.close()
+
+
+@pytest.fixture(params=["leveldb", "sqlite", "memory"])
+async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
+    made: Place = MemoryPlace() if request.param == "memory" else DIRECTORIES[request.param](tmp_path / "n1")
+    async with closing_all(made):
+        yield made
+
+
+@pytest.fixture(params=["leveldb", "sqlite"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """The name of a database."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def directory_place(kind: str, tmp_path: Path) -> AsyncIterator[DirectoryPlace]:
+    async with closing_all(DIRECTORIES[kind](tmp_path / "n1")) as made:
+        yield made
 
 
 @pytest.fixture
 async def level_place(tmp_path: Path) -> AsyncIterator[LevelPlace]:
-    place = LevelPlace(tmp_path / "n1")
-    yield place
-    for store in place.opened:
-        await store.close()
+    async with closing_all(LevelPlace(tmp_path / "n1")) as made:
+        yield made
+
+
+@pytest.fixture
+async def sqlite_place(tmp_path: Path) -> AsyncIterator[SqlitePlace]:
+    async with closing_all(SqlitePlace(tmp_path / "n1")) as made:
+        yield made

@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import plyvel
 import pytest
@@ -261,3 +261,67 @@ async def test_the_identity_file_is_replaced_as_a_whole(
     store.bind_cluster(b"c" * 16, {"n1": store.identity.store_id})
     assert synced == [str(level_place.path / "IDENTITY.tmp"), str(level_place.path)]
     assert sorted(os.listdir(level_place.path)) == ["IDENTITY", "db"]
+
+
+# -------------------------------------------------------------------------------------------- how it is written
+
+
+class RecordingDatabase:
+    """Passes everything on to the database, and notes how batches are made; every read must be a checked one."""
+
+    def __init__(self, database: Any) -> None:
+        self._database = database
+        self.made: list[dict[str, bool]] = []
+
+    def write_batch(self, **options: bool) -> object:
+        self.made.append(options)
+        return self._database.write_batch(**options)
+
+    def get(self, key: bytes, *, verify_checksums: bool) -> object:
+        assert verify_checksums
+        return self._database.get(key, verify_checksums=True)
+
+    def iterator(self, *, verify_checksums: bool, **options: Any) -> object:
+        assert verify_checksums
+        return self._database.iterator(verify_checksums=True, **options)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._database, name)
+
+
+async def test_every_batch_is_synced_and_every_read_checked(
+    level_place: LevelPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    databases: list[RecordingDatabase] = []
+
+    def recorded(*arguments: Any, **options: Any) -> RecordingDatabase:
+        assert options["paranoid_checks"] is True
+        databases.append(RecordingDatabase(real(*arguments, **options)))
+        return databases[-1]
+
+    real = plyvel.DB
+    monkeypatch.setattr(plyvel, "DB", recorded)
+    store = level_place.open()
+    store.bind_cluster(b"c" * 16, {"n1": store.identity.store_id})
+    await level_place.found(store, [level_place.record(2, 2)])
+    assert len(store.load_replicas()) == 1
+    assert store.read_firsts(GROUP, 0) == [2]
+    await store.close()
+    (database,) = databases
+    assert len(database.made) == 5, "identity, incarnation, cluster, replica, closing"
+    assert database.made == [{"sync": True}] * 5
+
+
+async def test_leveldbs_own_errors_carry_their_errno(level_place: LevelPlace) -> None:
+    store = level_place.open()
+
+    def throw(_: object) -> None:
+        raise plyvel.IOError(b"IO error: /somewhere/000007.log: No space left on device")
+
+    cast(Any, store)._backend._write_synced = throw
+    with pytest.raises(StorageError) as caught:
+        await level_place.write(store, store.batch())
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.ENOSPC
+    assert "/somewhere/000007.log" in str(caught.value)
+    assert "free some space" in str(caught.value)

@@ -18,7 +18,8 @@ from multiraft.ports import Store
 from multiraft.records import COMMANDS, encode_record
 from multiraft.storage import open_leveldb, salvage
 from multiraft.storage.check import next_readable
-from multiraft.storage.leveldb import DAMAGED_DIR, DATABASE_DIR, NEW_DIR
+from multiraft.storage.directory import LEVELDB_DIR
+from multiraft.storage.leveldb import DAMAGED_DIR, NEW_DIR
 from multiraft.types import U64_MAX, Damage, HardState, LogStart, ReplicaDescriptor, Tombstone, founding_membership
 
 FIRST: Final = 16
@@ -53,7 +54,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         await store.close()
 
     asyncio.run(fill())
-    database = plyvel.DB(str(path / DATABASE_DIR))
+    database = plyvel.DB(str(path / LEVELDB_DIR))
     database.compact_range(start=b"", stop=b"\xff" * 20)
     database.close()
     return path
@@ -64,7 +65,7 @@ def damaged(filled: Path, tmp_path: Path) -> Path:
     """A copy with one bit turned in the midst of a table that is neither the first nor the last."""
     path = tmp_path / "n1"
     shutil.copytree(filled, path)
-    tables = sorted((path / DATABASE_DIR).glob("*.ldb"))
+    tables = sorted((path / LEVELDB_DIR).glob("*.ldb"))
     table = tables[len(tables) // 2]
     raw = bytearray(table.read_bytes())
     raw[len(raw) // 2] ^= 8
@@ -94,12 +95,12 @@ async def test_what_cannot_be_read_is_said_and_then_left_out(damaged: Path) -> N
         assert not set(whole) & lost
         assert damages == left_out
     assert [one.replica_id for one in left_out if one.replica_id] == [1], "of the one that it broke off in, it is known"
-    assert sorted(os.listdir(damaged)) == ["IDENTITY", DATABASE_DIR, DAMAGED_DIR]
+    assert sorted(os.listdir(damaged)) == ["IDENTITY", LEVELDB_DIR, DAMAGED_DIR]
 
 
 async def test_what_is_copied_is_the_same(filled: Path, damaged: Path) -> None:
     def stored(path: Path) -> dict[bytes, bytes]:
-        database: Any = plyvel.DB(str(path / DATABASE_DIR))
+        database: Any = plyvel.DB(str(path / LEVELDB_DIR))
         try:
             return dict(database.iterator())
         finally:
@@ -128,14 +129,14 @@ async def test_a_crash_between_the_steps_is_taken_up_by_the_next_opening(damaged
     again = damaged.parent / "n2"
     shutil.copytree(damaged, again)
     salvage(str(again), SMALL)
-    shutil.copytree(again / DATABASE_DIR, damaged / NEW_DIR)
+    shutil.copytree(again / LEVELDB_DIR, damaged / NEW_DIR)
     if step == "copied":
         with pytest.raises(UnreadableStore):
             await load(damaged)
         assert not (damaged / NEW_DIR).exists(), "the damaged one still stands: the copy is made again"
         salvage(str(damaged), SMALL)
     else:
-        os.rename(damaged / DATABASE_DIR, damaged / DAMAGED_DIR)
+        os.rename(damaged / LEVELDB_DIR, damaged / DAMAGED_DIR)
     assert await load(damaged) == await load(again)
 
 
@@ -144,13 +145,13 @@ async def test_damage_of_what_concerns_the_whole_store_is_refused_and_nothing_ch
 ) -> None:
     path = tmp_path / "n1"
     shutil.copytree(filled, path)
-    table = min((path / DATABASE_DIR).glob("*.ldb"))
+    table = min((path / LEVELDB_DIR).glob("*.ldb"))
     raw = bytearray(table.read_bytes())
     raw[100] ^= 1  # the first block of all: identity and tombstones
     table.write_bytes(raw)
     with pytest.raises(CorruptRecord, match=r"n1 is damaged where it concerns the whole store.*readmit"):
         salvage(str(path), SMALL)
-    assert sorted(os.listdir(path)) == ["IDENTITY", DATABASE_DIR]
+    assert sorted(os.listdir(path)) == ["IDENTITY", LEVELDB_DIR]
     with pytest.raises(StorageError, match=r"n1 .*damaged"):
         await load(path)
 

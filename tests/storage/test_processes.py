@@ -1,4 +1,4 @@
-"""LevelDB between processes: locks, rights, a kill, a file that may not grow, an interpreter that just ends.
+"""Data directories between processes, of both kinds: locks, rights, kills, full files, interpreters that just end.
 
 Rules of this file: a child says by a line what it has done, and is waited for.
 """
@@ -23,10 +23,11 @@ import pytest
 from multiraft.config import Limits
 from multiraft.errors import StorageError
 from multiraft.ports import Store
-from multiraft.storage import inspect_directory, open_leveldb
+from multiraft.storage import inspect_directory, open_durable
+from multiraft.storage.directory import DATABASE_DIRS
 
 if TYPE_CHECKING:
-    from tests.storage.conftest import LevelPlace
+    from tests.storage.conftest import DirectoryPlace
 
 GROUP: Final = 17
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
@@ -34,28 +35,33 @@ SMALL: Final = Limits(leveldb_write_buffer_bytes=64 * 1024)
 NO_LIMIT: Final = 1 << 40
 
 
-def opened(path: Path | str, node_id: str = "n1") -> Store:
-    return open_leveldb(str(path), node_id, SMALL, asyncio.get_running_loop())
+FAILS_WITH: Final = {"leveldb": "EFBIG", "sqlite": "EIO"}
+"""SQLite does not say more."""
 
 
-def refusal(path: Path | str) -> str:
+def opened(kind: str, path: Path | str, node_id: str = "n1") -> Store:
+    return open_durable(kind, str(path), node_id, SMALL, asyncio.get_running_loop())
+
+
+def refusal(kind: str, path: Path | str) -> str:
     """Open, which must be refused, in one line that names the directory; return it."""
     with pytest.raises(StorageError) as caught:
-        opened(path)
+        opened(kind, path)
     text = str(caught.value)
     assert str(path) in text
     assert "\n" not in text
     return text
 
 
-def test_a_directory_that_may_not_be_written() -> None:
+def test_a_directory_that_may_not_be_written(kind: str) -> None:
     """Root may write everywhere, so the child gives up its rights first."""
+    folder = DATABASE_DIRS[kind]
     base = Path(tempfile.mkdtemp())
     try:
-        for path in (base, base / "n1", base / "n2", base / "n2" / "db"):
+        for path in (base, base / "n1", base / "n2", base / "n2" / folder):
             path.mkdir(exist_ok=True)
             path.chmod(0o555)
-        with child(OPEN_WITHOUT_RIGHTS, str(base / "n1"), str(base / "n2"), str(base / "n3")) as running:
+        with child(OPEN_WITHOUT_RIGHTS, kind, str(base / "n1"), str(base / "n2"), str(base / "n3")) as running:
             lines = running.communicate(timeout=60)[0].splitlines()
     finally:
         for path in (base, base / "n2"):
@@ -71,15 +77,15 @@ OPEN_WITHOUT_RIGHTS: Final = """
 import asyncio, os, sys
 from multiraft.config import Limits
 from multiraft.errors import StorageError
-from multiraft.storage import open_leveldb
+from multiraft.storage import open_durable
 
 if os.geteuid() == 0:
     os.setuid(65_534)
 
 async def main():
-    for path in sys.argv[1:]:
+    for path in sys.argv[2:]:
         try:
-            open_leveldb(path, "n1", Limits(), asyncio.get_running_loop())
+            open_durable(sys.argv[1], path, "n1", Limits(), asyncio.get_running_loop())
         except StorageError as problem:
             print(problem)
 
@@ -99,10 +105,10 @@ SUBMIT_AND_END: Final = """
 import asyncio, sys
 from multiraft.config import Limits
 from multiraft.records import COMMANDS, encode_record
-from multiraft.storage import open_leveldb
+from multiraft.storage import open_durable
 
 async def main():
-    store = open_leveldb(sys.argv[1], "n1", Limits(), asyncio.get_running_loop())
+    store = open_durable(sys.argv[1], sys.argv[2], "n1", Limits(), asyncio.get_running_loop())
     for first in range(2, 42):
         batch = store.batch()
         batch.put_record(17, encode_record(17, first, 1, 1, COMMANDS, 0, [b"x" * 1_000_000]))
@@ -114,10 +120,10 @@ asyncio.run(main())
 OPEN_AND_WAIT: Final = """
 import asyncio, sys
 from multiraft.config import Limits
-from multiraft.storage import open_leveldb
+from multiraft.storage import open_durable
 
 async def main():
-    store = open_leveldb(sys.argv[1], "n1", Limits(), asyncio.get_running_loop())
+    store = open_durable(sys.argv[1], sys.argv[2], "n1", Limits(), asyncio.get_running_loop())
     print("open", flush=True)
     sys.stdin.read()
     await store.close()
@@ -129,12 +135,12 @@ WRITE_ON: Final = """
 import asyncio, errno, resource, signal, sys
 from multiraft.config import Limits
 from multiraft.records import COMMANDS, encode_record
-from multiraft.storage import open_leveldb
+from multiraft.storage import open_durable
 
-path, file_bytes, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+path, file_bytes, count = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 
 async def main():
-    store = open_leveldb(path, "n1", Limits(), asyncio.get_running_loop())
+    store = open_durable(sys.argv[1], path, "n1", Limits(), asyncio.get_running_loop())
     if file_bytes:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
@@ -175,54 +181,55 @@ def line_of(running: subprocess.Popen[str]) -> str:
     return running.stdout.readline().strip()
 
 
-async def test_a_directory_that_may_only_be_read_can_be_inspected() -> None:
+async def test_a_directory_that_may_only_be_read_can_be_inspected(kind: str) -> None:
+    folder = DATABASE_DIRS[kind]
     base = Path(tempfile.mkdtemp())
     try:
-        await opened(base / "n1").close()
-        for path in (base, base / "n1", base / "n1" / "db"):
+        await opened(kind, base / "n1").close()
+        for path in (base, base / "n1", base / "n1" / folder):
             path.chmod(0o555)
         for file in (base / "n1").rglob("*"):
             file.chmod(0o555)
         with child(INSPECT_WITHOUT_RIGHTS, str(base / "n1")) as running:
             assert running.communicate(timeout=60)[0] == "1\n"
     finally:
-        for path in (base, base / "n1", base / "n1" / "db"):
+        for path in (base, base / "n1", base / "n1" / folder):
             path.chmod(0o755)
         shutil.rmtree(base)
 
 
-async def test_a_directory_in_use_by_another_process_is_refused_by_its_pid(level_place: LevelPlace) -> None:
-    await level_place.open().close()
-    with child(OPEN_AND_WAIT, str(level_place.path)) as running:
+async def test_a_directory_in_use_by_another_process_is_refused_by_its_pid(directory_place: DirectoryPlace) -> None:
+    await directory_place.open().close()
+    with child(OPEN_AND_WAIT, directory_place.kind, str(directory_place.path)) as running:
         assert line_of(running) == "open"
         who = f"in use by another process (pid {running.pid}); stop that one first, or name another directory"
-        assert who in refusal(level_place.path)
+        assert who in refusal(directory_place.kind, directory_place.path)
         with pytest.raises(StorageError, match=re.escape(who)):
-            inspect_directory(str(level_place.path))
-        assert who in refusal(level_place.path), "looking did not take the lock away"
+            inspect_directory(str(directory_place.path))
+        assert who in refusal(directory_place.kind, directory_place.path), "looking did not take the lock away"
         assert running.stdin is not None
         running.stdin.close()
         assert running.wait(60) == 0
-    store = level_place.open()
+    store = directory_place.open()
     assert (store.incarnation, store.closed_orderly) == (3, True)
 
 
-async def test_a_directory_in_use_by_this_process_stays_locked_against_others(level_place: LevelPlace) -> None:
-    level_place.open()
-    assert "in use by this very process" in refusal(level_place.path)
+async def test_a_directory_in_use_by_this_process_stays_locked_against_others(directory_place: DirectoryPlace) -> None:
+    directory_place.open()
+    assert "in use by this very process" in refusal(directory_place.kind, directory_place.path)
     with pytest.raises(StorageError, match="in use by this very process"):
-        inspect_directory(str(level_place.path))
-    with child(OPEN_AND_WAIT, str(level_place.path)) as running:
+        inspect_directory(str(directory_place.path))
+    with child(OPEN_AND_WAIT, directory_place.kind, str(directory_place.path)) as running:
         assert f"in use by another process (pid {os.getpid()})" in running.communicate("", timeout=60)[0]
 
 
-async def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
-    with child(WRITE_ON, str(tmp_path / "n1"), "0", "100000") as running:
+async def test_what_was_acknowledged_survives_a_kill(tmp_path: Path, kind: str) -> None:
+    with child(WRITE_ON, kind, str(tmp_path / "n1"), "0", "100000") as running:
         acknowledged = [int(line_of(running)) for _ in range(100)]
         running.send_signal(signal.SIGKILL)
         assert running.stdout is not None
         acknowledged += [int(line) for line in running.stdout]
-    store = opened(tmp_path / "n1")
+    store = opened(kind, tmp_path / "n1")
     held = store.read_firsts(GROUP, 0)
     await store.close()
     assert acknowledged == list(range(2, 2 + len(acknowledged)))
@@ -231,31 +238,31 @@ async def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
     assert not store.closed_orderly
 
 
-async def test_a_file_that_may_not_grow_fails_that_write_and_all_later_ones(tmp_path: Path) -> None:
-    with child(WRITE_ON, str(tmp_path / "n1"), "100000", "120") as running:
+async def test_a_file_that_may_not_grow_fails_that_write_and_all_later_ones(tmp_path: Path, kind: str) -> None:
+    with child(WRITE_ON, kind, str(tmp_path / "n1"), "100000", "120") as running:
         lines = running.communicate(timeout=60)[0].split("\n")[:-1]
         assert running.returncode == 0
     acknowledged = [int(line) for line in lines if line.isdigit()]
     assert 0 < len(acknowledged) < 120
-    assert lines == [str(first) for first in acknowledged] + ["failed EFBIG"] * (120 - len(acknowledged))
-    store = opened(tmp_path / "n1")
+    assert lines == [str(first) for first in acknowledged] + [f"failed {FAILS_WITH[kind]}"] * (120 - len(acknowledged))
+    store = opened(kind, tmp_path / "n1")
     assert store.read_firsts(GROUP, 0)[: len(acknowledged)] == acknowledged
     await store.close()
 
 
-async def test_an_interpreter_that_ends_without_closing_ends_well_and_loses_nothing(tmp_path: Path) -> None:
-    with child(WRITE_ON, str(tmp_path / "n1"), "0", "3") as running:
+async def test_an_interpreter_that_ends_without_closing_ends_well_and_loses_nothing(tmp_path: Path, kind: str) -> None:
+    with child(WRITE_ON, kind, str(tmp_path / "n1"), "0", "3") as running:
         assert running.communicate(timeout=60)[0].split() == ["2", "3", "4"]
         assert running.returncode == 0
-    store = opened(tmp_path / "n1")
+    store = opened(kind, tmp_path / "n1")
     assert (store.read_firsts(GROUP, 0), store.closed_orderly) == ([2, 3, 4], False)
     await store.close()
 
 
-async def test_what_was_submitted_is_written_before_the_interpreter_ends(tmp_path: Path) -> None:
-    with child(SUBMIT_AND_END, str(tmp_path / "n1")) as running:
+async def test_what_was_submitted_is_written_before_the_interpreter_ends(tmp_path: Path, kind: str) -> None:
+    with child(SUBMIT_AND_END, kind, str(tmp_path / "n1")) as running:
         assert running.communicate(timeout=60)[0] == ""
         assert running.returncode == 0
-    store = opened(tmp_path / "n1")
+    store = opened(kind, tmp_path / "n1")
     assert store.read_firsts(GROUP, 0) == list(range(2, 42))
     await store.close()

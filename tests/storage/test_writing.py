@@ -1,4 +1,4 @@
-"""LevelDB's writer thread: what is merged, what is synced, and what becomes of everything thrown in it.
+"""The writer thread of the databases: what is merged, what is synced, and what becomes of everything thrown in it.
 
 Rules of this file: a test that needs the writer to be busy blocks it, and never hopes that it is.
 """
@@ -6,12 +6,10 @@ Rules of this file: a test that needs the writer to be busy blocks it, and never
 from __future__ import annotations
 
 import asyncio
-import errno
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import plyvel
 import pytest
 
 from multiraft.config import Limits
@@ -20,7 +18,7 @@ from multiraft.ports import Store
 from multiraft.storage import writing
 
 if TYPE_CHECKING:
-    from tests.storage.conftest import LevelPlace
+    from tests.storage.conftest import DirectoryPlace
 
 GROUP: Final = 17
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
@@ -31,7 +29,7 @@ NO_LIMIT: Final = 1 << 40
 class BusyWriter:
     """Keeps the writer thread inside its next write until `go_on`; collects completions in order."""
 
-    def __init__(self, store: Store, place: LevelPlace) -> None:
+    def __init__(self, store: Store, place: DirectoryPlace) -> None:
         self.store = store
         self.place = place
         self.seen: list[int] = []
@@ -45,7 +43,7 @@ class BusyWriter:
         def blocked(batch: Any) -> None:
             self._entered.set()
             self._go_on.wait(60)
-            self.batches.append(batch.approximate_size())
+            self.batches.append(backend._size(batch))
             write(batch)
 
         backend._write_synced = blocked
@@ -69,10 +67,10 @@ class BusyWriter:
 
 
 async def test_batches_that_wait_together_share_one_sync_and_one_wake_up(
-    level_place: LevelPlace, monkeypatch: pytest.MonkeyPatch
+    directory_place: DirectoryPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = level_place.open()
-    writer, before = BusyWriter(store, level_place), store.syncs
+    store = directory_place.open()
+    writer, before = BusyWriter(store, directory_place), store.syncs
     loop = asyncio.get_running_loop()
     wake_ups: list[object] = []
     wake = loop.call_soon_threadsafe
@@ -94,10 +92,10 @@ async def test_batches_that_wait_together_share_one_sync_and_one_wake_up(
     assert store.read_firsts(GROUP, 0) == list(range(2, 13))
 
 
-async def test_merging_stops_at_its_bound(level_place: LevelPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_merging_stops_at_its_bound(directory_place: DirectoryPlace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "MERGE_BYTES", 3_000)
-    store = level_place.open()
-    writer = BusyWriter(store, level_place)
+    store = directory_place.open()
+    writer = BusyWriter(store, directory_place)
     writer.submit(2)
     writer.wait_until_busy()
     for first in range(3, 9):
@@ -109,9 +107,9 @@ async def test_merging_stops_at_its_bound(level_place: LevelPlace, monkeypatch: 
 
 
 async def test_completions_that_the_loop_has_not_yet_taken_need_no_second_wake_up(
-    level_place: LevelPlace, monkeypatch: pytest.MonkeyPatch
+    directory_place: DirectoryPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = level_place.open()
+    store = directory_place.open()
     backend, loop = cast(Any, store)._backend, asyncio.get_running_loop()
     write, wake = backend._write_synced, loop.call_soon_threadsafe
     entered, finished = threading.Semaphore(0), asyncio.Event()
@@ -135,7 +133,7 @@ async def test_completions_that_the_loop_has_not_yet_taken_need_no_second_wake_u
     monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
     for number in range(6):
         batch = store.batch()
-        batch.put_record(GROUP, level_place.record(2 + number, 2 + number))
+        batch.put_record(GROUP, directory_place.record(2 + number, 2 + number))
         store.submit(batch, done)
         # The loop is kept here, so nothing is delivered; the writer has finished the write before this one.
         assert entered.acquire(timeout=60)
@@ -145,56 +143,10 @@ async def test_completions_that_the_loop_has_not_yet_taken_need_no_second_wake_u
     assert seen == [None] * 6
 
 
-class RecordingDatabase:
-    """Passes everything on to the database, and notes how batches are made; every read must be a checked one."""
-
-    def __init__(self, database: Any) -> None:
-        self._database = database
-        self.made: list[dict[str, bool]] = []
-
-    def write_batch(self, **options: bool) -> object:
-        self.made.append(options)
-        return self._database.write_batch(**options)
-
-    def get(self, key: bytes, *, verify_checksums: bool) -> object:
-        assert verify_checksums
-        return self._database.get(key, verify_checksums=True)
-
-    def iterator(self, *, verify_checksums: bool, **options: Any) -> object:
-        assert verify_checksums
-        return self._database.iterator(verify_checksums=True, **options)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._database, name)
-
-
-async def test_every_batch_is_synced_and_every_read_checked(
-    level_place: LevelPlace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    databases: list[RecordingDatabase] = []
-
-    def recorded(*arguments: Any, **options: Any) -> RecordingDatabase:
-        assert options["paranoid_checks"] is True
-        databases.append(RecordingDatabase(real(*arguments, **options)))
-        return databases[-1]
-
-    real = plyvel.DB
-    monkeypatch.setattr(plyvel, "DB", recorded)
-    store = level_place.open()
-    store.bind_cluster(b"c" * 16, {"n1": store.identity.store_id})
-    await level_place.found(store, [level_place.record(2, 2)])
-    assert len(store.load_replicas()) == 1
-    assert store.read_firsts(GROUP, 0) == [2]
-    await store.close()
-    (database,) = databases
-    assert len(database.made) == 5, "identity, incarnation, cluster, replica, closing"
-    assert database.made == [{"sync": True}] * 5
-
-
-async def test_reads_go_on_while_the_writer_is_busy(level_place: LevelPlace) -> None:
-    store = level_place.open()
-    await level_place.found(store, [level_place.record(2, 3)])
-    writer = BusyWriter(store, level_place)
+async def test_reads_go_on_while_the_writer_is_busy(directory_place: DirectoryPlace) -> None:
+    store = directory_place.open()
+    await directory_place.found(store, [directory_place.record(2, 3)])
+    writer = BusyWriter(store, directory_place)
     writer.submit(4, last=True)
     writer.wait_until_busy()
     assert store.read_firsts(GROUP, 0) == [2]
@@ -203,8 +155,8 @@ async def test_reads_go_on_while_the_writer_is_busy(level_place: LevelPlace) -> 
     await writer.finished.wait()
 
 
-async def test_whatever_is_thrown_in_the_writer_thread_is_a_failed_write(level_place: LevelPlace) -> None:
-    store = level_place.open()
+async def test_whatever_is_thrown_in_the_writer_thread_is_a_failed_write(directory_place: DirectoryPlace) -> None:
+    store = directory_place.open()
 
     def throw(_: object) -> None:
         raise SystemExit(3)
@@ -212,34 +164,19 @@ async def test_whatever_is_thrown_in_the_writer_thread_is_a_failed_write(level_p
     cast(Any, store)._backend._write_synced = throw
     for _ in range(2):
         batch = store.batch()
-        batch.put_record(GROUP, level_place.record(2, 2))
+        batch.put_record(GROUP, directory_place.record(2, 2))
         with pytest.raises(StorageError) as caught:
-            await level_place.write(store, batch)
+            await directory_place.write(store, batch)
         assert isinstance(caught.value.__cause__, SystemExit)
-
-
-async def test_leveldbs_own_errors_carry_their_errno(level_place: LevelPlace) -> None:
-    store = level_place.open()
-
-    def throw(_: object) -> None:
-        raise plyvel.IOError(b"IO error: /somewhere/000007.log: No space left on device")
-
-    cast(Any, store)._backend._write_synced = throw
-    with pytest.raises(StorageError) as caught:
-        await level_place.write(store, store.batch())
-    assert isinstance(caught.value.__cause__, OSError)
-    assert caught.value.__cause__.errno == errno.ENOSPC
-    assert "/somewhere/000007.log" in str(caught.value)
-    assert "free some space" in str(caught.value)
 
 
 @pytest.mark.parametrize(("syncs", "expected"), [((False, False), 0), ((False, True), 1), ((True, False), 1)])
 async def test_what_is_merged_is_synced_when_any_of_it_must_be(
-    level_place: LevelPlace, syncs: tuple[bool, ...], expected: int
+    directory_place: DirectoryPlace, syncs: tuple[bool, ...], expected: int
 ) -> None:
-    store = level_place.open()
+    store = directory_place.open()
     backend = cast(Any, store)._backend
-    writer, unsynced = BusyWriter(store, level_place), []
+    writer, unsynced = BusyWriter(store, directory_place), []
     write = backend._write_unsynced
 
     def noted(batch: Any) -> None:

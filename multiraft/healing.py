@@ -87,14 +87,14 @@ class Healing:
         now = asyncio.get_running_loop().time
         members = await Members(ask, now, _TRY_S).supersede(self._node_id, damage.replica_id)
         there = members.replica_on(self._node_id)
-        # Whatever lived here was removed by now, or had been before: ids below the next one have been given out.
-        self._quarantine.at_most(group_id, there - 1 if there != NOBODY else members.next_replica_id - 1)
+        # Whatever lived here is removed by now: every id below that of its successor has been given out before.
         self._replaced.add(group_id)
         if there == NOBODY:
             self._residents.give_up(group_id, members.next_replica_id - 1)
             return True
         self._quarantine.healing[group_id] = f"replica {there} takes its place; its leader will ask for it"
         log.warning("group %d: replica %d takes the place of the damaged one here", group_id, there)
+        self._residents.replaced(group_id, there - 1)
         return True
 
     def _ways_out(self, group_id: GroupId, damage: Damage, problem: MultiRaftError) -> str:

@@ -62,6 +62,8 @@ class Residents:
         self._coming: set[GroupId] = set()
         self._going: set[GroupId] = set()
         self._wanted: dict[GroupId, CreateReplica] = {}
+        # What a leader has asked for while it was not known whether that very replica had lived here.
+        self._untrusted: dict[GroupId, tuple[NodeId, CreateReplica]] = {}
         self._unknown: set[str] = set()
         self._put_off: dict[tuple[Replica, NodeId], None] = {}
 
@@ -143,7 +145,10 @@ class Residents:
                 return
             # A node has one replica of a group at most: that it has a later one means that this one was removed.
             self.remove(present, present.core.membership.index)
-        if group_id in self._coming or not self.quarantine.allows(group_id, replica_id):
+        if group_id in self._coming:
+            return
+        if not self.quarantine.allows(group_id, replica_id):
+            self._untrusted[group_id] = node_id, message
             return
         if self.quarantine.of(group_id) is not None:
             self.give_up(group_id, replica_id - 1)
@@ -187,6 +192,13 @@ class Residents:
             made,
         )
         engine.wake()
+
+    def replaced(self, group_id: GroupId, up_to: ReplicaId) -> None:
+        """The group has replaced its damaged replica here, which had at most this id: heed who asked for a new one."""
+        self.quarantine.at_most(group_id, up_to)
+        asked = self._untrusted.pop(group_id, None)
+        if asked is not None:
+            self._create(*asked)
 
     def give_up(self, group_id: GroupId, up_to: ReplicaId) -> None:
         """Delete what is left of a damaged replica: its group has replaced it, or it had at most this id and is out."""

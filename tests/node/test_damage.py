@@ -207,6 +207,28 @@ def test_a_leader_that_asks_for_the_damaged_replica_itself_is_not_heard(play: Pl
     play(scenario)
 
 
+def test_a_leader_that_asks_before_the_old_id_is_known_is_heard_afterwards(play: Play) -> None:
+    """It asks once: what it asked for was forgotten, and the replica never came."""
+
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        await write(ledgers, "a", b"1")
+        old = voter_on(ledgers, "a", GROUP, "c")
+        cluster.crash("c")
+        for kind in KINDS:
+            flip(ledgers, "c", layout.group_key(GROUP, kind))
+        await cluster.start("c")
+        residents = here(ledgers, "c").engine.residents
+        assert residents.quarantine.of(GROUP).replica_id == 0
+        cluster.network.set_delay("a", "c", 0.3)  # the request overtakes the answer that tells of the new replica
+        cluster.network.set_delay("b", "c", 0.0)
+        await cluster.until(lambda: residents._untrusted != {} or here(ledgers, "c").damaged_groups() == [])
+        cluster.network.set_delay("a", "c", 0.0)
+        await assert_healed(ledgers, "c", GROUP, old, [b"1"])
+
+    play(scenario)
+
+
 def test_damage_of_the_store_itself_is_refused_with_the_ways_out(play: Play) -> None:
     async def scenario(ledgers: Any) -> None:
         cluster = ledgers.cluster

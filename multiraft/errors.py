@@ -140,7 +140,12 @@ class StartError(MultiRaftError):
 
 
 class StorageError(StartError):
-    """The store cannot be opened, read or written; the message says where and why."""
+    """The store cannot be opened, read or written; the message says where and why.
+
+    errno  the system's number of what went wrong, where there is one; else 0
+    """
+
+    errno = 0
 
 
 class CorruptRecord(StorageError):

@@ -154,6 +154,7 @@ def storage_error(path: str, what: str, problem: BaseException) -> StorageError:
         problem = OSError(number, os.strerror(number), path) if number else problem
     error = StorageError(f"{path} {what}: {reason}; {HINTS.get(number, 'name another directory, or mend this one')}")
     error.__cause__ = problem
+    error.errno = number
     return error
 
 

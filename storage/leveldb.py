@@ -137,7 +137,8 @@ def _open(path: str, database: str, limits: Limits, create: bool) -> Any:
             compression="snappy",
         )
     except Exception as problem:
-        raise _opening_failed(path, database, problem) from problem
+        refusal = _opening_failed(path, database, problem)
+        raise refusal from refusal.__cause__ or problem
 
 
 def has_database(path: str, database: str) -> bool:

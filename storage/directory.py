@@ -9,6 +9,7 @@ Rules of this file: nothing here knows a database; every error is a StorageError
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
@@ -19,6 +20,8 @@ from multiraft.errors import StorageError, UnreadableStore
 
 IDENTITY_FILE: Final = "IDENTITY"
 LOCK_FILE: Final = "LOCK"
+UNREADABLE_FILE: Final = "UNREADABLE"
+"""Says that a run has met a place in the database that cannot be read: the next start leaves such places out."""
 LEVELDB_DIR: Final = "db"
 SQLITE_DIR: Final = "sqlite"
 DATABASE_DIRS: Final = {"leveldb": LEVELDB_DIR, "sqlite": SQLITE_DIR}
@@ -78,6 +81,23 @@ def check_kind(path: str, kind: str) -> None:
             f"{path} holds a store of kind {found!r}, but the configuration says {kind!r}; "
             f'say store = "{found}", or name another directory'
         )
+
+
+def mark_unreadable(path: str, problem: str) -> None:
+    """Leave a mark for the next start, as well as can be: the disk is not well."""
+    with contextlib.suppress(OSError), open(os.path.join(path, UNREADABLE_FILE), "w", encoding="utf-8") as file:
+        file.write(problem + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def marked_unreadable(path: str) -> str:
+    """Return what an earlier run has met; empty: nothing."""
+    try:
+        with open(os.path.join(path, UNREADABLE_FILE), encoding="utf-8", errors="replace") as file:
+            return " ".join(file.read(1_000).split()) or "something"
+    except OSError:
+        return ""
 
 
 def in_use_by_this_process(database: str) -> bool:

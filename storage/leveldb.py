@@ -29,6 +29,7 @@ from multiraft.storage.directory import (
     errno_of,
     in_use_by_another,
     make_directories,
+    mark_unreadable,
     message_of,
     read_identity_file,
     release,
@@ -243,8 +244,12 @@ class _LevelView(LevelReader):
 
     def __init__(self, backend: LevelBackend) -> None:
         super().__init__(backend.name, backend._database.snapshot())
+        self._backend = backend
         self._views = backend._views
         self._views.add(self)
+
+    def _read_error(self, problem: Exception) -> StorageError:
+        return self._backend._read_error(problem)
 
     def close(self) -> None:
         self._views.discard(self)
@@ -258,9 +263,22 @@ class LevelBackend(LevelReader, ThreadedBackend):
     def __init__(self, name: str, database: Any, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(name, database)
         self._views: set[_LevelView] = set()
+        self._marked = False
         real = os.path.realpath(os.path.join(name, LEVELDB_DIR))
         self._log_watch = LogWatch(real)  # belongs to the writer thread
         self._start_writer(real, loop)
+
+    def _read_error(self, problem: Exception) -> StorageError:
+        error = super()._read_error(problem)
+        if isinstance(error, CorruptRecord):
+            self.mark(str(error))
+        return error
+
+    def mark(self, problem: str) -> None:
+        """Have the next start leave out what cannot be read: what was met here may not be met by it."""
+        if not self._marked:
+            self._marked = True
+            mark_unreadable(self.name, problem)
 
     def batch(self) -> RawBatch:
         batch: RawBatch = self._database.write_batch(sync=True)
@@ -282,7 +300,7 @@ class LevelBackend(LevelReader, ThreadedBackend):
         batch.append(more)
 
     def _write_synced(self, batch: Any) -> None:
-        batch.write()
+        self._put(batch)
         self._log_watch.wrote(synced=True)
 
     def _write_unsynced(self, batch: Any) -> None:
@@ -290,8 +308,15 @@ class LevelBackend(LevelReader, ThreadedBackend):
         # Whether it is synced was said when it was made.
         unsynced = self._database.write_batch(sync=False)
         unsynced.append(batch)
-        unsynced.write()
+        self._put(unsynced)
         self._log_watch.wrote(synced=False)
+
+    def _put(self, batch: Any) -> None:
+        try:
+            batch.write()
+        except plyvel.CorruptionError as problem:  # met while files were put together, in the background
+            self.mark(message_of(problem))
+            raise
 
     def _close_database(self) -> None:
         self._log_watch.close()

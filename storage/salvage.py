@@ -16,6 +16,7 @@ leaves what the next opening goes on with.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from multiraft.config import Limits
 from multiraft.errors import CorruptRecord, StorageError
 from multiraft.storage import layout
 from multiraft.storage.check import ReplicaScan, next_readable, read_tombstones, scan_replicas
-from multiraft.storage.directory import LEVELDB_DIR, storage_error, sync_directory
+from multiraft.storage.directory import LEVELDB_DIR, UNREADABLE_FILE, storage_error, sync_directory
 from multiraft.storage.identity import ways_out
 from multiraft.storage.leveldb import (
     DAMAGED_DIR,
@@ -140,6 +141,8 @@ def salvage(path: str, limits: Limits) -> list[Damage]:
         shutil.rmtree(os.path.join(path, DAMAGED_DIR), ignore_errors=True)
         os.rename(database, os.path.join(path, DAMAGED_DIR))
         finish_salvage(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(path, UNREADABLE_FILE))
     except OSError as problem:
         raise storage_error(path, "cannot be salvaged", problem) from problem
     return found.damages

@@ -306,9 +306,18 @@ class PartitionedStore(DataReads):
                     damages += scan.damages()
                 elif not scan.removed:
                     replicas.append(scan.stored())
+            unreadable = unreadable or self._unreadable_data()
         if unreadable:
             raise UnreadableStore(f"{self._backend.name} is damaged: {unreadable}. {ways_out(self._backend.name)}")
         return replicas, damages
+
+    def _unreadable_data(self) -> str:
+        """Say so if the database cannot be read where some keyspace begins. Empty: it can, there."""
+        try:
+            self.spaces()
+        except CorruptRecord as problem:
+            return f"data of state machines: {problem}"
+        return ""
 
     def _lies_in_its_space(self, scan: ReplicaScan) -> bool:
         """Whether nothing is wrong with what was found, the keyspace of its data included."""

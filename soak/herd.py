@@ -1,7 +1,7 @@
 """A small cluster of whole nodes on real data directories, in one process, that is quick to start and to stop.
 
-The network is the memory twin, so that hundreds of starts take minutes; everything else is what users run. One service
-of some shards keeps every command in order, so that what a replica holds can be compared with what was acknowledged.
+The network is the memory twin, so that hundreds of starts take minutes; everything else is what users run. Two services
+of some shards keep every command in order, one in memory, one on the disk, so that what a replica holds can be compared with what was acknowledged.
 
 Rules of this file: timeouts are short, and so no figure of time means anything.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from multiraft import BytesStateMachine, Limits, Node, NodeConfig
+from multiraft import BytesDiskStateMachine, BytesStateMachine, Limits, Node, NodeConfig
 from multiraft.errors import NotCommitted, OutcomeUnknown
 from multiraft.ports import Transport
 from multiraft.transport import MemoryNetwork, MemoryTransport
@@ -22,7 +22,8 @@ from multiraft.types import GroupId, Identity, NodeId
 
 NAMES: Final = ("a", "b", "c")
 SERVICE: Final = "ledger"
-SHARDS: Final = 6
+DISK_SERVICE: Final = "shelf"
+SHARDS: Final = 4
 LIMITS: Final = Limits(
     beat_ms=20,
     election_timeout_ms=200,
@@ -58,6 +59,21 @@ class Ledger(BytesStateMachine):
         self.kept = state.split()
 
 
+class Shelf(BytesDiskStateMachine):
+    """The same, kept on the disk: a value for each command, in order."""
+
+    def apply(self, command: bytes) -> bytes:
+        number = next((int(key) for key in self.data.keys(reverse=True)), -1) + 1
+        self.data.put(b"%08d" % number, command)
+        return b"%d" % (number + 1)
+
+    def query(self, query: bytes) -> bytes:
+        return b" ".join(self.all())
+
+    def all(self) -> list[bytes]:
+        return [value for _, value in self.data.range()]
+
+
 class Herd:
     """Nodes by name, each on `folder/NAME`."""
 
@@ -75,6 +91,7 @@ class Herd:
 
         node = Node(config, make_transport=make_transport)
         node.bytes_service(SERVICE, Ledger, initial_shards=SHARDS)
+        node.bytes_service(DISK_SERVICE, Shelf, initial_shards=SHARDS)
         await node.start()
         self.nodes[name] = node
         return node
@@ -93,6 +110,8 @@ class Herd:
         if group_id not in node._here().engine.replicas:
             return []
         machine = node.local_machine(group_id)
+        if isinstance(machine, Shelf):
+            return machine.all()
         return list(machine.kept) if isinstance(machine, Ledger) else []
 
     async def propose(self, name: NodeId, group_id: GroupId, command: bytes) -> None:

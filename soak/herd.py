@@ -1,7 +1,8 @@
 """A small cluster of whole nodes on real data directories, in one process, that is quick to start and to stop.
 
 The network is the memory twin, so that hundreds of starts take minutes; everything else is what users run. Two services
-of some shards keep every command in order, one in memory, one on the disk, so that what a replica holds can be compared with what was acknowledged.
+of some shards keep every command in order, one in memory, one on the disk, so that what a replica holds can be compared
+with what was acknowledged.
 
 Rules of this file: timeouts are short, and so no figure of time means anything.
 """

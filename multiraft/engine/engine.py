@@ -169,6 +169,7 @@ class Engine:
         self.upkeep.stop()
         self.following.stop()
         self.transfers.stop()
+        self.ondisk.files.stop()
         self.writer.stop()
         for replica in self.replicas.values():
             replica.fail_everything(reason)

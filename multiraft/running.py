@@ -33,7 +33,7 @@ from multiraft.services import Services
 from multiraft.shard import Directory, Router
 from multiraft.standing import Standing
 from multiraft.status import group_counts, peer_states, process_use
-from multiraft.types import DIRECTORY_GROUP, NOBODY, GroupId, Identity, Membership, NodeId
+from multiraft.types import DIRECTORY_GROUP, NOBODY, GroupId, Identity, Membership, NodeId, generation_name
 
 LEADER_CALL: Final = "node.leader"
 log: Final = logging.getLogger("multiraft.node")
@@ -397,6 +397,7 @@ class Running:
             "incarnation": store.incarnation,
             "cluster_id": store.identity.cluster_id.hex(),
             "store_id": store.identity.store_id.hex(),
+            "generation": generation_name(store.identity.generation),
             "uptime_s": round(self._setup.clocks.real() - self._began_s, 3),
             "version": package_version(),
             "listen": config.listen,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from multiraft.config import Limits, NodeConfig
+    from multiraft.diskmachine import BytesDiskStateMachine, DiskStateMachine
     from multiraft.errors import (
         ChangePending,
         ChangeRefused,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from multiraft.statemachine import BytesStateMachine, StateMachine, command, query
 
 __all__ = [
+    "BytesDiskStateMachine",
     "BytesService",
     "BytesStateMachine",
     "ChangePending",
@@ -53,6 +55,7 @@ __all__ = [
     "ConfigError",
     "DeadlineExceeded",
     "DiskFull",
+    "DiskStateMachine",
     "Group",
     "Halted",
     "InvalidRequest",
@@ -81,6 +84,7 @@ __all__ = [
 ]
 
 _HOMES: Final = {
+    "BytesDiskStateMachine": "multiraft.diskmachine",
     "BytesService": "multiraft.services",
     "BytesStateMachine": "multiraft.statemachine",
     "ChangePending": "multiraft.errors",
@@ -89,6 +93,7 @@ _HOMES: Final = {
     "ConfigError": "multiraft.errors",
     "DeadlineExceeded": "multiraft.errors",
     "DiskFull": "multiraft.errors",
+    "DiskStateMachine": "multiraft.diskmachine",
     "Group": "multiraft.group",
     "Halted": "multiraft.errors",
     "InvalidRequest": "multiraft.errors",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 
 class Keyspace(Protocol):
@@ -76,6 +76,48 @@ class MemoryKeyspace:
         last = len(self._order) if stop is None else bisect_left(self._order, stop)
         found = self._order[first:last]
         yield from reversed(found) if reverse else found
+
+
+class KeepsData:
+    """What makes a state machine one on disk: its state is in `data`, and nowhere else.
+
+    A class that derives from this and from a base of state machines has a slot `_data`.
+    """
+
+    __slots__ = ()
+    _taken: ClassVar = {
+        "data": "is where its state is",
+        "snapshot": "is not asked for, since its state is in self.data",
+        "restore": "is not asked for, since its state is in self.data",
+    }
+
+    @property
+    def data(self) -> Keyspace:
+        """The state: the replica's own; before there is a replica, a map in memory that begins empty."""
+        data: Keyspace | None = getattr(self, "_data", None)
+        if data is None:
+            data = MemoryKeyspace()
+            self.attach(data)
+        return data
+
+    def attach(self, data: Keyspace) -> None:
+        """Keep the state in `data` from now on. For the framework."""
+        machine: Any = self
+        machine._data = data
+
+    def snapshot(self) -> bytes:
+        """There is none. Raises TypeError."""
+        raise TypeError(f"{type(self).__name__} has no snapshot: its state is in self.data")
+
+    def restore(self, state: bytes) -> None:
+        """There is nothing to be restored. Raises TypeError."""
+        raise TypeError(f"{type(self).__name__} cannot be restored: its state is in self.data")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, why in cls._taken.items():
+            if name in vars(cls):
+                raise TypeError(f"{cls.__name__}.{name}: {name!r} of a state machine on disk {why}; remove it")
 
 
 def check_pair(key: object, value: object) -> None:

@@ -317,8 +317,11 @@ class Store(LogReader, DataReader, Protocol):
         """Return the keyspaces that hold anything, ascending; one look for each. Raises CorruptRecord."""
         ...
 
-    def read_space(self, space: SpaceId, limit: int) -> list[bytes]:
-        """Return stored keys, at most `limit`, of a keyspace, for `delete_leftovers`; empty: it holds nothing."""
+    def read_space(self, space: SpaceId, limit: int, after: bytes = b"") -> list[bytes]:
+        """Return stored keys of a keyspace, for `delete_leftovers`; at most `limit`, from the one after `after` on.
+
+        Empty: there is nothing more.
+        """
         ...
 
     def view(self) -> StoreView:

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, Typ
 
 from multiraft.attributes import pack_attributes, unpack_attributes
 from multiraft.engine.machine import Context, Machine, UnknownCommand
-from multiraft.errors import CommandFailed
+from multiraft.errors import CommandFailed, InvariantViolation
+from multiraft.keyspace import KeepsData, Keyspace
 from multiraft.methods import (
     Kind,
     Method,
@@ -26,6 +27,7 @@ from multiraft.methods import (
 )
 from multiraft.remote import RemoteCommand, RemoteQuery, RemoteShardQuery, ServiceBinding
 
+M = TypeVar("M")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -282,7 +284,27 @@ def schema_of(machine: type[StateMachine | BytesStateMachine]) -> dict[str, list
 # ----------------------------------------------------------------------------------------------------- adapting
 
 
-class MachineAdapter:
+class _HasData(Generic[M]):
+    """The half of an adapter that passes the keyspace of a machine on disk on."""
+
+    __slots__ = ()
+    machine: M
+
+    @property
+    def data(self) -> Keyspace | None:
+        """Where the machine keeps its state; None: in memory."""
+        machine: object = self.machine
+        return machine.data if isinstance(machine, KeepsData) else None
+
+    @data.setter
+    def data(self, keyspace: Keyspace | None) -> None:
+        machine: object = self.machine
+        if not isinstance(machine, KeepsData) or keyspace is None:
+            raise InvariantViolation("a machine on disk has a keyspace, and no other has")
+        machine.attach(keyspace)
+
+
+class MachineAdapter(_HasData[StateMachine]):
     """A StateMachine as the engine's Machine: finds the method, decodes the arguments, encodes the result.
 
     Bytes that are no call at all raise CommandFailed: the same on every replica. A command that this class does not
@@ -333,7 +355,7 @@ class MachineAdapter:
         return f"{type(self.machine).__name__} has no {kind} {name!r:.80}"
 
 
-class BytesMachineAdapter:
+class BytesMachineAdapter(_HasData[BytesStateMachine]):
     """A BytesStateMachine as the engine's Machine. Results that are not bytes raise CommandFailed."""
 
     __slots__ = ("machine",)

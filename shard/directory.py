@@ -20,6 +20,7 @@ import msgpack
 
 from multiraft.engine.machine import Context, UnknownCommand
 from multiraft.errors import CommandFailed, InvalidRequest, WireError
+from multiraft.keyspace import Keyspace
 from multiraft.shard.declaration import Declaration, combined, difference
 from multiraft.shard.placement import place
 from multiraft.shard.shard_map import ServiceShards, Shard, ShardMap
@@ -159,6 +160,8 @@ class Directory:
     stores    the store of every node that was readmitted since the cluster was formed
     readmissions  how many there were
     """
+
+    data: Keyspace | None = None
 
     def __init__(self) -> None:
         self.nodes: dict[NodeId, NodeInfo] = {}

@@ -48,9 +48,10 @@ class DataReads:
         raw = self._reads.get(layout.group_key(group_id, layout.KIND_APPLIED))
         return None if raw is None else layout.decode_applied(group_id, raw)
 
-    def read_space(self, space: SpaceId, limit: int) -> list[bytes]:
-        """Return stored keys, at most `limit`, of what a keyspace holds; empty: nothing."""
-        return list(islice(self._reads.keys(*layout.data_span(space)), limit))
+    def read_space(self, space: SpaceId, limit: int, after: bytes = b"") -> list[bytes]:
+        """Return stored keys of a keyspace, at most `limit`, from the one after `after` on; empty: no more."""
+        start, stop = layout.data_span(space)
+        return list(islice(self._reads.keys(after + b"\0" if after else start, stop), limit))
 
     def spaces(self) -> list[SpaceId]:
         """Return the keyspaces that hold anything, ascending; one look for each. Raises CorruptRecord."""

@@ -49,10 +49,11 @@ class Applying:
         while queue and stopwatch() < until_s:
             replica = queue.popleft()
             replica.apply_queued = False
-            if replica.broken is not None:
+            if replica.broken is not None or engine.ondisk.waits(replica):
                 continue
             try:
                 more = replica.apply_slice(until_s)
+                engine.ondisk.hand_out(replica)
             except Exception as problem:
                 engine.broke(replica, problem)
                 continue

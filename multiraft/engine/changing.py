@@ -130,7 +130,7 @@ class Changing:
             )
         now = engine.pacing.now()
         with engine.touching(replica, now):
-            index = core.propose_membership(changes, int(engine.clocks.wall() * 1e3), expected, joint, auto_leave)
+            index = core.propose_membership(changes, replica.stamp_ms(engine.clocks), expected, joint, auto_leave)
         return self._wait(replica, index, core.latest_membership(), now + engine.limits.request_timeout_ms / 1e3)
 
     def _transfer(self, replica: Replica, body: bytes) -> Future[bytes]:

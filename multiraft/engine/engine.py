@@ -35,6 +35,7 @@ from multiraft.engine.leases import Leases
 from multiraft.engine.liveness import Liveness, LivenessSettings
 from multiraft.engine.machine import Machine
 from multiraft.engine.observing import Observing
+from multiraft.engine.ondisk import OnDisk
 from multiraft.engine.outgoing import Outgoing
 from multiraft.engine.pacing import Pacing
 from multiraft.engine.proposing import check_entry, check_room, propose_queued
@@ -134,6 +135,7 @@ class Engine:
         self._entry_bytes = limits.entry_bytes
         self._slow_s = limits.slow_command_ms / 1e3
         self.snapshotting = Snapshotting(self)
+        self.ondisk = OnDisk(self)
         self._core_settings = CoreSettings(
             self._election_timeout_s,
             limits.inflight_messages,
@@ -188,10 +190,18 @@ class Engine:
         self._deadlines.clear()
 
     def open_replica(self, stored: StoredReplica, machine: Machine) -> Replica:
-        """Take up a replica that is on disk. It campaigns when nobody claims its group for long enough."""
+        """Take up a replica that is on disk. It campaigns when nobody claims its group for long enough.
+
+        Raises StartError when the machine's class keeps its state elsewhere than this replica has it.
+        """
         now = self.pacing.now()
-        core = Raft(stored, self.store, self.view, self.rng, self._core_settings, now, stored.snapshot_index)
-        replica = Replica(stored.descriptor, core, machine, self.budget, self._slow_s, self.clocks.effort)
+        data = self.ondisk.data_of(stored, machine)
+        applied = stored.snapshot_index if data is None else data.applied.index
+        reader = self.ondisk.reader_of(data)
+        core = Raft(stored, reader, self.view, self.rng, self._core_settings, now, applied)
+        replica = Replica(
+            stored.descriptor, core, machine, self.budget, self._slow_s, self.clocks.effort, self.clocks.real, data
+        )
         replica.on_applied = self.observing.applied
         self.replicas[replica.group_id] = replica
         self.containing.open(replica, stored)
@@ -374,6 +384,7 @@ class Engine:
         self.writer.flush()
         if self.applying.pending:
             self.applying.run(now)
+            self.writer.flush()  # what was applied on disk
             if self.applying.pending:
                 self._schedule()
 
@@ -391,7 +402,7 @@ class Engine:
         core = replica.core
         try:
             if replica.queued:
-                self._deadlines += propose_queued(replica, self.limits, int(self.clocks.wall() * 1e3), now)
+                self._deadlines += propose_queued(replica, self.limits, replica.stamp_ms(self.clocks), now)
             ready = core.ready()
             self._look(replica, now)
         except (InvariantViolation, CorruptRecord) as problem:

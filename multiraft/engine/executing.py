@@ -11,11 +11,12 @@ is not (`environmental`) is raised, and halts the replica.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeAlias
 
 import msgpack
 
+from multiraft.engine.keyspace import SESSIONS
 from multiraft.engine.machine import Context, Diverged, Machine, UnknownCommand, command_failed, environmental
 from multiraft.engine.rolling import RollingHash
 from multiraft.engine.sessions import Result, SessionTable
@@ -54,9 +55,25 @@ class Executor:
         self.runs: dict[int, Run] = {COMMANDS: self.command, SESSION: self.numbered, CONTROL: self.control}
         self.controls: dict[int, Control] = {REGISTER: self.register, CHECK: self._check}
 
+    def changes_beside(self) -> Iterable[tuple[bytes, bytes | None]]:
+        """Return what entries have changed of the sessions since the last time, for the data of a machine on disk.
+
+        Keys of the keyspace's part for sessions, each with that part's byte, and values (None: deleted).
+        """
+        return [(SESSIONS + key, value) for key, value in self.sessions.take_changes()]
+
+    def load_beside(self, pairs: Iterator[tuple[bytes, bytes]]) -> None:
+        """Take what `changes_beside` has said in earlier runs, or on the leader: keys without the part's byte.
+
+        Raises CorruptRecord.
+        """
+        self.sessions = SessionTable.load(pairs)
+
     def anew(self, machine: Machine) -> Executor:
-        """Return one for `machine`, which has applied nothing yet."""
+        """Return one for `machine`, which has applied nothing yet; one on disk has all that was, and its sessions."""
         executor = Executor(self.group_id, machine)
+        if self.sessions.tracked:
+            executor.sessions = self.sessions
         executor.failed_commands = self.failed_commands
         return executor
 

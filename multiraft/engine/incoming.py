@@ -18,6 +18,7 @@ from multiraft.messages import (
     BeatAnswer,
     CreateReplica,
     HostingMessage,
+    InstallSnapshot,
     LeadAll,
     LeadAsk,
     LeadDelta,
@@ -78,6 +79,8 @@ class Incoming:
             self.counters["wrong_replica"] += 1
             return
         if core.membership.nodes.get(message.sender) != node_id and not self._admits(replica, node_id, message):
+            return
+        if type(message) is InstallSnapshot and replica.data is not None and not engine.ondisk.takes(replica, message):
             return
         try:  # written out: this is the hot path of `touching`
             core.step(message, now)

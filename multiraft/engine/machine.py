@@ -15,7 +15,8 @@ from __future__ import annotations
 from random import Random
 from typing import Final, Protocol
 
-from multiraft.errors import CommandFailed, MultiRaftError
+from multiraft.errors import CommandFailed, MultiRaftError, StorageError
+from multiraft.keyspace import Keyspace
 from multiraft.types import GroupId, Index, Term
 
 _DETAIL_CHARACTERS: Final = 1_000
@@ -90,7 +91,13 @@ class Context:
 
 
 class Machine(Protocol):
-    """One replica's state, as the engine sees it. Called on the loop's thread only, one call at a time."""
+    """One replica's state, as the engine sees it. Called on the loop's thread only, one call at a time.
+
+    data  where a machine on disk keeps its state; the engine puts the replica's own keyspace in its place before it
+          applies anything. None: the machine's state is in memory
+    """
+
+    data: Keyspace | None
 
     def apply(self, command: bytes, context: Context) -> bytes:
         """Apply one committed command and return its encoded result.
@@ -120,13 +127,15 @@ class Machine(Protocol):
 def environmental(failure: BaseException) -> bool:
     """Return whether `failure`, raised by `Machine.apply`, is this replica's alone, so that the replica must halt.
 
-    OSError, MemoryError, RecursionError, what says so itself (`Halting`) and whatever is not an Exception
+    OSError, MemoryError, RecursionError, StorageError, what says so itself (`Halting`) and whatever is not an Exception
     (cancellation, interrupts) are; so is an exception group that holds one of them. Every other Exception is a
     deterministic result of the command.
     """
     if isinstance(failure, BaseExceptionGroup):
         return any(environmental(part) for part in failure.exceptions)
-    return not isinstance(failure, Exception) or isinstance(failure, OSError | MemoryError | RecursionError | Halting)
+    return not isinstance(failure, Exception) or isinstance(
+        failure, OSError | MemoryError | RecursionError | StorageError | Halting
+    )
 
 
 def command_failed(failure: Exception) -> CommandFailed:

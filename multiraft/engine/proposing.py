@@ -20,7 +20,7 @@ from multiraft.types import DIRECTORY_GROUP, NOBODY
 def propose_queued(replica: Replica, limits: Limits, stamp_ms: int, now: float) -> list[Proposals]:
     """Hand the queue of `replica` to its core, and return the batches whose callers now wait for the log.
 
-    stamp_ms  the wall clock, for the records
+    stamp_ms  the replicated clock, for the records
     now       the patience clock in seconds, from which the callers' time runs
 
     Raises InvariantViolation when the core breaks; its callers have been told by then.

@@ -16,8 +16,10 @@ from typing import Final
 
 from multiraft import failpoints
 from multiraft.engine.executing import Executor
+from multiraft.engine.keyspace import MachineOnDisk, ReplicaData
 from multiraft.engine.local import LocalReads
 from multiraft.engine.machine import Context, Machine, environmental, halt_kind, query_failed, said
+from multiraft.engine.stamps import ReplicatedClock
 from multiraft.engine.waiting import Budget, Proposals, Queue, Reads, fail_future
 from multiraft.errors import (
     Halted,
@@ -27,7 +29,7 @@ from multiraft.errors import (
     OutcomeUnknown,
     ReadFailed,
 )
-from multiraft.ports import Clock
+from multiraft.ports import Clock, Clocks
 from multiraft.raft import LEADER, Raft
 from multiraft.records import FOR_MACHINES, SESSION, Record
 from multiraft.types import GroupId, Halt, Index, NodeId, ReplicaDescriptor, ReplicaId, Term
@@ -46,6 +48,9 @@ class Replica:
     local                   reads that this replica answers whoever leads; None before the first one
     committed               apply up to here: committed, and on this disk
     executor                runs what is applied, on the state machine
+    data                    of a machine on disk; None: the machine's state is in memory
+    clock                   the group's replicated clock, for records that are proposed here
+    opened_last             the end of the log when the replica was taken up: later entries came in this run
     halted                  why applying has stopped, and at which entry; None while it has not
     handing                 halted, it leads until somebody healthy takes over
     on_halt                 called with the reason when it has halted
@@ -65,10 +70,12 @@ class Replica:
         "apply_queued",
         "broken",
         "budget",
+        "clock",
         "committed",
         "confirmed",
         "context",
         "core",
+        "data",
         "descriptor",
         "dirty",
         "executor",
@@ -78,8 +85,10 @@ class Replica:
         "local",
         "on_applied",
         "on_halt",
+        "opened_last",
         "queued",
         "reads",
+        "real",
         "rounds",
         "seen_deadline_s",
         "seen_leader",
@@ -104,14 +113,20 @@ class Replica:
         budget: Budget,
         slow_command_s: float,
         stopwatch: Clock,
+        real: Clock,
+        data: ReplicaData | None = None,
     ) -> None:
         self.descriptor = descriptor
+        self.data = data
+        self.clock = ReplicatedClock()
+        self.opened_last: Index = core.last_index
         self.group_id: GroupId = descriptor.group_id
         self.core = core
-        self.executor = Executor(descriptor.group_id, machine)
+        self.executor = Executor(descriptor.group_id, machine if data is None else MachineOnDisk(machine, data))
         self.budget = budget
         self.slow_command_s = slow_command_s
         self.stopwatch = stopwatch
+        self.real = real
         self.context = Context(core.applied, 0, self.group_id, 0)
         self.applied: Index = core.applied
         self.committed: Index = core.applied
@@ -147,7 +162,7 @@ class Replica:
         if self.local is not None:  # what it knows of its age is true no longer
             self.local.fail(self.stopped)
             self.local = None
-        self.executor = self.executor.anew(machine)
+        self.executor = self.executor.anew(machine if self.data is None else MachineOnDisk(machine, self.data))
         self.executor.rolling.restart(index, 0)
         self.context = Context(index, 0, self.group_id, 0)
         self.applied = index
@@ -181,6 +196,10 @@ class Replica:
         if self.core.role is not LEADER:
             return NotLeader(self.group_id, self.leader_node)
         return NotLeader(self.group_id) if self.handing else self.stopped()
+
+    def stamp_ms(self, clocks: Clocks) -> int:
+        """Return what a record that is proposed here now is stamped with."""
+        return self.clock.stamp_ms(self.context.time_ms, clocks.real(), clocks.wall())
 
     def stopped(self) -> Halted:
         """What whoever asks this very replica is told once it is halted or broken."""
@@ -253,6 +272,8 @@ class Replica:
             context = self.context
             context.term = record.term
             context.time_ms = max(context.time_ms, record.stamp_ms)
+            if record.last > self.opened_last:
+                self.clock.saw(record.stamp_ms, self.real())
             if not self._apply_entries(record, last, batch, until_s):
                 return False
         self.applied = last

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from multiraft import failpoints
 from multiraft.engine.machine import Machine
 from multiraft.engine.replica import Replica
 from multiraft.messages import AskRemoved, CreateReplica, HostingMessage, RemovedReplica
+from multiraft.ports import WriteBatch
 from multiraft.types import (
     GroupId,
     HardState,
@@ -63,6 +65,7 @@ class Residents:
 
     def begin(self) -> None:
         """Go on with what a crash has interrupted: delete what replicas that were removed have left."""
+        self._engine.ondisk.spaces.begin()
         for group_id in sorted(self.tombstones):
             if group_id not in self._engine.replicas:
                 self._going.add(group_id)
@@ -166,6 +169,12 @@ class Residents:
         engine, group_id = self._engine, stored.descriptor.group_id
         self._coming.add(group_id)
 
+        def create(batch: WriteBatch) -> None:
+            nonlocal stored
+            batch.create_replica(stored.descriptor, stored.membership, stored.hard_state, stored.log_start)
+            if machine.data is not None:
+                stored = replace(stored, applied=engine.ondisk.draw(batch, stored))
+
         def made() -> None:
             if failpoints.armed is not None:
                 failpoints.armed(failpoints.REPLICA_AFTER_CREATE)
@@ -174,12 +183,7 @@ class Residents:
 
         if failpoints.armed is not None:
             failpoints.armed(failpoints.REPLICA_BEFORE_CREATE)
-        engine.writer.write(
-            lambda batch: batch.create_replica(
-                stored.descriptor, stored.membership, stored.hard_state, stored.log_start
-            ),
-            made,
-        )
+        engine.writer.write(create, made)
         engine.wake()
 
     # -------------------------------------------------------------------------------------------------- leaving
@@ -194,10 +198,12 @@ class Residents:
         engine.let_go(replica, f"this replica was removed from its group, as of index {index}")
         self.tombstones[group_id] = tombstone
         self._going.add(group_id)
-        engine.writer.write(
-            lambda batch: batch.remove_replica(tombstone),
-            lambda: self._delete_leftovers(group_id),
-        )
+
+        def removed() -> None:
+            engine.ondisk.left(replica)
+            self._delete_leftovers(group_id)
+
+        engine.writer.write(lambda batch: batch.remove_replica(tombstone), removed)
         engine.wake()
         self.left(replica)
 

@@ -93,6 +93,11 @@ class SessionTable:
         self._changes: dict[bytes, bytes | None] | None = {} if tracked else None
         self._used: dict[bytes, None] = {}
 
+    @property
+    def tracked(self) -> bool:
+        """Whether changes are to be had from `take_changes`, as they are beside data on disk."""
+        return self._changes is not None
+
     # --------------------------------------------------------------------------------------------- what the log says
 
     def register(self, client: bytes, expiry_ms: int, reply_bytes: int, sessions: int, now_ms: int) -> None:

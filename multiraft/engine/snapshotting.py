@@ -51,7 +51,9 @@ class Snapshotting:
     def opens(self, group_id: GroupId) -> bool:
         """Whether a group may send a snapshot before the next beat. One that may not is asked again then."""
         if self._left_bytes > 0:
-            return True
+            replica = self._engine.replicas.get(group_id)
+            if replica is None or replica.data is None or self._engine.ondisk.make(replica):
+                return True
         self._held_up.add(group_id)
         return False
 
@@ -61,6 +63,7 @@ class Snapshotting:
     def tick(self) -> None:
         """A beat is due: more may be sent."""
         self._left_bytes = self._sendable_bytes
+        self._engine.ondisk.tick()
         held_up, self._held_up = self._held_up, set()
         for group_id in sorted(held_up):
             replica = self._engine.replicas.get(group_id)
@@ -75,6 +78,9 @@ class Snapshotting:
         Not where it could not be taken over before: that stays so until it is retried.
         """
         if replica.halted is not None and replica.halted.kind == _RESTORE:
+            return
+        if replica.data is not None:
+            self._engine.ondisk.resume(replica, replica.data)
             return
         snapshot = self._engine.store.read_snapshot(replica.group_id)
         if snapshot is not None and snapshot.data:
@@ -92,9 +98,15 @@ class Snapshotting:
             if failpoints.armed is not None:
                 failpoints.armed(failpoints.SNAPSHOT_BEFORE_RESTORE)
             replica.pass_over(snapshot.index)
-            self._restore(replica, snapshot)
+            if replica.data is None:
+                self._restore(replica, snapshot)
+            else:
+                self._engine.ondisk.installed(replica, replica.data, True)
+                self._engine.containing.healed(replica, snapshot.index)
             if failpoints.armed is not None:
                 failpoints.armed(failpoints.SNAPSHOT_AFTER_RESTORE)
+        elif write.installs and replica.data is not None:
+            self._engine.ondisk.installed(replica, replica.data, False)
         core.snapshot_stored(snapshot.index, write.adopts)
         if replica.committed > replica.applied:
             self._engine.applying.add(replica)
@@ -122,6 +134,9 @@ class Snapshotting:
         applied = replica.applied
         if not self._entries or applied < replica.snapshot_due or replica.halted is not None:
             return
+        if replica.data is not None:
+            self._engine.ondisk.compact(replica, replica.data)
+            return
         core = replica.core
         length = applied - core.log.start.index
         if length <= self._entries:
@@ -141,6 +156,8 @@ class Snapshotting:
         core = replica.core
         if replica.halted is not None or replica.broken is not None:
             return "the replica there is halted itself"
+        if replica.data is not None:
+            return self._engine.ondisk.note_durable(replica, replica.data)
         if replica.applied != core.applied or not core.may_compact():
             return "the membership changes, or another snapshot is on its way to the disk; retry shortly"
         if core.snapshot_index == core.applied:

@@ -3,6 +3,9 @@
 The engine adds what each core asks for; `flush` submits the open batch unless enough are under way, in which case
 it goes on gathering and leaves with the next completion. So one sync serves every group that wrote meanwhile.
 
+What machines on disk have applied joins whatever batch is open. A batch that holds nothing else is not synced: its
+entries are in the log, and are applied again after a loss of power. It is durable with the next synced one.
+
 Rules of this file: batches complete in the order submitted; a promise (an `after_persist` message) is handed out only
 by the completion of the batch that carries what it promises, or of the last one before it; after one failed write
 nothing is ever handed out again.
@@ -12,16 +15,18 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
 from multiraft import failpoints
+from multiraft.engine.keyspace import Change, ReplicaData
+from multiraft.engine.pairs import put_snapshot
 from multiraft.engine.replica import Replica
 from multiraft.messages import RaftMessage
 from multiraft.ports import Clock, Store, WriteBatch
 from multiraft.raft import Ready
 from multiraft.raft.ready import SnapshotWrite
-from multiraft.types import Index, Term
+from multiraft.types import Applied, Index, Term
 
 
 class Persisted:
@@ -49,11 +54,13 @@ Promise: TypeAlias = tuple[Replica, list[RaftMessage]]
 class _Pending:
     """One batch, and what may happen once it is on disk."""
 
-    __slots__ = ("batch", "callbacks", "persisted", "promises", "writes")
+    __slots__ = ("batch", "callbacks", "data", "persisted", "promises", "sync", "writes")
 
     def __init__(self, batch: WriteBatch) -> None:
         self.batch = batch
         self.writes = 0
+        self.sync = False
+        self.data: dict[ReplicaData, Applied] = {}
         self.persisted: list[Persisted] = []
         self.promises: list[Promise] = []
         self.callbacks: list[Callable[[], None]] = []
@@ -84,6 +91,8 @@ class LogWriter:
         self._open: _Pending | None = None
         self._in_flight: deque[_Pending] = deque()
         self._failed = False
+        # Written and not known to be durable: the latest of each.
+        self._written: dict[ReplicaData, Applied] = {}
         self._busy_since_s = 0.0
         self._busy_s = 0.0
         self._window_began_s = self._stopwatch()
@@ -132,11 +141,15 @@ class LogWriter:
             pending.promises.append((replica, ready.after_persist))
             return []
         pending = self._gathering()
+        pending.sync = True
         batch, group_id = pending.batch, replica.group_id
         if ready.deleted:
             batch.delete_records(group_id, ready.deleted)
         if ready.snapshot is not None:
-            batch.put_snapshot(group_id, ready.snapshot.snapshot, ready.snapshot.log_start)
+            if replica.data is None:
+                batch.put_snapshot(group_id, ready.snapshot.snapshot, ready.snapshot.log_start)
+            else:
+                put_snapshot(self._store, batch, replica.data, ready.snapshot)
         for record in ready.records:
             batch.put_record(group_id, record)
         hard_state = ready.hard_state
@@ -154,12 +167,35 @@ class LogWriter:
             self._submit()
         return []
 
-    def write(self, fill: Callable[[WriteBatch], None], then: Callable[[], None]) -> None:
-        """Let `fill` put something else into the open batch, and call `then` once it is on disk."""
+    def write(self, fill: Callable[[WriteBatch], None], then: Callable[[], None], sync: bool = True) -> None:
+        """Let `fill` put something else into the open batch, and call `then` once it is on disk.
+
+        Without `sync` it is only written by then, and may not outlive a loss of power.
+        """
         pending = self._gathering()
         fill(pending.batch)
+        pending.sync = pending.sync or sync
         pending.writes += 1
         pending.callbacks.append(then)
+        if pending.batch.size_bytes >= self._batch_bytes:
+            self._submit()
+
+    def hand_out(self, data: ReplicaData, applied: Applied, beside: Iterable[Change], then: Callable[[], None]) -> None:
+        """Take what a machine on disk has changed, and that it has applied it; call `then` when it is written."""
+        if self._failed:
+            return
+        pending = self._gathering()
+        data.hand_out(pending.batch, applied, beside)
+        pending.data[data] = applied
+        pending.writes += 1
+        pending.callbacks.append(then)
+        if pending.batch.size_bytes >= self._batch_bytes:
+            self._submit()
+
+    def sync(self) -> None:
+        """Have everything that was written made durable, with the next batch."""
+        if not self._failed:
+            self._gathering().sync = True
 
     def flush(self) -> None:
         """Submit the open batch, unless as many as allowed are under way."""
@@ -180,7 +216,7 @@ class LogWriter:
         self._in_flight.append(pending)
         if failpoints.armed is not None:
             failpoints.armed(failpoints.WRITE_BEFORE_SUBMIT)
-        self._store.submit(pending.batch, self._done)
+        self._store.submit(pending.batch, self._done, pending.sync)
 
     def _done(self, error: Exception | None) -> None:
         if self._failed:
@@ -194,6 +230,7 @@ class LogWriter:
         pending = self._in_flight.popleft()
         if not self._in_flight:
             self._busy_s += self._stopwatch() - self._busy_since_s
+        self._note_durable(pending)
         self.flush()
         try:
             self._on_persisted(pending.persisted, pending.promises)
@@ -203,3 +240,11 @@ class LogWriter:
             log.critical("what follows a write failed; this node ends", exc_info=problem)
             self.stop()
             self._on_failed(problem)
+
+    def _note_durable(self, pending: _Pending) -> None:
+        if pending.data:
+            self._written.update(pending.data)
+        if pending.sync and self._written:
+            written, self._written = self._written, {}
+            for data, applied in written.items():
+                data.synced(applied)

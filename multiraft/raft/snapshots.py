@@ -50,13 +50,19 @@ class Snapshots(Replication):
         settled = not self._changes and self.membership.index <= self.log.applied
         return settled and not on_its_way and self.log.applied >= self.log.start.index
 
-    def compact(self, data: bytes, trailing: Index) -> None:
+    def compact(self, data: bytes, trailing: Index, index: Index | None = None) -> None:
         """Replace the log up to what is applied by `data`, the state machine's state there, with the next `ready()`.
+
+        index  replace it up to this entry; None: up to all that is applied. The membership is that of this entry.
 
         The last `trailing` entries stay. Only while `may_compact()`. Raises InvariantViolation, CorruptRecord.
         """
         log = self.log
-        index = log.applied
+        if index is None:
+            index = log.applied
+        invariant(
+            self.membership.index <= index <= log.applied, "a snapshot is of an applied entry, membership included"
+        )
         invariant(self.may_compact(), "a snapshot is taken between membership changes, one at a time")
         invariant(index > self.snapshot_index, "a snapshot covers more than the one before")
         snapshot = Snapshot(index, log.term(index), self.membership, data)

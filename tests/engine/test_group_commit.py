@@ -50,7 +50,7 @@ class Disk:
     def batch(self) -> Batch:
         return Batch()
 
-    def submit(self, batch: Batch, done: Done) -> None:
+    def submit(self, batch: Batch, done: Done, sync: bool = True) -> None:
         self.under_way.append((batch, done))
 
     def complete(self, error: Exception | None = None) -> None:

@@ -12,12 +12,15 @@ import pytest
 from multiraft.engine.local import LocalReads, Seen
 from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget
 from multiraft.errors import Overloaded, ReadFailed
+from multiraft.keyspace import Keyspace
 
 LIMIT_BYTES = 1_000
 
 
 class Echo:
     """Answers a query with itself and says how often it was asked."""
+
+    data: Keyspace | None = None
 
     def __init__(self) -> None:
         self.asked: list[bytes] = []

@@ -76,11 +76,14 @@ class Ledgers:
         self._shards = shards
         options.setdefault("limits", Limits(request_timeout_ms=3_000))
         self.replicas: int = options.pop("replicas", 3)
+        self.machine: type[BytesStateMachine] = options.pop("machine", Ledger)
         self.cluster = MemoryCluster(self._declare, **options)
 
     def _declare(self, node: Node) -> None:
         name = node.node_id
-        self.services[name] = node.bytes_service("ledger", Ledger, initial_shards=self._shards, replicas=self.replicas)
+        self.services[name] = node.bytes_service(
+            "ledger", self.machine, initial_shards=self._shards, replicas=self.replicas
+        )
         self.clocks.setdefault(name, DriftingClock(node._setup.clocks.real, self._rates.get(name, 1.0)))
         node._setup.clocks = node._setup.clocks._replace(real=self.clocks[name])
 

@@ -98,8 +98,8 @@ async def test_a_space_is_deleted_in_steps(place: Place) -> None:
     store = place.open()
     doomed = await with_data(store, *[(b"%02d" % number, b"x") for number in range(25)])
     kept = await with_data(store, (b"k", b"v"))
-    steps = 0
-    while keys := store.read_space(doomed, 10):
+    steps, keys = 0, [b""]
+    while keys := store.read_space(doomed, 10, keys[-1]):
         batch = store.batch()
         batch.delete_leftovers(keys)
         await place.write(store, batch)

@@ -1,0 +1,247 @@
+"""Machines on disk: how a replica gets its data, how what it applies reaches the disk, and how its log is kept short.
+
+    a slice is applied ──> its writes and what is applied: one batch, not synced ──> durable with the next synced one
+    the log is long ──> it starts higher, up to what is durable: the state is there already, and needs no snapshot
+    a follower needs what the log has no longer ──> its leader reads the keyspace, as of one moment, into a message
+    a leader has sent one ──> a fresh keyspace, and the switch to it; the old one is deleted
+
+What is applied was in the log on this disk before, committed. So what a loss of power takes back is applied again, with
+the same results. The log never starts above what is durable: an entry goes only when its effect cannot be lost.
+
+Rules of this file: what is applied is handed out in the same turn; while a switch is on its way to the disk nothing is
+applied; what the disk names is never deleted.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from multiraft import failpoints
+from multiraft.engine.keyspace import ReplicaData
+from multiraft.engine.machine import Machine
+from multiraft.engine.pairs import STORED, pack_pairs, unpack_pairs
+from multiraft.engine.replica import Replica
+from multiraft.engine.spaces import Spaces
+from multiraft.errors import CorruptRecord, StartError
+from multiraft.messages import InstallSnapshot
+from multiraft.ports import LogReader, Store, StoreView, WriteBatch
+from multiraft.records import Record
+from multiraft.types import INDEX_MAX, Applied, GroupId, Index, Snapshot, StoredReplica, Term
+
+if TYPE_CHECKING:
+    from multiraft.engine.engine import Engine
+
+log: Final = logging.getLogger("multiraft.engine")
+
+
+class OnDisk:
+    """The machines on disk of one engine.
+
+    spaces  the keyspaces that are going
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.spaces = Spaces(engine)
+        self._trailing = engine.limits.trailing_entries
+        self._entries = engine.limits.snapshot_entries
+        self._sendable_bytes = engine.limits.entry_bytes
+        # What is sent to whoever asks before the next beat.
+        self._made: dict[GroupId, Snapshot] = {}
+
+    # ------------------------------------------------------------------------------------------- coming to be
+
+    def draw(self, batch: WriteBatch, stored: StoredReplica) -> Applied:
+        """Give a replica that is being made an empty keyspace, in the batch that makes it."""
+        start = stored.log_start
+        applied = Applied(start.index, start.term, 0, 0, self._engine.store.new_space(batch))
+        batch.put_applied(stored.descriptor.group_id, applied)
+        return applied
+
+    def data_of(self, stored: StoredReplica, machine: Machine) -> ReplicaData | None:
+        """Return the data of a replica that is taken up; None where its machine is in memory.
+
+        Raises StartError when the class keeps its state elsewhere than where this replica's state is.
+        """
+        on_disk, applied = machine.data is not None, stored.applied
+        if on_disk != (applied is not None):
+            service, group_id = stored.descriptor.service, stored.descriptor.group_id
+            was, declared = ("on disk", "in memory") if applied is not None else ("in memory", "on disk")
+            raise StartError(
+                f"group {group_id}: the state of service {service!r} is kept {was} here, but its class keeps it "
+                f"{declared}; declare it as before, and move the state by a service of another name"
+            )
+        return None if applied is None else ReplicaData(stored.descriptor.group_id, self._engine.store, applied)
+
+    def resume(self, replica: Replica, data: ReplicaData) -> None:
+        """The replica goes on from what its data have; also after it halted."""
+        applied = data.applied
+        data.failed = None
+        if not replica.executor.sessions.tracked:  # else it has them, those on their way to the store included
+            replica.executor.load_beside(data.pairs_beside())
+        replica.restored(applied.index, applied.time_ms, applied.hash)
+
+    def reader_of(self, data: ReplicaData | None) -> LogReader:
+        """Return what a replica's core reads its log and its snapshot by."""
+        store = self._engine.store
+        return store if data is None else _Reader(store, self._made)
+
+    # ------------------------------------------------------------------------------------------------- applying
+
+    def waits(self, replica: Replica) -> bool:
+        """Whether the replica must apply nothing now: too much of it is on its way to the disk, or a switch is."""
+        data = replica.data
+        return data is not None and (data.full or bool(data.installing))
+
+    def hand_out(self, replica: Replica) -> None:
+        """A slice was applied: what it has changed goes into the open batch. Raises CorruptRecord."""
+        data = replica.data
+        if data is None or replica.applied <= data.applied.index:
+            return
+        executor, index = replica.executor, replica.applied
+        term = replica.core.log.term(index)
+        applied = Applied(index, term, replica.context.time_ms, executor.rolling.value, data.space)
+        self._engine.writer.hand_out(data, applied, executor.changes_beside(), lambda: self._written(replica, data))
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.DATA_HANDED_OUT)
+
+    def _written(self, replica: Replica, data: ReplicaData) -> None:
+        waited = data.full
+        data.written()
+        if waited and not data.full and replica.broken is None:
+            self._engine.applying.add(replica)
+            self._engine.wake()
+
+    # -------------------------------------------------------------------------------------------------- the log
+
+    def compact(self, replica: Replica, data: ReplicaData) -> None:
+        """Let the log start higher, if what is applied of it has become long enough."""
+        core = replica.core
+        length = replica.applied - core.log.start.index
+        if length <= self._entries:
+            replica.snapshot_due = core.log.start.index + self._entries + 1
+        elif data.durable.index - self._trailing <= core.log.start.index or not self._replace(replica, data):
+            self._engine.writer.sync()
+
+    def _replace(self, replica: Replica, data: ReplicaData, trailing: Index | None = None) -> bool:
+        core, index = replica.core, data.durable.index
+        if index <= core.snapshot_index or core.membership.index > index or not core.may_compact():
+            return False
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.SNAPSHOT_BEFORE_SAVE)
+        with self._engine.touching(replica, self._engine.pacing.now()):
+            core.compact(STORED, self._trailing if trailing is None else trailing, index)
+        return True
+
+    def note_durable(self, replica: Replica, data: ReplicaData) -> str:
+        """Let the stored snapshot be of all that is durable; the log stays. Return why not yet; empty: it is."""
+        core = replica.core
+        if data.durable.index < data.applied.index:
+            self._engine.writer.sync()
+            self._engine.wake()
+            return "what it has applied is on its way to the disk; retry shortly"
+        if core.snapshot_index >= data.durable.index or self._replace(replica, data, core.applied):
+            return ""
+        return "the membership changes, or another snapshot is on its way to the disk; retry shortly"
+
+    # ------------------------------------------------------------------------------------------------- to others
+
+    def tick(self) -> None:
+        """A beat is due: what was made for the last one is old."""
+        self._made.clear()
+
+    def make(self, replica: Replica) -> bool:
+        """Make what a follower needs that the log cannot help; return whether it is there."""
+        group_id, core = replica.group_id, replica.core
+        made = self._made.get(group_id)
+        if made is not None and made.index >= core.snapshot_index:
+            return True
+        stored = self._engine.store.read_snapshot(group_id)
+        if stored is None:
+            return False
+        if not stored.data:  # the founding
+            self._made[group_id] = stored
+            return True
+        view = self._engine.store.view()
+        try:
+            applied = view.read_applied(group_id)
+            # The membership in effect is that of `applied`, unless it took effect after it.
+            if applied is None or core.membership.index > applied.index:
+                return False
+            data = self._packed(replica, view, applied)
+        finally:
+            view.close()
+        if data is None:
+            return False
+        self._made[group_id] = Snapshot(applied.index, applied.term, core.membership, data)
+        return True
+
+    def _packed(self, replica: Replica, view: StoreView, applied: Applied) -> bytes | None:
+        items: list[bytes] = []
+        size_bytes = 0
+        for key, value in view.iterate_data(applied.space):
+            items += key, value
+            size_bytes += len(key) + len(value) + 10
+            if size_bytes > self._sendable_bytes:
+                problem = f"its data have more than {self._sendable_bytes} bytes, as entry_bytes allows for a message"
+                if replica.snapshot_problem is None:
+                    log.warning("group %d: a follower cannot be sent the state: %s", replica.group_id, problem)
+                replica.snapshot_problem = problem
+                return None
+        return pack_pairs(applied, items)
+
+    # --------------------------------------------------------------------------------------------- from a leader
+
+    def takes(self, replica: Replica, message: InstallSnapshot) -> bool:
+        """Whether what a leader has sent can be taken; one that cannot halts the replica."""
+        try:
+            unpack_pairs(message.data)
+        except CorruptRecord as problem:
+            if replica.halted is None:
+                replica.halt(
+                    replica.applied + 1, f"taking the snapshot of index {message.index}", problem, kind="restore"
+                )
+            return False
+        return True
+
+    def installed(self, replica: Replica, data: ReplicaData, counts: bool) -> None:
+        """The oldest switch is on disk. `counts`: the replica goes on from it; else a later one has taken its place."""
+        applied = data.installing.popleft()
+        if not counts:
+            self.spaces.delete_once_written(applied.space)
+            return
+        old = data.switch(applied)
+        if failpoints.armed is not None:
+            failpoints.armed(failpoints.SPACE_SWITCHED)
+        replica.executor.load_beside(data.pairs_beside())
+        replica.restored(applied.index, applied.time_ms, applied.hash)
+        self.spaces.delete_once_written(old)
+
+    def left(self, replica: Replica) -> None:
+        """The replica was removed, which is on disk: nothing names its data any more."""
+        data = replica.data
+        if data is not None:
+            self.spaces.delete_once_written(data.space)
+            for applied in data.installing:
+                self.spaces.delete_once_written(applied.space)
+
+
+class _Reader:
+    """A LogReader whose snapshot is what was made to be sent."""
+
+    def __init__(self, store: Store, made: dict[GroupId, Snapshot]) -> None:
+        self._store = store
+        self._made = made
+
+    def read_records(self, group_id: GroupId, first: Index, last: Index, limit_bytes: int) -> list[Record]:
+        return self._store.read_records(group_id, first, last, limit_bytes)
+
+    def read_term(self, group_id: GroupId, index: Index) -> Term:
+        return self._store.read_term(group_id, index)
+
+    def read_firsts(self, group_id: GroupId, first: Index, last: Index = INDEX_MAX) -> list[Index]:
+        return self._store.read_firsts(group_id, first, last)
+
+    def read_snapshot(self, group_id: GroupId) -> Snapshot | None:
+        return self._made.get(group_id)

@@ -19,6 +19,7 @@
       ConfigError             the configuration is wrong
       StartError              the node cannot start from what is there
         StorageError          the store is damaged, locked, of another node, or cannot be written
+      RecoveryRefused         what survives does not fit together, or not to the plan; nothing was written
       NotRunning              called before start or after stop
       NoSuchFile              a peer does not have the file of a snapshot any more
     InvariantViolation        a bug in multiraft itself; not a MultiRaftError, so that nobody handles it by accident
@@ -143,6 +144,10 @@ class StorageError(StartError):
 
 class CorruptRecord(StorageError):
     """Stored or received bytes are not what was written: a checksum, length or format does not hold."""
+
+
+class RecoveryRefused(MultiRaftError):
+    """What was collected does not fit together, or the plan not to what is here; nothing was written."""
 
 
 class NotRunning(NotCommitted):

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from multiraft.errors import CorruptRecord, StorageError
 from multiraft.membership import unpack_membership
 from multiraft.records import MEMBERSHIP, Record
+from multiraft.snapshot_file import FileReader, Manifest
 from multiraft.storage import layout
 from multiraft.storage.backend import Backend, Reader
 from multiraft.storage.check import read_tombstones, scan_replicas
 from multiraft.storage.identity import Opening, read_opening
 from multiraft.storage.inspect import reading
 from multiraft.storage.opening import open_backend
+from multiraft.storage.snapshot_files import SNAPSHOTS_DIR
 from multiraft.storage.store import PartitionedBatch
 from multiraft.types import (
     GroupId,
@@ -32,6 +36,8 @@ from multiraft.types import (
     StoredReplica,
     Tombstone,
 )
+
+_PIECE_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +110,21 @@ def read_whole_log(reader: Reader, group_id: GroupId) -> tuple[Snapshot | None, 
         for key, value in reader.items(layout.record_key(group_id, 0), layout.log_end_key(group_id))
     ]
     return snapshot, records
+
+
+def read_snapshot_file(path: str, manifest: Manifest) -> Iterator[bytes]:
+    """Yield the chunks of a snapshot's file in the data directory; whole and verified when the last one was taken.
+
+    Raises CorruptRecord: damaged, or not there.
+    """
+    reader = FileReader(manifest)
+    try:
+        with open(os.path.join(path, SNAPSHOTS_DIR, manifest.name), "rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                yield from reader.feed(piece)
+    except OSError as problem:
+        raise CorruptRecord(f"snapshot file {manifest.name}: cannot be read: {problem.strerror}") from problem
+    reader.finish()
 
 
 def _pending(reader: Reader, group_id: GroupId, index: Index) -> Membership:

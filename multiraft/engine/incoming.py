@@ -83,10 +83,15 @@ class Incoming:
         if type(message) is InstallSnapshot and replica.data is not None and not engine.ondisk.takes(replica, message):
             return
         try:  # written out: this is the hot path of `touching`
-            core.step(message, now)
+            if type(message) is not InstallSnapshot or not engine.transfers.fetching.takes(
+                replica, node_id, message, now
+            ):
+                core.step(message, now)
         except (InvariantViolation, CorruptRecord) as problem:
             engine.broke(replica, problem)
             return
+        if type(message) is InstallSnapshot and replica.data is not None:
+            engine.ondisk.stepped(replica, replica.data)
         if type(message) is AppendAnswer and core.settled(message.sender):
             if core.commit_untold:
                 engine.upkeep.tell_commit_later(replica)

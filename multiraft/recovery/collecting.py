@@ -9,17 +9,20 @@ Rules of this file: reads only.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
+from multiraft.engine.executing import Executor
 from multiraft.engine.machine import Context
-from multiraft.engine.snapshotting import unpack_state
+from multiraft.engine.states import StateLoader
 from multiraft.errors import CommandFailed, MultiRaftError, RecoveryRefused
 from multiraft.records import COMMANDS, SESSION
 from multiraft.recovery.facts import NodeFacts, ReplicaFacts
 from multiraft.sessions import HEAD
 from multiraft.shard import Directory
+from multiraft.snapshot_file import decode_manifest, is_manifest
 from multiraft.storage.backend import Reader
 from multiraft.storage.identity import Opening
-from multiraft.storage.recovery import FoundReplica, find_replicas, read_whole_log, reading_store
+from multiraft.storage.recovery import FoundReplica, find_replicas, read_snapshot_file, read_whole_log, reading_store
 from multiraft.types import DIRECTORY_GROUP, GroupId, NodeId
 
 
@@ -42,7 +45,7 @@ def collect_store(path: str, reader: Reader, opening: Opening) -> NodeFacts:
     known = None
     if any(replica.group_id == DIRECTORY_GROUP and not replica.problems for replica in replicas):
         with contextlib.suppress(MultiRaftError):
-            known = _known_groups(reader)
+            known = _known_groups(path, reader)
     return NodeFacts(path, identity, opening.incarnation, opening.condemned, replicas, known)
 
 
@@ -67,13 +70,23 @@ def _facts(found: FoundReplica) -> ReplicaFacts:
     )
 
 
-def _known_groups(reader: Reader) -> dict[GroupId, tuple[str, tuple[NodeId, ...]]]:
+def _chunks(path: str, data: bytes) -> Iterator[bytes]:
+    """Yield the state that a snapshot's data is, or that is in the file which they name. Raises CorruptRecord."""
+    if is_manifest(data):
+        return read_snapshot_file(path, decode_manifest(data))
+    return iter((data,))
+
+
+def _known_groups(path: str, reader: Reader) -> dict[GroupId, tuple[str, tuple[NodeId, ...]]]:
     """Return every group, with its service and the nodes where it lives, as group 1's log on this disk has it."""
     directory = Directory()
     snapshot, records = read_whole_log(reader, DIRECTORY_GROUP)
     covered = 0
     if snapshot is not None and snapshot.data:
-        directory.restore(unpack_state(snapshot.data).state)
+        loader = StateLoader(Executor(DIRECTORY_GROUP, directory))
+        for chunk in _chunks(path, snapshot.data):
+            loader.feed(chunk)
+        loader.finish()
     if snapshot is not None:
         covered = snapshot.index
     for at, record in enumerate(records):

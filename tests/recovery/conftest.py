@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from multiraft import BytesService, BytesStateMachine, Limits, Node
+from multiraft import BytesDiskStateMachine, BytesService, BytesStateMachine, Limits, Node
 from multiraft.errors import MultiRaftError
 from multiraft.recovery import NodeFacts, Plan, collect_store, make_plan
 from multiraft.recovery.applying import Applied, apply_to_backend
@@ -43,6 +43,23 @@ class Journal(BytesStateMachine):
         self.kept = state.split()
 
 
+class DiskJournal(BytesDiskStateMachine):
+    """The same, kept on disk."""
+
+    @property
+    def kept(self) -> list[bytes]:
+        return [value for _, value in self.data.range(b"0")]
+
+    def apply(self, command: bytes) -> bytes:
+        number = int(self.data.get(b"") or b"0") + 1
+        self.data.put(b"", b"%d" % number)
+        self.data.put(b"%08d" % number, command)
+        return b"%d" % number
+
+    def query(self, query: bytes) -> bytes:
+        return b" ".join(self.kept)
+
+
 class Journals:
     """A cluster whose nodes serve one service on `groups` groups.
 
@@ -50,9 +67,12 @@ class Journals:
     unknown       by group, those whose outcome no caller knows
     """
 
-    def __init__(self, groups: int = GROUPS, **options: Any) -> None:
+    def __init__(
+        self, groups: int = GROUPS, machine: type[Journal] | type[DiskJournal] = Journal, **options: Any
+    ) -> None:
         options.setdefault("limits", Limits(request_timeout_ms=2_000))
         self.groups = range(FIRST_USER_GROUP, FIRST_USER_GROUP + groups)
+        self.machine = machine
         self.services: dict[str, BytesService] = {}
         self.acknowledged: dict[GroupId, dict[int, bytes]] = {group_id: {} for group_id in self.groups}
         self.unknown: dict[GroupId, set[bytes]] = {group_id: set() for group_id in self.groups}
@@ -61,7 +81,7 @@ class Journals:
 
     def _declare(self, node: Node) -> None:
         shards = len(self.groups)
-        self.services[node.node_id] = node.bytes_service("journal", Journal, initial_shards=shards, replicas=3)
+        self.services[node.node_id] = node.bytes_service("journal", self.machine, initial_shards=shards, replicas=3)
 
     async def write(self, name: str, groups: Iterable[GroupId] | None = None, count: int = 1) -> None:
         """Write `count` commands to each of the groups, through node `name`, and account for their outcomes."""
@@ -85,7 +105,7 @@ class Journals:
 
     def kept(self, name: str, group_id: GroupId) -> list[bytes]:
         machine = self.cluster.nodes[name].local_machine(group_id)
-        if not isinstance(machine, Journal):
+        if not isinstance(machine, Journal | DiskJournal):
             raise TypeError(f"group {group_id} is not a journal")
         return machine.kept
 

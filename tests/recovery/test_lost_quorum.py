@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from multiraft import Limits
 from multiraft.errors import RecoveryRefused, StorageError
 from multiraft.recovery import Plan
 from multiraft.recovery.plans import KEPT, RECOVERED
 from multiraft.testing import run_virtual
-from tests.recovery.conftest import Journals
+from tests.recovery.conftest import DiskJournal, Journal, Journals
 
 if TYPE_CHECKING:
     from multiraft.recovery import GroupPlan
@@ -79,7 +80,8 @@ def test_a_survivor_that_had_everything_loses_nothing_and_serves_again() -> None
     play(scenario)
 
 
-def test_a_survivor_that_lagged_loses_what_the_plan_says_and_no_more() -> None:
+@pytest.mark.parametrize("machine", [Journal, DiskJournal])
+def test_a_survivor_that_lagged_loses_what_the_plan_says_and_no_more(machine: type[Journal]) -> None:
     async def scenario(journals: Journals) -> None:
         cluster = journals.cluster
         await journals.write("a")
@@ -99,7 +101,7 @@ def test_a_survivor_that_lagged_loses_what_the_plan_says_and_no_more() -> None:
             if group_id in journals.acknowledged:
                 assert group.may_lose
 
-    play(scenario)
+    play(scenario, machine=machine)
 
 
 def test_what_nobody_was_told_of_is_newly_committed_and_said_so() -> None:
@@ -160,7 +162,10 @@ def voters(journals: Journals, group: GroupPlan) -> set[str]:
     return {members.nodes[voter] for voter in members.voters}
 
 
-def test_groups_that_have_their_quorum_are_left_alone_and_those_of_which_nothing_survives_are_named() -> None:
+@pytest.mark.parametrize("limits", [{}, {"snapshot_entries": 4, "trailing_entries": 1}])
+def test_groups_that_have_their_quorum_are_left_alone_and_those_of_which_nothing_survives_are_named(
+    limits: dict[str, int],
+) -> None:
     async def scenario(journals: Journals) -> None:
         await journals.write("a")
         await asyncio.sleep(1.0)
@@ -187,7 +192,8 @@ def test_groups_that_have_their_quorum_are_left_alone_and_those_of_which_nothing
         for one in alive:
             assert not journals.unknown[one.group_id]
 
-    play(scenario, groups=20, names=("a", "b", "c", "d", "e", "f"))
+    names = ("a", "b", "c", "d", "e", "f")
+    play(scenario, groups=20, names=names, limits=Limits(request_timeout_ms=2_000, **limits))
 
 
 # ------------------------------------------------------------------------------------------------ a lost one is back

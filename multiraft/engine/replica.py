@@ -173,9 +173,7 @@ class Replica:
 
         Entries after that are applied again; nobody waits for what comes of them.
         """
-        if self.local is not None:  # what it knows of its age is true no longer
-            self.local.fail(self.stopped)
-            self.local = None
+        self.local = None  # what it knows of its age is true no longer; nobody waits for a halted one
         self.executor = self.executor.anew(machine if self.data is None else on_disk(machine, self.data))
         self.executor.rolling.restart(index, 0)
         self.context = Context(index, 0, self.group_id, 0)
@@ -259,17 +257,18 @@ class Replica:
             for record in core.log.records(self.applied + 1, self.may_apply, _READ_BYTES):
                 if failpoints.armed is not None:
                     failpoints.armed(failpoints.APPLY_BEFORE)
-                if not self._apply_record(record, until_s):
+                whole = self._apply_record(record, until_s)
+                if whole and failpoints.armed is not None:
+                    failpoints.armed(failpoints.APPLY_AFTER)
+                if not whole or self.stopwatch() > until_s:
                     more = self.applied < self.may_apply
                     break
-                if failpoints.armed is not None:
-                    failpoints.armed(failpoints.APPLY_AFTER)
         if self.applied > core.applied:  # one that is made anew from an old snapshot comes from below
             core.applied_to(self.applied)
         if self.confirmed:
             self._answer_confirmed()
         if self.local is not None:
-            self.local.applied(self.applied, self.machine)
+            self.local.applied(self.applied, self.executor)
         self.on_applied(self)
         return more
 
@@ -314,6 +313,7 @@ class Replica:
             batches = Batches(executor, record.kind, entries, base, last)
             run, ahead = batches.run, batches.ahead
         executor.rolling.begin(self.applied + 1)
+        executor.doing.record = record
         stopwatch = self.stopwatch
         began_s = stopwatch()
         for index in range(self.applied + 1, last + 1):
@@ -383,7 +383,7 @@ class Replica:
         self.committed = max(self.committed, index)
         self.context.time_ms = max(self.context.time_ms, time_ms)
         if self.local is not None:
-            self.local.applied(index, self.machine)
+            self.local.applied(index, self.executor)
         self.on_applied(self)
 
     def halt(self, index: Index, doing: str, problem: BaseException, command: str = "", kind: str = "") -> None:
@@ -422,7 +422,7 @@ class Replica:
 
     def _answer_confirmed(self) -> None:
         confirmed = self.confirmed
-        query = self.machine.query
+        query = self.executor.query
         while confirmed and confirmed[0][0] <= self.applied:
             _, reads = confirmed.popleft()
             for body, future in zip(reads.queries, reads.futures, strict=True):

@@ -42,6 +42,8 @@ _DAMAGED: Final = "damaged"
 _STATE_SHARE: Final = 4
 """No snapshot before the log since the last one is this part of what that one took."""
 _TOKENS: Final = 1 << 32
+_LONG: Final = 4
+"""A log that is so many times too long is replaced, however large the state is."""
 log: Final = logging.getLogger("multiraft.engine")
 
 
@@ -247,7 +249,7 @@ class Snapshotting:
             replica.snapshot_due = core.log.start.index + self._entries + 1
         elif core.awaited > 0 and applied - core.awaited <= self._held_entries:
             replica.snapshot_due = applied + 1 + self._entries // 4  # a follower will need the log from there on
-        elif replica.log_bytes < replica.saved_bytes // _STATE_SHARE:
+        elif replica.log_bytes < replica.saved_bytes // _STATE_SHARE and length <= _LONG * self._entries:
             replica.snapshot_due = applied + 1 + self._entries // 4
         elif applied > core.snapshot_index and applied == core.applied and core.may_compact():
             self._begin(replica, min(self._trailing, length // 2))

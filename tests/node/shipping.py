@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from functools import partial
 from random import Random
 from typing import Any
 
-import pytest
-
 from multiraft import BytesService, BytesStateMachine, Limits, Node
-from multiraft.engine import snapshotting
-from multiraft.storage.memory_files import MemoryFiles
 from multiraft.testing import MemoryCluster
 
 GROUP = 16
@@ -39,28 +34,11 @@ class Album(BytesStateMachine):
         self.kept = state.partition(b"|")[0].split()
 
 
-def put(files: Any, name: str, content: bytes) -> None:
-    if isinstance(files, MemoryFiles):
-        files.disk.shelf.whole[name] = content
-        return
-    os.makedirs(files.directory, exist_ok=True)
-    with open(files.path_of(name), "wb") as file:
-        file.write(content)
-
-
-def get(files: Any, name: str) -> bytes:
-    if isinstance(files, MemoryFiles):
-        return files.disk.shelf.whole[name]
-    with open(files.path_of(name), "rb") as file:
-        return file.read()
-
-
 class Albums:
     """Nodes a, b and c serve "album" on group 16; d is there, too, and has no part in it."""
 
     def __init__(
         self,
-        patch: pytest.MonkeyPatch,
         limits: Limits,
         names: str = "abcd",
         shards: int = 1,
@@ -71,7 +49,6 @@ class Albums:
         self._shards = shards
         self._replicas = replicas
         self.cluster = MemoryCluster(self._declare, names, limits=limits, seed=seed)
-        patch.setattr(snapshotting, "_STATE_SHARE", 1 << 40)  # a few entries are worth a large state here
 
     def _declare(self, node: Node) -> None:
         self.services[node.node_id] = node.bytes_service(

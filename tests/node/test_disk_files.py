@@ -101,9 +101,8 @@ def test_the_log_is_held_until_the_follower_has_what_it_needs(
 ) -> None:
     held: list[Loading] = []
     begin = Loading.begin
-    monkeypatch.setattr(
-        Loading, "begin", lambda loading: held.append(loading)
-    )  # taking it in lasts for as long as the test wants
+    # Taking it in lasts for as long as the test wants.
+    monkeypatch.setattr(Loading, "begin", lambda loading: held.append(loading))
 
     async def scenario(ledgers: Ledgers) -> None:
         cluster = ledgers.cluster
@@ -121,6 +120,7 @@ def test_the_log_is_held_until_the_follower_has_what_it_needs(
             begin(loading)
         monkeypatch.setattr(Loading, "begin", begin)
         await settled(ledgers, commands)
+        await cluster.run_for(1.5)
         commands += await propose(ledgers, 261, 300)
         await cluster.until(lambda: core.log.start.index > 200)
         await settled(ledgers, commands)
@@ -232,7 +232,7 @@ def test_a_file_that_cannot_be_written_is_tried_again_and_nothing_is_left(
         cluster = ledgers.cluster
         leader, _, commands = await lag(ledgers)
         failures = 2
-        files = cluster.nodes[leader]._here().store.files
+        files = store_of(ledgers, leader).files
         create = files.create
 
         def fails(name: str) -> Any:

@@ -30,12 +30,12 @@ Show = Callable[..., None]
 
 
 @pytest.fixture
-def show(monkeypatch: pytest.MonkeyPatch) -> Show:
+def show() -> Show:
     """Run a scenario on a started and ready cluster of albums."""
 
     def run(scenario: Callable[[Albums], Coroutine[Any, Any, None]], limits: Limits = LIMITS, **options: Any) -> None:
         async def main() -> None:
-            albums = Albums(monkeypatch, limits, **options)
+            albums = Albums(limits, **options)
             async with albums.cluster as cluster:
                 await cluster.ready()
                 await scenario(albums)
@@ -199,7 +199,7 @@ def test_a_newer_snapshot_takes_the_place_of_one_whose_file_is_gone(show: Show) 
         await albums.add_learner("a", "d")
         first = await albums.half("d")
         albums.cluster.network.cut("a", "d")
-        kept = await albums.write("b", 25, 50)
+        kept = await albums.write("b", 25, 130)
         del albums.whole("a")[first.name]
         began_s = now(albums)
         albums.cluster.network.heal()
@@ -216,7 +216,7 @@ def test_a_leader_whose_file_vanishes_midway_is_told_and_sends_its_newest(show: 
         await albums.write("b", 0, 25)
         await albums.add_learner("a", "d")
         first = await albums.half("d")
-        kept = await albums.write("b", 25, 50)
+        kept = await albums.write("b", 25, 130)
         del albums.whole("a")[first.name]
         began_s = now(albums)
         await albums.cluster.until(lambda: albums.fetching("d").counters["fetch_gone"] == 1)
@@ -233,7 +233,7 @@ def test_a_file_that_is_being_sent_is_kept_though_there_is_a_newer_one(show: Sho
         await albums.write("b", 0, 25)
         await albums.add_learner("a", "d")
         first = await albums.half("d", 0.3)
-        kept = await albums.write("b", 25, 50)
+        kept = await albums.write("b", 25, 130)
         assert albums.core("a").snapshot_index > first.message.index
         assert albums.serving("a").pinned(first.name)
         released: list[bool] = []

@@ -32,13 +32,11 @@ async def settled(albums: Albums, kept: set[bytes]) -> None:
 
 @pytest.mark.parametrize("written", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 5, 9, 16, 17, 18, 19, 20])
-def test_a_power_cut_at_any_write_of_fetching_and_installing_is_no_harm(
-    monkeypatch: pytest.MonkeyPatch, count: int, written: bool
-) -> None:
+def test_a_power_cut_at_any_write_of_fetching_and_installing_is_no_harm(count: int, written: bool) -> None:
     """Requirement 20: pieces, the file's sync and name, the snapshot's write: each is a numbered write of the disk."""
 
     async def main() -> None:
-        albums = Albums(monkeypatch, LIMITS)
+        albums = Albums(LIMITS)
         async with albums.cluster as cluster:
             await cluster.ready()
             await albums.lead("a")
@@ -55,13 +53,11 @@ def test_a_power_cut_at_any_write_of_fetching_and_installing_is_no_harm(
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_files_arrive_through_cuts_stalls_crashes_and_changes_of_leaders(
-    monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
+def test_files_arrive_through_cuts_stalls_crashes_and_changes_of_leaders(seed: int) -> None:
     rng = Random(seed)
 
     async def main() -> None:
-        albums = Albums(monkeypatch, LIMITS, names="abc", seed=seed)
+        albums = Albums(LIMITS, names="abc", seed=seed)
         async with albums.cluster as cluster:
             await cluster.ready()
             kept: set[bytes] = set()

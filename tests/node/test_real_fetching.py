@@ -11,8 +11,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from multiraft import BytesStateMachine, Limits, MultiRaftError, Node, NodeConfig
 from tests.node.test_real_snapshots import free_ports
 
@@ -77,9 +75,7 @@ async def until_fetched(node: Node, share: float) -> dict[str, Any]:
         await asyncio.sleep(0.002)
 
 
-async def test_a_large_state_crosses_in_a_file_is_resumed_after_a_stop_and_holds_up_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_large_state_crosses_in_a_file_is_resumed_after_a_stop_and_holds_up_nobody(tmp_path: Path) -> None:
     members = {name: f"127.0.0.1:{port}" for name, port in zip("abc", free_ports(3), strict=True)}
     made = {name: make(name, members, tmp_path) for name in members}
     nodes = {name: node for name, (node, _) in made.items()}

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from multiraft.engine.replica import Replica
-from multiraft.errors import CorruptRecord, StorageError
+from multiraft.errors import CorruptRecord, NoSuchFile, StorageError
 from multiraft.snapshot_file import decode_manifest, group_and_index, is_manifest
 from multiraft.types import GroupId, Snapshot
 
@@ -59,6 +59,14 @@ class Shelving:
         old = self._named.pop(group_id, None)
         if old is not None:
             self._delete(old)
+
+    def lost(self, replica: Replica) -> bool:
+        """Whether the file that a replica's stored snapshot names is not there."""
+        name = self._named.get(replica.group_id)
+        try:
+            return name is not None and self._engine.store.files.size(name) < 0
+        except NoSuchFile:
+            return True
 
     def unwanted(self, data: bytes) -> None:
         """What was saved will not be stored."""

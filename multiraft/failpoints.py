@@ -66,12 +66,16 @@ DISK_BEFORE_WRITE: Final = _place(13, "disk.before-write", "the store's writer i
 DISK_AFTER_WRITE: Final = _place(14, "disk.after-write", "the store's writer has synced; the loop does not know yet")
 APPLY_BEFORE: Final = _place(20, "apply.before", "a record is committed and about to be applied")
 APPLY_AFTER: Final = _place(21, "apply.after", "a record was applied; what follows from it has not happened")
+DATA_HANDED_OUT: Final = _place(
+    22, "data.handed-out", "what a machine on disk has applied is in a batch; that is not submitted"
+)
 REPLICA_BEFORE_CREATE: Final = _place(30, "replica.before-create", "a replica was assigned; nothing of it is written")
 REPLICA_AFTER_CREATE: Final = _place(31, "replica.after-create", "a replica's creation is synced; it is not opened yet")
 REPLICA_BEFORE_REMOVE: Final = _place(32, "replica.before-remove", "a replica was removed; it has not stopped yet")
 REPLICA_AFTER_REMOVE: Final = _place(
     33, "replica.after-remove", "a tombstone is synced; not all is deleted that was left"
 )
+SPACE_DELETING: Final = _place(34, "space.deleting", "nothing names a keyspace any more; not all of it is deleted")
 BIND_BEFORE_FILE: Final = _place(
     40, "bind.before-file", "the database is bound to its cluster, the identity file is not"
 )
@@ -85,10 +89,6 @@ SNAPSHOT_AFTER_SAVE: Final = _place(
 SNAPSHOT_BEFORE_RESTORE: Final = _place(52, "snapshot.before-restore", "one that a leader sent is synced, not restored")
 SNAPSHOT_AFTER_RESTORE: Final = _place(
     53, "snapshot.after-restore", "one that a leader sent was restored; none was told"
-)
-SPACE_DELETING: Final = _place(34, "space.deleting", "nothing names a keyspace any more; not all of it is deleted")
-DATA_HANDED_OUT: Final = _place(
-    22, "data.handed-out", "what a machine on disk has applied is in a batch; that is not submitted"
 )
 SPACE_FILLED: Final = _place(54, "space.filled", "a keyspace holds what a leader sent; nothing names it yet")
 SPACE_SWITCHED: Final = _place(55, "space.switched", "a replica's data are the new ones; the old ones still lie there")

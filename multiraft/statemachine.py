@@ -9,11 +9,11 @@ write instead; nothing of a replica's object ever leaves it except as bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, overload
 
-from multiraft.attributes import pack_attributes, unpack_attributes
-from multiraft.engine.machine import Context, Machine, UnknownCommand
+from multiraft.attributes import AttributesLoader, pack_attributes, unpack_attributes
+from multiraft.engine.machine import Context, Joined, Machine, Restoring, UnknownCommand
 from multiraft.errors import CommandFailed, InvariantViolation
 from multiraft.keyspace import KeepsData, Keyspace
 from multiraft.methods import (
@@ -70,12 +70,15 @@ class StateMachine(_HasContext):
     __slots__ = ()
     _multiraft_methods: ClassVar[dict[str, Method]] = {}
 
-    def snapshot(self) -> bytes:
-        """Return the whole state. Raises TypeError, naming the attribute that cannot be carried."""
+    def snapshot(self) -> bytes | Iterator[bytes]:
+        """Return the whole state, or yield it piece by piece. Raises TypeError, naming what cannot be carried.
+
+        Pieces are taken while other groups go on; nothing is applied to this machine before the last one was.
+        """
         return pack_attributes(self)
 
     def restore(self, state: bytes) -> None:
-        """Replace the whole state by what `snapshot` returned, perhaps on another node. Raises CorruptRecord."""
+        """Replace the whole state by what `snapshot` gave, all of it, perhaps on another node. Raises CorruptRecord."""
         unpack_attributes(self, state)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -100,8 +103,8 @@ class BytesStateMachine(_HasContext):
         """Answer a question from the state as it is."""
         raise NotImplementedError(f"{type(self).__name__} must define query(self, query: bytes) -> bytes")
 
-    def snapshot(self) -> bytes:
-        """Return the whole state, for `restore`."""
+    def snapshot(self) -> bytes | Iterator[bytes]:
+        """Return the whole state, for `restore`, or yield it piece by piece; nothing is applied meanwhile."""
         raise NotImplementedError(f"{type(self).__name__} does not define snapshot(self) -> bytes")
 
     def restore(self, state: bytes) -> None:
@@ -357,11 +360,16 @@ class MachineAdapter(_HasData[StateMachine]):
             raise CommandFailed("UnknownQuery", self._unknown("query", wire[0]))
         return method.run(self.machine, wire)
 
-    def snapshot(self) -> bytes:
+    def snapshot(self) -> bytes | Iterator[bytes]:
         return self.machine.snapshot()
 
     def restore(self, state: bytes) -> None:
         self.machine.restore(state)
+
+    def restoring(self) -> Restoring:
+        if type(self.machine).restore is StateMachine.restore:
+            return AttributesLoader(self.machine)
+        return Joined(self)
 
     def refuses(self, command: bytes) -> str | None:
         call = called(command)
@@ -402,7 +410,7 @@ class BytesMachineAdapter(_HasData[BytesStateMachine]):
     def query(self, query: bytes) -> bytes:
         return self._checked("query", self.machine.query(query))
 
-    def snapshot(self) -> bytes:
+    def snapshot(self) -> bytes | Iterator[bytes]:
         return self.machine.snapshot()
 
     def restore(self, state: bytes) -> None:

@@ -58,7 +58,7 @@ class Applying:
         while queue and stopwatch() < until_s:
             replica = queue.popleft()
             replica.apply_queued = False
-            if replica.broken is not None or engine.ondisk.waits(replica):
+            if replica.broken is not None or engine.ondisk.waits(replica) or replica.being_taken:
                 continue
             self.doing.begin(replica)
             try:

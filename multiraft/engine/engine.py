@@ -42,6 +42,7 @@ from multiraft.engine.proposing import check_entry, check_room, propose_queued
 from multiraft.engine.reading import Reading
 from multiraft.engine.replica import Replica
 from multiraft.engine.residents import Residents
+from multiraft.engine.shelving import Shelving
 from multiraft.engine.snapshotting import Snapshotting
 from multiraft.engine.upkeep import Upkeep
 from multiraft.engine.view import EngineView
@@ -68,18 +69,12 @@ from multiraft.messages import (
     RemovedReplica,
 )
 from multiraft.ports import Clocks, Store, Transport
-from multiraft.raft import LEADER, CoreSettings, Raft
+from multiraft.raft import LEADER, CoreSettings
 from multiraft.records import COMMANDS, CONTROL
 from multiraft.sessions import encode_register
 from multiraft.types import (
-    FOUNDING_INDEX,
-    FOUNDING_TERM,
     GroupId,
-    HardState,
-    LogStart,
-    Membership,
     NodeId,
-    ReplicaDescriptor,
     StoredReplica,
 )
 
@@ -133,10 +128,10 @@ class Engine:
         self._election_timeout_s = limits.election_timeout_ms / 1e3
         self._beat_s = limits.beat_ms / 1e3
         self._entry_bytes = limits.entry_bytes
-        self._slow_s = limits.slow_command_ms / 1e3
         self.snapshotting = Snapshotting(self)
+        self.shelving = Shelving(self)
         self.ondisk = OnDisk(self)
-        self._core_settings = CoreSettings(
+        self.core_settings = CoreSettings(
             self._election_timeout_s,
             limits.inflight_messages,
             limits.inflight_bytes,
@@ -190,19 +185,10 @@ class Engine:
         self._deadlines.clear()
 
     def open_replica(self, stored: StoredReplica, machine: Machine) -> Replica:
-        """Take up a replica that is on disk. It campaigns when nobody claims its group for long enough.
-
-        Raises StartError when the machine's class keeps its state elsewhere than this replica has it.
-        """
+        """Take up a replica that is on disk; it campaigns when nobody claims its group. Raises StartError."""
         now = self.pacing.now()
-        data = self.ondisk.data_of(stored, machine)
-        applied = stored.snapshot_index if data is None else data.applied.index
-        reader = self.ondisk.reader_of(data)
-        core = Raft(stored, reader, self.view, self.rng, self._core_settings, now, applied)
-        replica = Replica(
-            stored.descriptor, core, machine, self.budget, self._slow_s, self.clocks.effort, self.clocks.real, data
-        )
-        replica.on_applied = self.observing.applied
+        replica = self.residents.taken_up(stored, machine, now)
+        core = replica.core
         self.replicas[replica.group_id] = replica
         self.containing.open(replica, stored)
         self.snapshotting.open(replica)
@@ -213,17 +199,6 @@ class Engine:
         self.note(replica, now)
         return replica
 
-    def create_replica(
-        self, descriptor: ReplicaDescriptor, membership: Membership, machine: Machine, then: Callable[[Replica], None]
-    ) -> None:
-        """Make one of a new group's first replicas; it takes part, and `then` is called, once it is on disk."""
-        hard_state = HardState(FOUNDING_TERM, 0, FOUNDING_INDEX)
-        log_start = LogStart(FOUNDING_INDEX, FOUNDING_TERM)
-        stored = StoredReplica(
-            descriptor, membership, hard_state, log_start, FOUNDING_INDEX, FOUNDING_TERM, (), FOUNDING_INDEX
-        )
-        self.residents.make(stored, machine, then)
-
     def let_go(self, replica: Replica, reason: str) -> None:
         """The replica lives here no longer: nothing touches its core again, and its callers get their outcome."""
         del self.replicas[replica.group_id]
@@ -233,6 +208,7 @@ class Engine:
         self.liveness.replica_removed(replica.group_id)
         self.changing.forget(replica.group_id)
         self.containing.gone(replica)
+        self.snapshotting.left(replica)
         replica.fail_everything(f"group {replica.group_id}: {reason}")
         self.observing.on_role(replica)
 
@@ -387,6 +363,10 @@ class Engine:
             self.writer.flush()  # what was applied on disk
             if self.applying.pending:
                 self._schedule()
+        if self.snapshotting.pending:
+            self.snapshotting.run()
+            if self.snapshotting.pending or self.applying.pending:
+                self._schedule()
 
     @contextmanager
     def touching(self, replica: Replica, now: float) -> Iterator[None]:
@@ -474,6 +454,7 @@ class Engine:
             self.liveness.tick(now)
             self._expire_callers(now)
             self.snapshotting.tick()
+            self.shelving.sweep(now)
             self.changing.tick(now)
             self.containing.tick(now)
             self.residents.tick()

@@ -82,11 +82,11 @@ class Executor:
         self.sessions = SessionTable.load(pairs)
 
     def anew(self, machine: Machine) -> Executor:
-        """Return one for `machine`, which has applied nothing yet; one on disk has all that was, and its sessions."""
+        """Return one for `machine`, which has applied nothing yet, or goes on from the data of this one."""
         executor = Executor(self.group_id, machine)
-        if self.sessions.tracked:
-            executor.sessions = self.sessions
         executor.failed_commands, executor.doing = self.failed_commands, self.doing
+        if self.sessions.tracked:  # with what is on its way to the data
+            executor.sessions = self.sessions
         return executor
 
     def command(self, command: bytes, context: Context) -> Result:

@@ -87,6 +87,8 @@ class Incoming:
         except (InvariantViolation, CorruptRecord) as problem:
             engine.broke(replica, problem)
             return
+        if type(message) is InstallSnapshot and replica.data is not None:
+            engine.ondisk.stepped(replica, replica.data)
         if type(message) is AppendAnswer and core.settled(message.sender):
             if core.commit_untold:
                 engine.upkeep.tell_commit_later(replica)

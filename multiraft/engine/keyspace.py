@@ -24,7 +24,7 @@ from multiraft.engine.machine import Context, Machine
 from multiraft.errors import ReadFailed, StorageError
 from multiraft.keyspace import Keyspace, check_pair
 from multiraft.ports import DataReader, WriteBatch
-from multiraft.types import Applied, GroupId, SpaceId
+from multiraft.types import Applied, GroupId, Index, SpaceId, Term
 
 DATA: Final = b"\0"
 SESSIONS: Final = b"\1"
@@ -57,7 +57,8 @@ class ReplicaData:
     durable   what a loss of power could not take back any more
     failed    the read that failed while a command was applied; None: none has
     installing  other keyspaces that take the place of this one, oldest first; that is on its way to the disk
-    arriving  one of these that was filled before the batch that switches to it; None: it is filled by that batch
+    arriving  keyspaces that were filled for a leader's snapshot that the core has, or is about to get; by its index and
+              term
     """
 
     __slots__ = (
@@ -87,7 +88,7 @@ class ReplicaData:
         self.applied = self.durable = applied
         self.failed: StorageError | None = None
         self.installing: deque[Applied] = deque()
-        self.arriving: Applied | None = None
+        self.arriving: dict[tuple[Index, Term], Applied] = {}
         self.queued_bytes = 0
         self.slice_bytes = 0
         self._store = store

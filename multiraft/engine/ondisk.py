@@ -23,7 +23,7 @@ from multiraft.engine.machine import Machine
 from multiraft.engine.pairs import STORED, pack_pairs, unpack_pairs
 from multiraft.engine.replica import Replica
 from multiraft.engine.spaces import Spaces
-from multiraft.errors import CorruptRecord, StartError
+from multiraft.errors import CorruptRecord, StartError, StorageError
 from multiraft.messages import InstallSnapshot
 from multiraft.ports import LogReader, Store, StoreView, WriteBatch
 from multiraft.records import Record
@@ -76,10 +76,16 @@ class OnDisk:
 
     def resume(self, replica: Replica, data: ReplicaData) -> None:
         """The replica goes on from what its data have; also after it halted."""
-        applied = data.applied
         data.failed = None
-        if not replica.executor.sessions.tracked:  # else it has them, those on their way to the store included
-            replica.executor.load_beside(data.pairs_beside())
+        # What is on its way to the store would be missing of what is read there: those in memory have it.
+        self._take_up(replica, data, data.applied, not replica.executor.sessions.tracked)
+
+    def _take_up(self, replica: Replica, data: ReplicaData, applied: Applied, reads: bool) -> None:
+        try:
+            if reads:
+                replica.executor.load_beside(data.pairs_beside())
+        except StorageError as problem:
+            replica.halt(applied.index + 1, "reading the sessions beside its data", problem, kind="damaged")
         replica.restored(applied.index, applied.time_ms, applied.hash)
 
     def reader_of(self, data: ReplicaData | None) -> LogReader:
@@ -131,7 +137,7 @@ class OnDisk:
         if failpoints.armed is not None:
             failpoints.armed(failpoints.SNAPSHOT_BEFORE_SAVE)
         with self._engine.touching(replica, self._engine.pacing.now()):
-            core.compact(STORED, self._trailing if trailing is None else trailing, index)
+            core.compact(STORED, self._trailing if trailing is None else trailing, core.begin_snapshot(index))
         return True
 
     def note_durable(self, replica: Replica, data: ReplicaData) -> str:
@@ -195,6 +201,9 @@ class OnDisk:
 
     def takes(self, replica: Replica, message: InstallSnapshot) -> bool:
         """Whether what a leader has sent can be taken; one that cannot halts the replica."""
+        data = replica.data
+        if data is None or (message.index, message.index_term) in data.arriving:
+            return True
         try:
             unpack_pairs(message.data)
         except CorruptRecord as problem:
@@ -205,6 +214,22 @@ class OnDisk:
             return False
         return True
 
+    def arrived(self, data: ReplicaData, applied: Applied) -> None:
+        """A keyspace has been filled for the snapshot that the core is handed next."""
+        self._let_go_of_arriving(data, [(applied.index, applied.term)])
+        data.arriving[applied.index, applied.term] = applied
+
+    def stepped(self, replica: Replica, data: ReplicaData) -> None:
+        """The core has seen a leader's snapshot: where it did not need it, what was filled for it goes."""
+        if not replica.core.takes_over:
+            self._let_go_of_arriving(data, list(data.arriving))
+
+    def _let_go_of_arriving(self, data: ReplicaData, those: list[tuple[Index, Term]]) -> None:
+        for one in those:
+            applied = data.arriving.pop(one, None)
+            if applied is not None:
+                self.spaces.delete_once_written(applied.space)
+
     def installed(self, replica: Replica, data: ReplicaData, counts: bool) -> None:
         """The oldest switch is on disk. `counts`: the replica goes on from it; else a later one has taken its place."""
         applied = data.installing.popleft()
@@ -214,15 +239,16 @@ class OnDisk:
         old = data.switch(applied)
         if failpoints.armed is not None:
             failpoints.armed(failpoints.SPACE_SWITCHED)
-        replica.executor.load_beside(data.pairs_beside())
-        replica.restored(applied.index, applied.time_ms, applied.hash)
+        self._take_up(replica, data, applied, True)
         self.spaces.delete_once_written(old)
+        self._let_go_of_arriving(data, [one for one in data.arriving if one[0] <= applied.index])
 
     def left(self, replica: Replica) -> None:
         """The replica was removed, which is on disk: nothing names its data any more."""
         data = replica.data
         if data is not None:
             self.spaces.delete_once_written(data.space)
+            self._let_go_of_arriving(data, list(data.arriving))
             for applied in data.installing:
                 self.spaces.delete_once_written(applied.space)
 

@@ -67,14 +67,13 @@ def unpack_pairs(data: bytes) -> Pairs:
 def put_snapshot(store: Store, batch: WriteBatch, data: ReplicaData, write: SnapshotWrite) -> None:
     """Put a snapshot of a machine on disk into `batch`; of one that a leader sent, the switch to its state as well.
 
-    Raises CorruptRecord for one that `data.arriving` is not, and that does not decode.
+    That is in a keyspace that was filled for it (`data.arriving`); otherwise it is in the message, and put into a fresh
+    one here. Raises CorruptRecord for a message that does not decode.
     """
     snapshot = write.snapshot
     if write.installs:
-        arrived, data.arriving = data.arriving, None
-        if arrived is not None and (arrived.index, arrived.term) == (snapshot.index, snapshot.term):
-            applied = arrived
-        else:
+        applied = data.arriving.pop((snapshot.index, snapshot.term), None)
+        if applied is None:
             pairs = unpack_pairs(snapshot.data)
             space = store.new_space(batch)
             items = iter(pairs.items)

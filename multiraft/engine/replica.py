@@ -17,8 +17,10 @@ from typing import Final
 from multiraft import failpoints
 from multiraft.engine.executing import Executor
 from multiraft.engine.keyspace import MachineOnDisk, ReplicaData
+from multiraft.engine.loading import Loading
 from multiraft.engine.local import LocalReads
 from multiraft.engine.machine import Context, Machine, environmental, halt_kind, query_failed, said
+from multiraft.engine.saving import Saving
 from multiraft.engine.stamps import ReplicatedClock
 from multiraft.engine.waiting import Budget, Proposals, Queue, Reads, fail_future
 from multiraft.errors import (
@@ -57,6 +59,9 @@ class Replica:
     slow_commands           how many took longer than they should, since the start; the latest ones in `slowest`, as
                             (index, milliseconds, in words)
     snapshot_due            no snapshot is to be thought of before this index is applied
+    log_bytes               of the records applied since the state was last taken for a snapshot
+    saved_bytes             the size of the latest snapshot of it
+    saving, loading         its state on the way into a snapshot, or out of one; None: it is not
     snapshot_problem        why the latest attempt to take one failed; None while none has
     broken                  a broken invariant: the core is not touched any more
     seen_term, seen_leader, seen_role, seen_deadline_s  what the rest of the engine was last told of the core
@@ -82,7 +87,9 @@ class Replica:
         "group_id",
         "halted",
         "handing",
+        "loading",
         "local",
+        "log_bytes",
         "on_applied",
         "on_halt",
         "opened_last",
@@ -90,6 +97,8 @@ class Replica:
         "reads",
         "real",
         "rounds",
+        "saved_bytes",
+        "saving",
         "seen_deadline_s",
         "seen_leader",
         "seen_role",
@@ -144,6 +153,10 @@ class Replica:
         self.slow_commands = 0
         self.slowest: deque[tuple[Index, float, str]] = deque(maxlen=_SLOWEST_KEPT)
         self.snapshot_due: Index = 0
+        self.log_bytes = 0
+        self.saved_bytes = 0
+        self.saving: Saving | None = None
+        self.loading: Loading | None = None
         self.snapshot_problem: str | None = None
         self.broken: str | None = None
         self.seen_term: Term = core.term
@@ -259,6 +272,11 @@ class Replica:
         return more
 
     @property
+    def being_taken(self) -> bool:
+        """Whether its state is being read for a snapshot: nothing may change it."""
+        return self.saving is not None and not self.saving.taken
+
+    @property
     def may_apply(self) -> Index:
         """Apply up to here: what is committed, but nothing from the entry on that this replica has halted at."""
         return self.committed if self.halted is None else min(self.committed, self.halted.index - 1)
@@ -276,6 +294,8 @@ class Replica:
             if not self._apply_entries(record, last, batch, until_s):
                 return False
         self.applied = last
+        if last == record.last:
+            self.log_bytes += len(record.raw)
         if batch is not None and last >= batch.last:
             self.waiting.popleft().finish(self.budget)
         return True

@@ -24,10 +24,14 @@ from multiraft.engine.machine import Machine
 from multiraft.engine.replica import Replica
 from multiraft.messages import AskRemoved, CreateReplica, HostingMessage, RemovedReplica
 from multiraft.ports import WriteBatch
+from multiraft.raft import Raft
 from multiraft.types import (
+    FOUNDING_INDEX,
+    FOUNDING_TERM,
     GroupId,
     HardState,
     LogStart,
+    Membership,
     NodeId,
     ReplicaDescriptor,
     ReplicaId,
@@ -164,6 +168,17 @@ class Residents:
         stored = StoredReplica(descriptor, unborn_membership(), HardState(), LogStart(), 0, 0)
         self.make(stored, machine, self.came)
 
+    def found(
+        self, descriptor: ReplicaDescriptor, membership: Membership, machine: Machine, then: Callable[[Replica], None]
+    ) -> None:
+        """Make one of a new group's first replicas; it takes part, and `then` is called, once it is on disk."""
+        hard_state = HardState(FOUNDING_TERM, 0, FOUNDING_INDEX)
+        log_start = LogStart(FOUNDING_INDEX, FOUNDING_TERM)
+        stored = StoredReplica(
+            descriptor, membership, hard_state, log_start, FOUNDING_INDEX, FOUNDING_TERM, (), FOUNDING_INDEX
+        )
+        self.make(stored, machine, then)
+
     def make(self, stored: StoredReplica, machine: Machine, then: Callable[[Replica], None]) -> None:
         """Write a new replica down; it lives, and `then` is called, once that is on disk."""
         engine, group_id = self._engine, stored.descriptor.group_id
@@ -186,6 +201,18 @@ class Residents:
         engine.writer.write(create, made)
         engine.wake()
 
+    def taken_up(self, stored: StoredReplica, machine: Machine, now: float) -> Replica:
+        """Return what is on disk as a replica. Raises StartError when its class keeps the state elsewhere."""
+        engine, clocks = self._engine, self._engine.clocks
+        data = engine.ondisk.data_of(stored, machine)
+        applied = stored.snapshot_index if data is None else data.applied.index
+        reader, settings = engine.ondisk.reader_of(data), engine.core_settings
+        core = Raft(stored, reader, engine.view, engine.rng, settings, now, applied)
+        slow_s = engine.limits.slow_command_ms / 1e3
+        replica = Replica(stored.descriptor, core, machine, engine.budget, slow_s, clocks.effort, clocks.real, data)
+        replica.on_applied = engine.observing.applied
+        return replica
+
     # -------------------------------------------------------------------------------------------------- leaving
 
     def remove(self, replica: Replica, index: int) -> None:
@@ -201,6 +228,7 @@ class Residents:
 
         def removed() -> None:
             engine.ondisk.left(replica)
+            engine.shelving.left(group_id)
             self._delete_leftovers(group_id)
 
         engine.writer.write(lambda batch: batch.remove_replica(tombstone), removed)

@@ -50,12 +50,12 @@ class Snapshots(Replication):
         settled = not self._changes and self.membership.index <= self.log.applied
         return settled and not on_its_way and self.log.applied >= self.log.start.index
 
-    def compact(self, data: bytes, trailing: Index, index: Index | None = None) -> None:
-        """Replace the log up to what is applied by `data`, the state machine's state there, with the next `ready()`.
+    def begin_snapshot(self, index: Index | None = None) -> Snapshot:
+        """Return what a snapshot that is taken now stands for, without its data. Only while `may_compact()`.
 
-        index  replace it up to this entry; None: up to all that is applied. The membership is that of this entry.
+        index  what it covers, at most what is applied and at least the membership in effect; None: all that is applied
 
-        The last `trailing` entries stay. Only while `may_compact()`. Raises InvariantViolation, CorruptRecord.
+        It may be saved while more is applied, and changes of the membership begin. Raises InvariantViolation.
         """
         log = self.log
         if index is None:
@@ -64,9 +64,28 @@ class Snapshots(Replication):
             self.membership.index <= index <= log.applied, "a snapshot is of an applied entry, membership included"
         )
         invariant(self.may_compact(), "a snapshot is taken between membership changes, one at a time")
-        invariant(index > self.snapshot_index, "a snapshot covers more than the one before")
-        snapshot = Snapshot(index, log.term(index), self.membership, data)
-        log.compact(max(log.start.index, index - trailing))
+        return Snapshot(index, log.term(index), self.membership)
+
+    def may_store(self, index: Index) -> bool:
+        """Whether the log may be compacted now by a snapshot of `index`, which was begun some time ago."""
+        on_its_way = self._snapshot is not None or self._snapshots_written > 0
+        return not on_its_way and index >= self.snapshot_index and index >= self.log.start.index
+
+    def compact(self, data: bytes, trailing: Index, begun: Snapshot | None = None) -> None:
+        """Replace the log up to a snapshot's index by `data`, the state machine's state there, with the next `ready()`.
+
+        begun     what `begin_snapshot` returned when the state was taken; None: now. Only while `may_store` its index
+        trailing  so many of the last entries that it covers stay in the log
+
+        Raises InvariantViolation, CorruptRecord.
+        """
+        log = self.log
+        if begun is None:
+            begun = self.begin_snapshot()
+            invariant(begun.index > self.snapshot_index, "a snapshot covers more than the one before")
+        invariant(self.may_store(begun.index) and begun.index <= log.applied, "a log goes up to what a snapshot covers")
+        snapshot = Snapshot(begun.index, begun.term, begun.membership, data)
+        log.compact(max(log.start.index, snapshot.index - trailing))
         self._snapshot = SnapshotWrite(snapshot, log.start, False)
 
     def snapshot_stored(self, index: Index, adopted: bool = False) -> None:
@@ -153,6 +172,11 @@ class Snapshots(Replication):
                 self.poke(peer.replica_id)
 
     # ---------------------------------------------------------------------------------------------------- follower
+
+    @property
+    def takes_over(self) -> bool:
+        """Whether the next `ready()` has a leader's snapshot to be installed."""
+        return self._snapshot is not None and self._snapshot.installs
 
     def want_state(self, least: Index) -> None:
         """Let the next snapshot of `least` or a later entry take the place of the state machine's state, once.

@@ -12,11 +12,12 @@ from typing import Any, cast
 
 import pytest
 
+from multiraft.engine.keyspace import ReplicaData
 from multiraft.engine.writer import LogWriter, Persisted, Promise
 from multiraft.messages import AppendAnswer
 from multiraft.raft import Ready, Role
 from multiraft.records import COMMANDS, Record, encode_record
-from multiraft.types import HardState
+from multiraft.types import Applied, HardState
 
 GROUP = 16
 Done = Callable[[Exception | None], None]
@@ -36,6 +37,12 @@ class Batch:
     def delete_records(self, group_id: int, firsts: Sequence[int]) -> None:
         self.ops += [("delete", first) for first in firsts]
 
+    def put_data(self, space: int, key: bytes, value: bytes) -> None:
+        self.ops.append(("data", int(value)))
+
+    def put_applied(self, group_id: int, applied: Applied) -> None:
+        self.ops.append(("applied", applied.index))
+
     def put_hard_state(self, group_id: int, hard_state: HardState) -> None:
         self.ops.append(("term", hard_state.term))
 
@@ -46,12 +53,14 @@ class Disk:
     def __init__(self) -> None:
         self.under_way: deque[tuple[Batch, Done]] = deque()
         self.written: list[list[tuple[str, int]]] = []
+        self.synced: list[bool] = []
 
     def batch(self) -> Batch:
         return Batch()
 
     def submit(self, batch: Batch, done: Done, sync: bool = True) -> None:
         self.under_way.append((batch, done))
+        self.synced.append(sync)
 
     def complete(self, error: Exception | None = None) -> None:
         batch, done = self.under_way.popleft()
@@ -190,3 +199,84 @@ def test_after_a_failed_write_nothing_is_handed_out_again(gathering: bool) -> No
         desk.disk.complete()
     assert (desk.persisted, desk.promised) == ([], [])
     assert (len(desk.errors), desk.writer.failed) == (1, True)
+
+
+# --------------------------------------------------------------------------------------------- machines on disk
+
+
+class Machine:
+    """The data of a machine on disk, one command at a time; `written` counts its batches that are."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.data = ReplicaData(GROUP, cast(Any, None), Applied(1, 1, 0, 0, 7))
+        self.written = 0
+
+    def apply(self, index: int) -> None:
+        self.data.begin()
+        self.data.put(b"k", b"%d" % index)
+        self.data.keep()
+        self.desk.writer.hand_out(self.data, Applied(index, 1, 0, 0, 7), (), self._done)
+
+    def _done(self) -> None:
+        self.written += 1
+        self.data.written()
+
+
+def test_what_was_applied_is_written_unsynced_and_durable_with_the_next_synced_batch() -> None:
+    desk = Desk()
+    machine = Machine(desk)
+    for index in (2, 3):
+        machine.apply(index)
+        desk.writer.flush()
+    assert desk.disk.synced == [False, False]
+    desk.disk.complete()
+    desk.disk.complete()
+    assert (machine.written, machine.data.durable.index) == (2, 1)
+    desk.turn(asking(4))
+    machine.apply(4)
+    desk.writer.flush()
+    assert desk.disk.synced == [False, False, True, False]
+    desk.disk.complete()
+    assert (machine.written, machine.data.durable.index) == (2, 3)
+    desk.disk.complete()
+    assert (machine.written, machine.data.durable.index) == (3, 3)
+    desk.writer.sync()
+    desk.writer.flush()
+    desk.disk.complete()
+    assert machine.data.durable.index == 4
+    assert desk.disk.written == [
+        [("data", 2), ("applied", 2)],
+        [("data", 3), ("applied", 3)],
+        [("record", 4), ("term", 4)],
+        [("data", 4), ("applied", 4)],
+        [],
+    ]
+
+
+def test_what_was_applied_joins_the_batch_that_is_open_and_is_durable_with_it() -> None:
+    desk = Desk(writes_in_flight=1)
+    machine = Machine(desk)
+    desk.turn(asking(2))
+    machine.apply(2)
+    desk.turn(asking(3, promise=3))  # gathers behind the one under way
+    machine.apply(3)
+    desk.disk.complete()
+    desk.disk.complete()
+    assert desk.disk.synced == [True, True]
+    assert desk.disk.written[1] == [
+        ("data", 2), ("applied", 2), ("record", 3), ("term", 3), ("data", 3), ("applied", 3),
+    ]  # fmt: skip
+    assert (desk.promised, machine.written, machine.data.durable.index) == ([3], 2, 3)
+
+
+def test_after_a_failed_write_nothing_that_was_applied_is_taken_any_more() -> None:
+    desk = Desk()
+    machine = Machine(desk)
+    machine.apply(2)
+    desk.writer.flush()
+    desk.disk.complete(OSError("no space"))
+    machine.apply(3)
+    desk.writer.sync()
+    desk.writer.flush()
+    assert (machine.written, machine.data.durable.index, len(desk.disk.under_way)) == (0, 1, 0)

@@ -189,14 +189,6 @@ ENGINE: Final = (
         (f"{NODES}::test_a_caller_whose_entry_a_snapshot_covers_hears_that_its_outcome_is_not_known",),
     ),
     Mutant(
-        "snapshot-too-large",
-        "a state larger than a message may be is not taken",
-        SNAPSHOTTING,
-        "if len(data) <= self._most_bytes:",
-        "if len(data) >= 0:",
-        (f"{NODES}::test_a_state_larger_than_a_message_may_be_is_not_taken",),
-    ),
-    Mutant(
         "snapshot-founds-anew",
         "a directory from a snapshot is acted on when all that is on disk has been taken up",
         RUNNING,

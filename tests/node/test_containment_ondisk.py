@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from multiraft import Limits
-from tests.node.test_ondisk import Shelf, disk, propose, replica_of, settled, shelf, stored
+from tests.node.shelves import Shelf, disk, propose, replica_of, settled, shelf, stored
 
 Play = Callable[..., None]
 COMPARING = Limits(request_timeout_ms=3_000, check_entries=10)

@@ -20,7 +20,7 @@ from multiraft.config import NodeConfig
 from multiraft.containment import Containment
 from multiraft.engine.engine import Engine
 from multiraft.engine.replica import Replica
-from multiraft.errors import MultiRaftError, NoSuchFile, NotRunning, StorageError
+from multiraft.errors import MultiRaftError, NotRunning, StorageError
 from multiraft.forming import Forming
 from multiraft.forwarding import Forwarding
 from multiraft.free_space import FreeSpace
@@ -378,7 +378,7 @@ class Running:
         self.forwarding.request_received(node_id, method, body, timeout_s, reply)
 
     def file_asked(self, node_id: NodeId, name: str, offset: int) -> FileSource:
-        raise NoSuchFile(f"node {self._config.node_id!r} has no file {name}")
+        return self.engine.transfers.serving.asked(node_id, name)
 
     def answer_store(self, body: bytes) -> bytes:
         """Say which replica of a group lives here, and in which store; see readmission.STORE_CALL."""
@@ -426,7 +426,8 @@ class Running:
                 "questions": engine.following.asked,
                 "waiting_here": engine.following.budget.count,
             },
-            "counters": {**engine.counters, **transport.counters()},
+            "transfers": engine.transfers.status(),
+            "counters": {**engine.counters, **engine.transfers.fetching.counters, **transport.counters()},
         }
 
 

@@ -91,6 +91,16 @@ class BytesStateMachine(_HasContext):
 
     The rules of StateMachine hold: `apply` is deterministic, and `query` changes nothing. Define `snapshot` and
     `restore` to have long logs replaced by snapshots of the state.
+
+    A class that can apply many commands at a lower price together defines, in place of `apply`,
+
+        def apply_batch(self, commands: list[bytes]) -> list[bytes | Exception]
+
+    which returns a result for each command, in order; an Exception among them is the CommandFailed of its own caller.
+    How commands are put together differs from replica to replica, so nothing may depend on it: each must have the
+    effect and the result that it would have alone. `self.context.time_ms` and `.term` are those of all of them,
+    `.index` is the first one's, `.random` is not there. What `apply_batch` itself raises halts the replica. Of a
+    machine on disk what a batch wrote is kept, also for commands whose result is an Exception: write nothing for those.
     """
 
     __slots__ = ()
@@ -429,10 +439,34 @@ class BytesMachineAdapter(_HasData[BytesStateMachine]):
         return result
 
 
+class BatchesAdapter(BytesMachineAdapter):
+    """A BytesStateMachine that defines `apply_batch` as the engine's Machine."""
+
+    __slots__ = ()
+
+    def apply(self, command: bytes, context: Context) -> bytes:
+        [result] = self.apply_batch([command], context)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def apply_batch(self, commands: list[bytes], context: Context) -> list[bytes | Exception]:
+        """Apply commands of one record, together."""
+        machine: Any = self.machine
+        machine._context = context
+        context.batch = True
+        try:
+            results: list[bytes | Exception] = machine.apply_batch(commands)
+            return results
+        finally:
+            context.batch = False
+            machine._context = None
+
+
 def adapt(machine: StateMachine | BytesStateMachine) -> Machine:
     """Return `machine` as the engine's Machine. Raises TypeError for an object of another kind."""
     if isinstance(machine, StateMachine):
         return MachineAdapter(machine)
     if isinstance(machine, BytesStateMachine):
-        return BytesMachineAdapter(machine)
+        return BatchesAdapter(machine) if hasattr(machine, "apply_batch") else BytesMachineAdapter(machine)
     raise TypeError(f"{type(machine).__name__} must derive from StateMachine or BytesStateMachine")

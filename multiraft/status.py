@@ -15,6 +15,7 @@ from multiraft.engine.replica import Replica
 from multiraft.errors import CorruptRecord
 from multiraft.raft import Role
 from multiraft.records import COMMANDS, CONTROL, NOOP, SESSION
+from multiraft.sessions import HEAD
 from multiraft.shard import ShardMap
 from multiraft.types import GroupId, Membership, NodeId
 
@@ -193,11 +194,20 @@ def read_log(replica: Replica, last_n: int) -> list[dict[str, Any]]:
                             "kind": _KINDS.get(record.kind, "membership"),
                             "stamp_ms": record.stamp_ms,
                             "size_bytes": len(entry),
-                            "entry": entry,
+                            **(_numbered(entry) if record.kind == SESSION else {"entry": entry}),
                         }
                     )
             first = record.last + 1
     return found
+
+
+def _numbered(entry: bytes) -> dict[str, Any]:
+    """Describe an entry of a session by its command, and by who has numbered it how."""
+    if len(entry) < HEAD.size:
+        return {"entry": entry}
+    client, sequence, lowest = HEAD.unpack_from(entry)
+    session = {"client": client.hex(), "sequence": sequence, "lowest": lowest}
+    return {"entry": entry[HEAD.size :], "session": session}
 
 
 def _age(age_s: float) -> float | None:

@@ -52,6 +52,7 @@ from multiraft.admin.invoking import (
     watchable,
 )
 from multiraft.admin.sim import SimulationFailed, sim
+from multiraft.admin.transfer_pages import transfers_page
 from multiraft.admin.view import SORTS, STATES
 
 _EXIT_CODES: Final = """\b
@@ -99,6 +100,7 @@ def cli(context: click.Context, url: str | None, timeout: float | None) -> None:
       multiraft group why 17                    why it is halted, slow, or without leader
       multiraft route user:42 --service kv      who serves this key
       multiraft log 17 --last 20                the end of a group's log
+      multiraft transfers                       snapshots on their way between nodes
       multiraft members 17                      who takes part in a group
       multiraft member replace 17 n2 n4         move a replica; also add, remove, ...
       multiraft transfer 17 n3                  have n3 lead it
@@ -181,6 +183,29 @@ def route(client: AdminClient, key: str, service: str | None, type_: str | None,
     """
     params = {"key": key, "service": service, "type": type_}
     present(lambda: client.get("route", params=params), pages.route_page, as_json)
+
+
+@cli.command()
+@watchable
+@remote
+def transfers(client: AdminClient, as_json: bool, watch: float | None) -> None:
+    """Show the files of snapshots that are on their way between nodes.
+
+    A replica that lacks more than its leader's log still holds gets a snapshot; a large one is a file of its own.
+    HERE is what its receiver has of it. Exits with 1 when a transfer has failed several times in a row.
+
+    \b
+    Stages: waiting   for others to be done (snapshot_transfers), or to try again: PROBLEM says why
+            fetching  on its way           checking  all has come, its digest is compared
+            whole     it is here; a leader is awaited that sends its message again
+            sending   only its owner tells of it: the receiver did not answer
+
+    \b
+    Examples:
+      multiraft transfers --watch 1
+      multiraft transfers --json | jq '.transfers[] | {group_id, to, bytes, of}'
+    """
+    present(lambda: client.get("transfers"), transfers_page, as_json, watch)
 
 
 @cli.command(short_help="Show the end of a group's log.")

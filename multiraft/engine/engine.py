@@ -44,6 +44,7 @@ from multiraft.engine.replica import Replica
 from multiraft.engine.residents import Residents
 from multiraft.engine.shelving import Shelving
 from multiraft.engine.snapshotting import Snapshotting
+from multiraft.engine.transfers import Transfers
 from multiraft.engine.upkeep import Upkeep
 from multiraft.engine.view import EngineView
 from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, Proposals, Queue
@@ -56,18 +57,7 @@ from multiraft.errors import (
     NotRunning,
     OutcomeUnknown,
 )
-from multiraft.messages import (
-    AskRemoved,
-    Beat,
-    BeatAnswer,
-    CreateReplica,
-    LeadAll,
-    LeadAsk,
-    LeadDelta,
-    NodeMessage,
-    Refuse,
-    RemovedReplica,
-)
+from multiraft.messages import NodeMessage
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import LEADER, CoreSettings
 from multiraft.records import COMMANDS, CONTROL
@@ -78,8 +68,6 @@ from multiraft.types import (
     StoredReplica,
 )
 
-_HOSTING: Final = frozenset((AskRemoved, CreateReplica, RemovedReplica))
-_LIVENESS: Final = frozenset((Beat, BeatAnswer, LeadAll, LeadAsk, LeadDelta, Refuse))
 log: Final = logging.getLogger("multiraft.engine")
 
 
@@ -139,7 +127,7 @@ class Engine:
             limits.uncommitted_bytes,
             self.snapshotting,
         )
-        self.pacing = Pacing(clocks, loop, self._schedule)
+        self.pacing = Pacing(clocks, loop, self.wake)
         self.wheel = Wheel()
         self.writer = LogWriter(
             store, limits.batch_bytes, limits.writes_in_flight, clocks.effort, self._persisted, self._write_failed
@@ -159,6 +147,9 @@ class Engine:
         self.reading = Reading(self.liveness, self._request_timeout_s, self.mark)
         self.leases = Leases(self, settings, loop)
         self.following = Following(self, transport, settings, loop)
+        self.transfers = Transfers(self, store, transport)
+        self.shelving.keeps = self.transfers.protects
+        self.transfers.serving.released = self.shelving.sweep_soon
 
     # ------------------------------------------------------------------------------------------------- lifecycle
 
@@ -170,7 +161,7 @@ class Engine:
         """Start the ticker; from now on the engine acts by itself."""
         self._running = True
         self.residents.begin()
-        self._schedule()
+        self.wake()
 
     def stop(self, reason: str) -> None:
         """End: every waiting caller gets its outcome; nothing is sent or applied any more. Idempotent."""
@@ -178,6 +169,7 @@ class Engine:
         self.pacing.cancel()
         self.upkeep.stop()
         self.following.stop()
+        self.transfers.stop()
         self.writer.stop()
         for replica in self.replicas.values():
             replica.fail_everything(reason)
@@ -262,7 +254,7 @@ class Engine:
         replica = self.leading(group_id)
         future: Future[bytes] = self.loop.create_future()
         self.reading.add(replica, query, future, self.pacing.now())
-        self._schedule()
+        self.wake()
         return future
 
     def transfer_leadership(self, group_id: GroupId, to: NodeId) -> None:
@@ -305,7 +297,7 @@ class Engine:
     def messages_received(self, node_id: NodeId, incarnation: int, messages: Sequence[NodeMessage]) -> None:
         """Take a peer's messages; the next turn handles them."""
         self.incoming.add(node_id, incarnation, messages)
-        self._schedule()
+        self.wake()
 
     # -------------------------------------------------------------------------------------------------- the turn
 
@@ -320,9 +312,6 @@ class Engine:
 
     def wake(self) -> None:
         """Have a turn come soon."""
-        self._schedule()
-
-    def _schedule(self) -> None:
         if not self._turn_scheduled:
             self._turn_scheduled = True
             self.loop.call_soon(self._turn)
@@ -362,11 +351,11 @@ class Engine:
             self.applying.run(now)
             self.writer.flush()  # what was applied on disk
             if self.applying.pending:
-                self._schedule()
+                self.wake()
         if self.snapshotting.pending:
             self.snapshotting.run()
             if self.snapshotting.pending or self.applying.pending:
-                self._schedule()
+                self.wake()
 
     @contextmanager
     def touching(self, replica: Replica, now: float) -> Iterator[None]:
@@ -458,6 +447,7 @@ class Engine:
             self.changing.tick(now)
             self.containing.tick(now)
             self.residents.tick()
+            self.transfers.tick(now)
             self.upkeep.repair_drops()
             self.upkeep.audit(now)
 

@@ -18,7 +18,16 @@ import msgpack
 
 from multiraft.engine.doing import Doing
 from multiraft.engine.keyspace import SESSIONS
-from multiraft.engine.machine import Context, Diverged, Machine, UnknownCommand, command_failed, environmental
+from multiraft.engine.machine import (
+    ApplyBatch,
+    Context,
+    Diverged,
+    Machine,
+    UnknownCommand,
+    batch_of,
+    command_failed,
+    environmental,
+)
 from multiraft.engine.rolling import RollingHash
 from multiraft.engine.sessions import Result, SessionTable
 from multiraft.errors import CommandFailed, InvalidRequest
@@ -67,6 +76,11 @@ class Executor:
         self.runs: dict[int, Run] = {COMMANDS: self.command, SESSION: self.numbered, CONTROL: self.control}
         self.controls: dict[int, Control] = {REGISTER: self.register, CHECK: self._check}
 
+    @property
+    def batch(self) -> ApplyBatch | None:
+        """What applies many commands at once; None: the machine takes them one by one."""
+        return batch_of(self.machine)
+
     def changes_beside(self) -> Iterable[tuple[bytes, bytes | None]]:
         """Return what entries have changed of the sessions since the last time, for the data of a machine on disk.
 
@@ -84,9 +98,9 @@ class Executor:
     def anew(self, machine: Machine) -> Executor:
         """Return one for `machine`, which has applied nothing yet, or goes on from the data of this one."""
         executor = Executor(self.group_id, machine)
-        executor.failed_commands, executor.doing = self.failed_commands, self.doing
         if self.sessions.tracked:  # with what is on its way to the data
             executor.sessions = self.sessions
+        executor.failed_commands, executor.doing = self.failed_commands, self.doing
         return executor
 
     def command(self, command: bytes, context: Context) -> Result:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from math import inf
 from typing import Final
 
 from multiraft import failpoints
+from multiraft.engine.batching import Batches
 from multiraft.engine.executing import Executor
-from multiraft.engine.keyspace import MachineOnDisk, ReplicaData
+from multiraft.engine.keyspace import ReplicaData, on_disk
 from multiraft.engine.loading import Loading
 from multiraft.engine.local import LocalReads
 from multiraft.engine.machine import Context, Machine, environmental, halt_kind, query_failed, said
@@ -33,7 +34,7 @@ from multiraft.errors import (
 )
 from multiraft.ports import Clock, Clocks
 from multiraft.raft import LEADER, Raft
-from multiraft.records import FOR_MACHINES, SESSION, Record
+from multiraft.records import CONTROL, FOR_MACHINES, SESSION, Record
 from multiraft.types import GroupId, Halt, Index, NodeId, ReplicaDescriptor, ReplicaId, Term
 
 _READ_BYTES: Final = 1024 * 1024
@@ -131,7 +132,7 @@ class Replica:
         self.opened_last: Index = core.last_index
         self.group_id: GroupId = descriptor.group_id
         self.core = core
-        self.executor = Executor(descriptor.group_id, machine if data is None else MachineOnDisk(machine, data))
+        self.executor = Executor(descriptor.group_id, machine if data is None else on_disk(machine, data))
         self.budget = budget
         self.slow_command_s = slow_command_s
         self.stopwatch = stopwatch
@@ -173,7 +174,7 @@ class Replica:
         Entries after that are applied again; nobody waits for what comes of them.
         """
         self.local = None  # what it knows of its age is true no longer; nobody waits for a halted one
-        self.executor = self.executor.anew(machine if self.data is None else MachineOnDisk(machine, self.data))
+        self.executor = self.executor.anew(machine if self.data is None else on_disk(machine, self.data))
         self.executor.rolling.restart(index, 0)
         self.context = Context(index, 0, self.group_id, 0)
         self.applied = index
@@ -307,6 +308,10 @@ class Replica:
         callers_base = batch.first if batch is not None else 0
         executor, context = self.executor, self.context
         run, chain = executor.runs[record.kind], executor.rolling.chain
+        ahead: Sized = ()
+        if record.kind != CONTROL and executor.batch is not None:
+            batches = Batches(executor, record.kind, entries, base, last)
+            run, ahead = batches.run, batches.ahead
         executor.rolling.begin(self.applied + 1)
         executor.doing.record = record
         stopwatch = self.stopwatch
@@ -335,7 +340,7 @@ class Replica:
             now_s = stopwatch()
             if now_s - began_s > self.slow_command_s:
                 self._slow(index, (now_s - began_s) * 1e3, executor.text_of(record.kind, entries[index - base]))
-            if now_s > until_s and index < last:
+            if now_s > until_s and index < last and not ahead:
                 return False
             began_s = now_s
         return True

@@ -65,6 +65,10 @@ class Shelving:
         if is_manifest(data):
             self._delete(decode_manifest(data).name)
 
+    def sweep_soon(self) -> None:
+        """Something may be wanted no longer."""
+        self._next_sweep_s = 0.0
+
     def sweep(self, now: float) -> None:
         """Every now and then: delete what nobody wants any more."""
         if now < self._next_sweep_s:

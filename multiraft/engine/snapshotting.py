@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _RESTORE: Final = "restore"
 _DAMAGED: Final = "damaged"
 _TOKENS: Final = 1 << 32
+_LONG: Final = 4
+"""A log that is so many times too long is replaced, however large the state is."""
 log: Final = logging.getLogger("multiraft.engine")
 
 
@@ -235,8 +237,8 @@ class Snapshotting:
         length = applied - core.log.start.index
         if length <= self._entries and replica.log_bytes < self._bytes:
             replica.snapshot_due = core.log.start.index + self._entries + 1
-        elif replica.log_bytes < replica.saved_bytes // 4:  # a large state is not written anew for a few entries
-            replica.snapshot_due = applied + 1 + self._entries // 4
+        elif replica.log_bytes < replica.saved_bytes // 4 and length <= _LONG * self._entries:
+            replica.snapshot_due = applied + 1 + self._entries // 4  # a large state is not written for a few entries
         elif applied > core.snapshot_index and applied == core.applied and core.may_compact():
             self._begin(replica, self._trailing)
 

@@ -76,6 +76,7 @@ class FakeNode:
         self.shard_map = ShardMap(3, {"kv": ServiceShards("hash", SHARDS)}, {16: NODES, 17: NODES})
         self.handlers: dict[str, Callable[[bytes], bytes]] = {}
         self.status_error: Exception | None = None
+        self.transfers: dict[str, list[dict[str, Any]]] = {"incoming": [], "outgoing": []}
         self.counters: dict[str, int] = {"frames_sent": 12, "dropped.outbox full": 3}
         self.cluster_id = "5f1c" * 8
         self.pending = 0
@@ -180,6 +181,7 @@ class FakeNode:
             "loop": {"lag_ms": 1.25, "busy": 0.031, "turns": 4711},
             "writer": {"busy": 0.42, "in_flight": 1, "syncs": 99},
             "proposals": {"pending": self.pending, "pending_bytes": self.pending * 100},
+            "transfers": self.transfers,
             "counters": self.counters,
         }
 

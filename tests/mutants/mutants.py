@@ -15,9 +15,11 @@ from tests.mutants.engine_mutants import ENGINE_MUTANTS
 from tests.mutants.liveness_mutants import LIVENESS_MUTANTS
 from tests.mutants.membership_mutants import MEMBERSHIP_MUTANTS
 from tests.mutants.reads_mutants import READS_MUTANTS
+from tests.mutants.sessions_mutants import SESSIONS_MUTANTS
 from tests.mutants.snapshot_mutants import SNAPSHOT_MUTANTS
 from tests.mutants.storage_mutants import STORAGE_MUTANTS
 from tests.mutants.stores_mutants import STORES_MUTANTS
+from tests.mutants.transfer_mutants import TRANSFER_MUTANTS
 
 MUTANTS: Final = (
     *STORAGE_MUTANTS,
@@ -27,6 +29,8 @@ MUTANTS: Final = (
     *ENGINE_MUTANTS,
     *MEMBERSHIP_MUTANTS,
     *SNAPSHOT_MUTANTS,
+    *TRANSFER_MUTANTS,
+    *SESSIONS_MUTANTS,
     *READS_MUTANTS,
     *STORES_MUTANTS,
     *CONTAINMENT_MUTANTS,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from multiraft.engine.engine import Engine
-from multiraft.engine.machine import Context, Machine
+from multiraft.engine.machine import Context, Machine, environmental
 from multiraft.engine.replica import Replica
 from multiraft.errors import CommandFailed, CorruptRecord, StorageError
 from multiraft.messages import NodeMessage
@@ -85,7 +85,8 @@ class ObservedMachine:
             self._applied(command, context, str(problem))
             raise
         except Exception as problem:
-            self._applied(command, context, f"{type(problem).__name__}: {problem}")
+            if not environmental(problem):  # else it was not applied: the replica halts
+                self._applied(command, context, f"{type(problem).__name__}: {problem}")
             raise
         self._applied(command, context, result)
         return result

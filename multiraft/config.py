@@ -90,7 +90,7 @@ class Limits:
     request_timeout_ms: int = _setting(5_000, 1, 3_600_000)
     sweep_ms: int = _setting(10_000, 100, 600_000)
     log_cache_bytes: int = _setting(64 * _MIB, 0, 1024 * _MIB)
-    snapshot_entries: int = _setting(0, 0, 1 << 40)
+    snapshot_entries: int = _setting(10_000, 0, 1 << 40)
     snapshot_bytes: int = _setting(64 * _MIB, 4 * _KIB, 1 << 40)
     trailing_entries: int = _setting(1_000, 0, 1 << 40)
     snapshot_inline_bytes: int = _setting(64 * _KIB, 0, 8 * _MIB)

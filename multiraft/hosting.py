@@ -104,7 +104,7 @@ class Hosting:
         membership = founding_membership(nodes)
         descriptor = ReplicaDescriptor(group_id, membership.replica_on(self._node_id), service)
         if not residents.barred(group_id, descriptor.replica_id):
-            self._engine.create_replica(descriptor, membership, self._machine(descriptor), self._opened)
+            residents.found(descriptor, membership, self._machine(descriptor), self._opened)
 
     def _machine_asked_for(self, descriptor: ReplicaDescriptor) -> Machine | None:
         """A group's leader asks for a replica; None where its service is not declared here."""

@@ -120,6 +120,14 @@ def is_file_name(name: object) -> bool:
     return all(letter in "0123456789abcdef-" for letter in name[: -len(".snap")]) and len(name) > len(".snap")
 
 
+def group_and_index(name: str) -> tuple[int, Index] | None:
+    """Return what `file_name` was given, without the token; None for a name that it did not make."""
+    parts = name.removesuffix(".snap").split("-")
+    if not is_file_name(name) or [len(part) for part in parts] != [16, 16, 8]:
+        return None
+    return int(parts[0], 16), int(parts[1], 16)
+
+
 class FileWriter:
     """Turns chunks into the bytes of a file, and counts them.
 

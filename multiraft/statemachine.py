@@ -9,17 +9,17 @@ write instead; nothing of a replica's object ever leaves it except as bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, overload
 
-from multiraft.attributes import pack_attributes, unpack_attributes
-from multiraft.engine.machine import Context, Machine, UnknownCommand
+from multiraft.attributes import AttributesLoader, pack_attributes, unpack_attributes
+from multiraft.engine.machine import Context, Joined, Machine, Restoring, UnknownCommand
 from multiraft.errors import CommandFailed, InvariantViolation
 from multiraft.keyspace import KeepsData, Keyspace
 from multiraft.methods import (
     Kind,
     Method,
-    called_name,
+    called,
     check_declaration,
     compile_method,
     decode_call,
@@ -27,6 +27,7 @@ from multiraft.methods import (
 )
 from multiraft.remote import RemoteCommand, RemoteQuery, RemoteShardQuery, ServiceBinding
 
+VERSION_MAX: Final = (1 << 31) - 1
 M = TypeVar("M")
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -69,12 +70,15 @@ class StateMachine(_HasContext):
     __slots__ = ()
     _multiraft_methods: ClassVar[dict[str, Method]] = {}
 
-    def snapshot(self) -> bytes:
-        """Return the whole state. Raises TypeError, naming the attribute that cannot be carried."""
+    def snapshot(self) -> bytes | Iterator[bytes]:
+        """Return the whole state, or yield it piece by piece. Raises TypeError, naming what cannot be carried.
+
+        Pieces are taken while other groups go on; nothing is applied to this machine before the last one was.
+        """
         return pack_attributes(self)
 
     def restore(self, state: bytes) -> None:
-        """Replace the whole state by what `snapshot` returned, perhaps on another node. Raises CorruptRecord."""
+        """Replace the whole state by what `snapshot` gave, all of it, perhaps on another node. Raises CorruptRecord."""
         unpack_attributes(self, state)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -109,8 +113,8 @@ class BytesStateMachine(_HasContext):
         """Answer a question from the state as it is."""
         raise NotImplementedError(f"{type(self).__name__} must define query(self, query: bytes) -> bytes")
 
-    def snapshot(self) -> bytes:
-        """Return the whole state, for `restore`."""
+    def snapshot(self) -> bytes | Iterator[bytes]:
+        """Return the whole state, for `restore`, or yield it piece by piece; nothing is applied meanwhile."""
         raise NotImplementedError(f"{type(self).__name__} does not define snapshot(self) -> bytes")
 
     def restore(self, state: bytes) -> None:
@@ -126,8 +130,11 @@ class _Declared(Generic[P, R]):
 
     kind: ClassVar[Kind]
 
-    def __init__(self, function: Callable[Concatenate[Any, P], R], key: str | None) -> None:
+    def __init__(self, function: Callable[Concatenate[Any, P], R], key: str | None, since: int = 1) -> None:
         check_declaration(function, self.kind, key)
+        if type(since) is not int or not 1 <= since <= VERSION_MAX:
+            raise TypeError(f"{function.__qualname__}: since={since!r:.40} must be a whole number, at least 1")
+        self.since = since
         self.function = function
         self.key = key
         self.__name__ = function.__name__
@@ -216,17 +223,20 @@ class _MakesShardQuery(Protocol):
     def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> ShardQuery[P, R]: ...
 
 
-def command(*, key: str) -> _MakesCommand:
+def command(*, key: str, since: int = 1) -> _MakesCommand:
     """Mark a method as a command: it may change the state, and runs once on every replica of its key's shard.
 
-    key  the parameter that decides which shard; of type str, bytes or int
+    key    the parameter that decides which shard; of type str, bytes or int
+    since  the version of the class that this command came with, or got its latest parameter in. A cluster is upgraded
+           node by node: until all nodes run a program whose class has reached that version, calling the command
+           raises NotReady, which names those that are behind; after that no older program is taken back
 
     Raises TypeError, at class definition, for a key that is no parameter, for parameters or results without an
     annotation or with one that cannot be carried, for *args, **kwargs, async def, and for reserved names.
     """
 
     def mark(function: Callable[Concatenate[Any, P], R], /) -> Command[P, R]:
-        return Command(function, key)
+        return Command(function, key, since)
 
     return mark
 
@@ -278,10 +288,20 @@ def methods_of(machine: type[StateMachine]) -> dict[str, Method]:
     """Return the compiled commands and queries of a class; compiled once. Raises TypeError as `command` says."""
     if "_multiraft_methods" not in vars(machine):
         declared = declarations_of(machine)
-        machine._multiraft_methods = {
+        methods = {
             name: compile_method(machine, value.function, value.kind, value.key) for name, value in declared.items()
         }
+        for name, value in declared.items():
+            methods[name].since = value.since
+        machine._multiraft_methods = methods
     return machine._multiraft_methods
+
+
+def version_of(machine: type[StateMachine | BytesStateMachine]) -> int:
+    """Return the version of a class: the highest `since` of its commands; 1 where nothing is said."""
+    if not issubclass(machine, StateMachine):
+        return 1
+    return max((method.since for method in methods_of(machine).values()), default=1)
 
 
 def schema_of(machine: type[StateMachine | BytesStateMachine]) -> dict[str, list[Any]]:
@@ -334,6 +354,8 @@ class MachineAdapter(_HasData[StateMachine]):
         method = self._commands.get(wire[0])
         if method is None:
             raise UnknownCommand(self._unknown("command", wire[0]))
+        if len(wire) > len(method.parameters) + 1:
+            raise UnknownCommand(self._too_many(method, len(wire) - 1))
         machine = self.machine
         machine._context = context
         try:
@@ -348,15 +370,28 @@ class MachineAdapter(_HasData[StateMachine]):
             raise CommandFailed("UnknownQuery", self._unknown("query", wire[0]))
         return method.run(self.machine, wire)
 
-    def snapshot(self) -> bytes:
+    def snapshot(self) -> bytes | Iterator[bytes]:
         return self.machine.snapshot()
 
     def restore(self, state: bytes) -> None:
         self.machine.restore(state)
 
+    def restoring(self) -> Restoring:
+        if type(self.machine).restore is StateMachine.restore:
+            return AttributesLoader(self.machine)
+        return Joined(self)
+
     def refuses(self, command: bytes) -> str | None:
-        name = called_name(command)
-        return None if name is None or name in self._commands else self._unknown("command", name)
+        call = called(command)
+        if call is None:
+            return None
+        method = self._commands.get(call[0])
+        if method is None:
+            return self._unknown("command", call[0])
+        return None if call[1] <= len(method.parameters) else self._too_many(method, call[1])
+
+    def _too_many(self, method: Method, count: int) -> str:
+        return f"{method.label} takes {len(method.parameters)} arguments, not {count}: another release of it may"
 
     def describe(self, command: bytes) -> str:
         return describe_call(command)
@@ -385,7 +420,7 @@ class BytesMachineAdapter(_HasData[BytesStateMachine]):
     def query(self, query: bytes) -> bytes:
         return self._checked("query", self.machine.query(query))
 
-    def snapshot(self) -> bytes:
+    def snapshot(self) -> bytes | Iterator[bytes]:
         return self.machine.snapshot()
 
     def restore(self, state: bytes) -> None:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multiraft.attributes import pack_attributes, unpack_attributes
+from multiraft.attributes import CHUNK_BYTES, AttributesLoader, unpack_attributes
+from multiraft.attributes import pack_attributes as packed_in_pieces
 from multiraft.errors import CorruptRecord
 
 scalars = st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats(allow_nan=False)
@@ -21,6 +22,10 @@ plain = st.recursive(
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(keys, inner, max_size=5),
     max_leaves=25,
 )
+
+
+def pack_attributes(owner: object) -> bytes:
+    return b"".join(packed_in_pieces(owner))
 
 
 class State:
@@ -110,10 +115,18 @@ def test_an_object_without_attributes_says_what_to_write() -> None:
         b"",
         b"\xc1",
         msgpack.packb(5),
-        msgpack.packb([1]),
-        msgpack.packb([2, {}]),
-        msgpack.packb([1, [1, 2]]),
-        msgpack.packb([1, {5: 6}]),
+        msgpack.packb([2]),
+        msgpack.packb([1, 0]),
+        msgpack.packb([2, 1]),
+        msgpack.packb([2, "1"]),
+        msgpack.packb([2, 1]) + msgpack.packb(["a", 0, 2]) + msgpack.packb(1) * 2,
+        msgpack.packb([2, 1]) + msgpack.packb(["a", 3, 1]) + msgpack.packb(1),
+        msgpack.packb([2, 1]) + msgpack.packb([5, 0, 1]) + msgpack.packb(1),
+        msgpack.packb([2, 1]) + msgpack.packb(["a", 1, -1]),
+        msgpack.packb([2, 2]) + (msgpack.packb(["a", 0, 1]) + msgpack.packb(1)) * 2,
+        pack_attributes(State(a=[1, 2]))[:-1],
+        pack_attributes(State(a={1: 2}))[:-1],
+        pack_attributes(State(a=1, b="text"))[:-1],
         pack_attributes(State(a=1)) + b"x",
     ],
 )
@@ -131,3 +144,18 @@ def test_arbitrary_bytes_raise_corrupt_record_alone(packed: bytes) -> None:
         unpack_attributes(state, packed)
     except CorruptRecord:
         assert vars(state) == {"a": 1}
+
+
+def test_large_state_goes_and_comes_in_pieces() -> None:
+    state = State(table={f"key {number}": number for number in range(50_000)}, items=list(range(50_000)), small=1)
+    pieces = list(packed_in_pieces(state))
+    assert len(pieces) > 10
+    assert max(map(len, pieces)) < 2 * CHUNK_BYTES
+    other = State(left="over")
+    loader = AttributesLoader(other)
+    whole = b"".join(pieces)
+    for at in range(0, len(whole), 1_001):
+        loader.feed(whole[at : at + 1_001])
+        assert vars(other) == {"left": "over"}
+    loader.finish()
+    assert vars(other) == vars(state)

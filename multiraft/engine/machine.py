@@ -12,7 +12,7 @@ Rules of this file: no I/O, no time; nothing here knows of services, keys or typ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Final, Protocol, TypeAlias
 
@@ -21,6 +21,7 @@ from multiraft.keyspace import Keyspace
 from multiraft.types import GroupId, Index, Term
 
 _DETAIL_CHARACTERS: Final = 1_000
+_PIECE_BYTES: Final = 64 * 1024
 
 
 ApplyBatch: TypeAlias = "Callable[[list[bytes], Context], list[bytes | Exception]]"
@@ -131,14 +132,56 @@ class Machine(Protocol):
     def query(self, query: bytes) -> bytes:
         """Answer a question from the state as it is; must not change it."""
 
-    def snapshot(self) -> bytes:
-        """Return the whole state, for `restore`. Raises any Exception where it cannot: then none is taken."""
+    def snapshot(self) -> bytes | Iterator[bytes]:
+        """Return the whole state, or yield it piece by piece; nothing is applied before the last piece was taken.
+
+        Raises any Exception where it cannot, at once or at some piece: then no snapshot is taken.
+        """
 
     def restore(self, state: bytes) -> None:
-        """Replace the whole state by what `snapshot` returned, here or on another replica.
+        """Replace the whole state by what `snapshot` returned or yielded, here or on another replica.
 
-        Whatever it raises halts the replica.
+        Whatever it raises halts the replica. A machine with a method `restoring` is given it piece by piece instead.
         """
+
+
+class Restoring(Protocol):
+    """A state on its way into a machine."""
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next piece, of whatever size."""
+
+    def finish(self) -> None:
+        """All has come: replace the whole state by it."""
+
+
+class Joined:
+    """Gathers all pieces for a machine that takes its state in one."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._pieces: list[bytes] = []
+
+    def feed(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+
+    def finish(self) -> None:
+        self._machine.restore(b"".join(self._pieces))
+
+
+def restoring(machine: Machine) -> Restoring:
+    """Return what takes the pieces of a state for `machine`."""
+    begin: Callable[[], Restoring] | None = getattr(machine, "restoring", None)
+    return begin() if begin is not None else Joined(machine)
+
+
+def pieces_of(state: bytes | Iterator[bytes]) -> Iterator[bytes]:
+    """Yield what `Machine.snapshot` returned, in small pieces. Raises TypeError for a piece that is no bytes."""
+    for piece in (state,) if isinstance(state, bytes) else state:
+        if type(piece) is not bytes:
+            raise TypeError(f"snapshot() yielded {type(piece).__name__}, not bytes")
+        for at in range(0, len(piece), _PIECE_BYTES):
+            yield piece if len(piece) <= _PIECE_BYTES else piece[at : at + _PIECE_BYTES]
 
 
 def environmental(failure: BaseException) -> bool:

@@ -18,8 +18,10 @@ from multiraft import failpoints
 from multiraft.engine.batching import Batches
 from multiraft.engine.executing import Executor
 from multiraft.engine.keyspace import ReplicaData, on_disk
+from multiraft.engine.loading import Loading
 from multiraft.engine.local import LocalReads
 from multiraft.engine.machine import Context, Machine, environmental, halt_kind, query_failed, said
+from multiraft.engine.saving import Saving
 from multiraft.engine.stamps import ReplicatedClock
 from multiraft.engine.waiting import Budget, Proposals, Queue, Reads, fail_future
 from multiraft.errors import (
@@ -58,6 +60,9 @@ class Replica:
     slow_commands           how many took longer than they should, since the start; the latest ones in `slowest`, as
                             (index, milliseconds, in words)
     snapshot_due            no snapshot is to be thought of before this index is applied
+    log_bytes               of the records applied since the state was last taken for a snapshot
+    saved_bytes             the size of the latest snapshot of it
+    saving, loading         its state on the way into a snapshot, or out of one; None: it is not
     snapshot_problem        why the latest attempt to take one failed; None while none has
     broken                  a broken invariant: the core is not touched any more
     seen_term, seen_leader, seen_role, seen_deadline_s  what the rest of the engine was last told of the core
@@ -83,7 +88,9 @@ class Replica:
         "group_id",
         "halted",
         "handing",
+        "loading",
         "local",
+        "log_bytes",
         "on_applied",
         "on_halt",
         "opened_last",
@@ -91,6 +98,8 @@ class Replica:
         "reads",
         "real",
         "rounds",
+        "saved_bytes",
+        "saving",
         "seen_deadline_s",
         "seen_leader",
         "seen_role",
@@ -145,6 +154,10 @@ class Replica:
         self.slow_commands = 0
         self.slowest: deque[tuple[Index, float, str]] = deque(maxlen=_SLOWEST_KEPT)
         self.snapshot_due: Index = 0
+        self.log_bytes = 0
+        self.saved_bytes = 0
+        self.saving: Saving | None = None
+        self.loading: Loading | None = None
         self.snapshot_problem: str | None = None
         self.broken: str | None = None
         self.seen_term: Term = core.term
@@ -160,9 +173,7 @@ class Replica:
 
         Entries after that are applied again; nobody waits for what comes of them.
         """
-        if self.local is not None:  # what it knows of its age is true no longer
-            self.local.fail(self.stopped)
-            self.local = None
+        self.local = None  # what it knows of its age is true no longer; nobody waits for a halted one
         self.executor = self.executor.anew(machine if self.data is None else on_disk(machine, self.data))
         self.executor.rolling.restart(index, 0)
         self.context = Context(index, 0, self.group_id, 0)
@@ -246,19 +257,25 @@ class Replica:
             for record in core.log.records(self.applied + 1, self.may_apply, _READ_BYTES):
                 if failpoints.armed is not None:
                     failpoints.armed(failpoints.APPLY_BEFORE)
-                if not self._apply_record(record, until_s):
+                whole = self._apply_record(record, until_s)
+                if whole and failpoints.armed is not None:
+                    failpoints.armed(failpoints.APPLY_AFTER)
+                if not whole or self.stopwatch() > until_s:
                     more = self.applied < self.may_apply
                     break
-                if failpoints.armed is not None:
-                    failpoints.armed(failpoints.APPLY_AFTER)
         if self.applied > core.applied:  # one that is made anew from an old snapshot comes from below
             core.applied_to(self.applied)
         if self.confirmed:
             self._answer_confirmed()
         if self.local is not None:
-            self.local.applied(self.applied, self.machine)
+            self.local.applied(self.applied, self.executor)
         self.on_applied(self)
         return more
+
+    @property
+    def being_taken(self) -> bool:
+        """Whether its state is being read for a snapshot: nothing may change it."""
+        return self.saving is not None and not self.saving.taken
 
     @property
     def may_apply(self) -> Index:
@@ -278,6 +295,8 @@ class Replica:
             if not self._apply_entries(record, last, batch, until_s):
                 return False
         self.applied = last
+        if last == record.last:
+            self.log_bytes += len(record.raw)
         if batch is not None and last >= batch.last:
             self.waiting.popleft().finish(self.budget)
         return True
@@ -294,6 +313,7 @@ class Replica:
             batches = Batches(executor, record.kind, entries, base, last)
             run, ahead = batches.run, batches.ahead
         executor.rolling.begin(self.applied + 1)
+        executor.doing.record = record
         stopwatch = self.stopwatch
         began_s = stopwatch()
         for index in range(self.applied + 1, last + 1):
@@ -363,7 +383,7 @@ class Replica:
         self.committed = max(self.committed, index)
         self.context.time_ms = max(self.context.time_ms, time_ms)
         if self.local is not None:
-            self.local.applied(index, self.machine)
+            self.local.applied(index, self.executor)
         self.on_applied(self)
 
     def halt(self, index: Index, doing: str, problem: BaseException, command: str = "", kind: str = "") -> None:
@@ -402,7 +422,7 @@ class Replica:
 
     def _answer_confirmed(self) -> None:
         confirmed = self.confirmed
-        query = self.machine.query
+        query = self.executor.query
         while confirmed and confirmed[0][0] <= self.applied:
             _, reads = confirmed.popleft()
             for body, future in zip(reads.queries, reads.futures, strict=True):

@@ -135,9 +135,9 @@ def test_a_failed_write_of_a_snapshot_forgets_nothing(play: Play) -> None:
         replica = replica_of(cluster, follower)
         compact = replica.core.compact
 
-        def and_fail(data: bytes, trailing: int) -> None:
+        def and_fail(data: bytes, trailing: int, begun: Any = None) -> None:
             cluster.disks[follower].fail_next_write(OSError(errno.EIO, "Input/output error"))
-            compact(data, trailing)
+            compact(data, trailing, begun)
 
         replica.core = _Patched(replica.core, compact=and_fail)
         kept = await write(ledgers, other, 15, 30)
@@ -393,22 +393,24 @@ def test_a_machine_that_cannot_be_saved_is_told_of_once_and_keeps_its_log(caplog
     assert "group 16: no snapshot is taken, so its log grows: TypeError: Notes.odd: a set cannot" in told[0]
 
 
-def test_a_state_larger_than_a_message_may_be_is_not_taken(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_large_state_is_a_file_from_which_its_replica_starts() -> None:
     async def scenario(cluster: MemoryCluster, services: dict[str, Any]) -> None:
         for number in range(200):
             await cluster.insist(partial(services["a"].add, f"{number}" + "n" * 40, number))
-        core = core_at(cluster, "a")
-        assert 1 < core.log.start.index < 100  # taken while it was small
-        assert "entry_bytes allows 2000" in replica_of(cluster, "a").snapshot_problem
+        await cluster.until(lambda: core_at(cluster, "c").log.start.index > 100)
         cluster.crash("c")
+        (name,) = cluster.disks["c"].shelf.whole
+        assert len(cluster.disks["c"].shelf.whole[name]) > 100
         await cluster.start("c")
         await cluster.until(lambda: replica_of(cluster, "c").applied == replica_of(cluster, "a").applied)
+        states = [vars(cluster.nodes[name].local_machine(GROUP)) for name in ("a", "c")]
+        assert states[0] == states[1]
+        assert len(states[0]["values"]) == 200
 
-    with caplog.at_level(logging.WARNING, logger="multiraft.engine"):
-        run_notes(
-            scenario,
-            Limits(request_timeout_ms=3_000, snapshot_entries=20, trailing_entries=0, entry_bytes=2_000, key_bytes=100),
-        )
+    run_notes(
+        scenario,
+        Limits(request_timeout_ms=3_000, snapshot_entries=20, trailing_entries=0, snapshot_inline_bytes=1_000),
+    )
 
 
 class Brittle(BytesStateMachine):

@@ -32,7 +32,7 @@ class Spaces:
     def begin(self) -> None:
         """Go on with what a crash has interrupted: whatever no replica names goes.
 
-        Not while a group here is damaged, for it may have named what nobody seems to name, and that may be the last copy.
+        Not while a group here is damaged: it may have named what nobody seems to name, and that may be the last copy.
         """
         if len(self._engine.residents.quarantine):
             return

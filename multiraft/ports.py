@@ -320,7 +320,7 @@ class Store(LogReader, DataReader, Protocol):
     def new_space(self, batch: WriteBatch) -> SpaceId:
         """Return the id of a new, empty keyspace. That it was given out rides in `batch`, which must be submitted.
 
-        The first batch that names the keyspace is that one or a later one. Raises CorruptRecord.
+        The first batch that names the keyspace is that one or a later one. Never fails.
         """
         ...
 

@@ -263,7 +263,6 @@ class LevelBackend(LevelReader, ThreadedBackend):
     def __init__(self, name: str, database: Any, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(name, database)
         self._views: set[_LevelView] = set()
-        self._marked = False
         real = os.path.realpath(os.path.join(name, LEVELDB_DIR))
         self._log_watch = LogWatch(real)  # belongs to the writer thread
         self._start_writer(real, loop)
@@ -276,8 +275,8 @@ class LevelBackend(LevelReader, ThreadedBackend):
 
     def mark(self, problem: str) -> None:
         """Have the next start leave out what cannot be read: what was met here may not be met by it."""
-        if not self._marked:
-            self._marked = True
+        if not self.unreadable:
+            self.unreadable = problem
             mark_unreadable(self.name, problem)
 
     def batch(self) -> RawBatch:

@@ -210,6 +210,10 @@ class PartitionedStore(DataReads):
     def syncs(self) -> int:
         return self._backend.syncs
 
+    @property
+    def unreadable(self) -> str:
+        return self._backend.unreadable
+
     def bind_cluster(
         self,
         cluster_id: bytes,

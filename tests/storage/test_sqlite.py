@@ -240,7 +240,10 @@ async def test_damage_is_refused_with_the_ways_out(filled: Path, tmp_path: Path,
         await values_of(path)
     text = str(caught.value)
     assert re.search(expected, text)
-    assert text.endswith(f"Put back a copy made since its node last ran, or remove {path} if its contents may be lost")
+    assert text.endswith(
+        f"Put back a copy made since its node last ran; or give up its contents: remove {path}, start the node, and "
+        "readmit it on another one (`multiraft member readmit NODE`)"
+    )
     assert "\n" not in text
 
 

@@ -16,13 +16,18 @@ FIRST_SEED ?= 1
 
 comma := ,
 
-.PHONY: help demo test sim mutants mutants-random coverage-raft check bench bench-idle soak-increments soak-state clean
+# What `make faults` runs.
+ROUNDS ?= 20
+OFFSETS ?= 500
+
+.PHONY: help demo test sim faults mutants mutants-random coverage-raft check bench bench-idle soak-increments soak-state clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    run three nodes of the example key-value store here, and show what they survive"
 	@echo "make test    run all tests"
 	@echo "make sim     simulate clusters under faults, SEEDS=2000 of them from FIRST_SEED=1 on, and judge what they did"
+	@echo "make faults  let real disks fail and fill up, ROUNDS=20 times each, and turn OFFSETS=500 bits (about 25 minutes)"
 	@echo "make mutants take the rules out of the code one by one, and see that a named test fails each time"
 	@echo "make mutants-random  change the core at random, and list what no test notices (ARGS='--count 200 --seed 1')"
 	@echo "make coverage-raft   branch coverage of the core by its own tests; fails below 97 %"
@@ -42,6 +47,10 @@ test: $(STAMP)
 
 sim: $(STAMP)
 	@$(BIN)/multiraft sim --seeds $(SEEDS) --first-seed $(FIRST_SEED) $(ARGS)
+
+faults: $(STAMP)
+	@$(BIN)/python -m soak.disks --rounds $(ROUNDS)
+	@$(BIN)/python -m soak.bitflips --offsets $(OFFSETS) --quiet
 
 mutants: $(STAMP)
 	@$(BIN)/python -m tests.mutants

@@ -19,6 +19,8 @@
       ConfigError             the configuration is wrong
       StartError              the node cannot start from what is there
         StorageError          the store is damaged, locked, of another node, or cannot be written
+          CorruptRecord       what is stored is not what was written
+            UnreadableStore   parts of it cannot be read at all; the rest can
       NotRunning              called before start or after stop
       NoSuchFile              a peer does not have the file of a snapshot any more
     InvariantViolation        a bug in multiraft itself; not a MultiRaftError, so that nobody handles it by accident
@@ -138,11 +140,20 @@ class StartError(MultiRaftError):
 
 
 class StorageError(StartError):
-    """The store cannot be opened, read or written; the message says where and why."""
+    """The store cannot be opened, read or written; the message says where and why.
+
+    errno  the system's number of what went wrong, where there is one; else 0
+    """
+
+    errno = 0
 
 
 class CorruptRecord(StorageError):
     """Stored or received bytes are not what was written: a checksum, length or format does not hold."""
+
+
+class UnreadableStore(CorruptRecord):
+    """Parts of the database cannot be read at all; left out, the rest is a store again."""
 
 
 class NotRunning(NotCommitted):

@@ -241,6 +241,26 @@ class InstallSnapshot:
         self.to = to
 
 
+class Installing:
+    """The sender is at work on the snapshot of `index` that it was sent: it fetches the file that holds the state.
+
+    gone  that file cannot be had: a newer snapshot is asked for
+    """
+
+    CODE: ClassVar[int] = 11
+    __slots__ = ("gone", "group_id", "index", "sender", "term", "to")
+
+    def __init__(
+        self, gone: bool, group_id: GroupId, index: Index, sender: ReplicaId, term: Term, to: ReplicaId
+    ) -> None:
+        self.gone = gone
+        self.group_id = group_id
+        self.index = index
+        self.sender = sender
+        self.term = term
+        self.to = to
+
+
 RaftMessage: TypeAlias = (
     PreVote
     | PreVoteAnswer
@@ -251,6 +271,7 @@ RaftMessage: TypeAlias = (
     | CommitTo
     | TimeoutNow
     | InstallSnapshot
+    | Installing
     | Committed
 )
 

@@ -97,6 +97,7 @@ class Sessions:
 
     async def call(self, group_id: GroupId, command: bytes, deadline: float, timeout_s: float) -> bytes:
         """Have the group apply `command` once; `timeout_s` is what is left until `deadline`. Raises as Router.call."""
+        ended: SessionExpired | None = None
         while True:
             session = self._of_groups.get(group_id)
             if session is None:
@@ -105,14 +106,17 @@ class Sessions:
             try:
                 entry = HEAD.pack(session.client, sequence, session.lowest) + command
                 return await self.attempt(group_id, entry, deadline, timeout_s)
-            except SessionExpired:  # no attempt may have happened, or it would be OutcomeUnknown
+            except SessionExpired as problem:  # no attempt may have happened, or it would be OutcomeUnknown
                 if self._of_groups.get(group_id) is session:
                     del self._of_groups[group_id]
-                timeout_s = deadline - self._router.now()
-                if timeout_s <= 0:
-                    raise
+                before, ended = ended, problem
             finally:
                 session.end(sequence)
+            if before is not None:  # the group has more clients than it keeps sessions
+                await self._router.pause(BACKOFF_FIRST_S, max(0.0, deadline - self._router.now()))
+            timeout_s = deadline - self._router.now()
+            if timeout_s <= 0:
+                raise ended
 
     async def attempt(
         self, group_id: GroupId, entry: bytes, deadline: float, timeout_s: float, *, first: bool = True
@@ -220,20 +224,25 @@ class Sessions:
     async def open(self, groups: Sequence[GroupId], deadline: float, timeout_s: float) -> bytes:
         """Register a new client in all of these groups, and return its id. Raises NotCommitted of some kind."""
         router = self._router
+        cause: MultiRaftError | None = None
         while True:
             client = router.chance.randbytes(CLIENT_BYTES)
             try:
                 for group_id in groups:
                     left_s = deadline - router.now()
+                    if left_s <= 0:
+                        break
                     part_s = min(left_s, max(left_s / 2, ATTEMPT_LEAST_S))
                     await router.run(group_id, "register", client, router.now() + part_s, part_s)
-                return client
+                else:
+                    return client
             except (OutcomeUnknown, NotCommitted) as problem:
                 if not isinstance(problem, _LATER) and type(problem) is not NotCommitted:
                     raise
-                left_s = deadline - router.now()
-                if left_s <= 0:
-                    raise router.late(group_id, timeout_s, problem) from problem
+                cause = problem
+            left_s = deadline - router.now()
+            if left_s <= 0:
+                raise router.late(group_id, timeout_s, cause) from cause
             await router.pause(BACKOFF_FIRST_S, left_s)
 
 

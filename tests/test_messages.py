@@ -26,6 +26,7 @@ from multiraft.messages import (
     CreateReplica,
     Form,
     Formed,
+    Installing,
     InstallSnapshot,
     LeadAll,
     LeadAsk,
@@ -55,7 +56,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "service": names,
     "method": names,
     "cluster_id": st.binary(max_size=ID_BYTES_MAX),
-    **dict.fromkeys(("accepted", "granted", "forced", "answer_now"), st.booleans()),
+    **dict.fromkeys(("accepted", "granted", "forced", "answer_now", "gone"), st.booleans()),
 }
 
 
@@ -129,7 +130,7 @@ def test_each_kind_comes_back_as_itself(kind: Any) -> None:
     samples |= {"membership": pack_membership(founding_membership(("a", "b")))}
     fields = {name: samples.get(name, index % 2 == 0) for index, name in enumerate(kind.__slots__)}
     numbers = {name: index + 3 for index, name in enumerate(kind.__slots__)}
-    flags = ("accepted", "granted", "forced", "answer_now")
+    flags = ("accepted", "granted", "forced", "answer_now", "gone")
     fields |= {name: numbers[name] for name in fields if name not in flags and name not in samples}
     message = kind(**fields)
     found = over_the_wire(message)
@@ -138,7 +139,7 @@ def test_each_kind_comes_back_as_itself(kind: Any) -> None:
 
 
 def test_codes_are_unique_and_slots_sorted_and_in_the_order_of_arguments() -> None:
-    assert len({kind.CODE for kind in KINDS}) == len(KINDS) == 23
+    assert len({kind.CODE for kind in KINDS}) == len(KINDS) == 24
     for kind in KINDS:
         assert list(kind.__slots__) == sorted(kind.__slots__)
         assert list(inspect.signature(kind).parameters) == list(kind.__slots__)
@@ -147,6 +148,7 @@ def test_codes_are_unique_and_slots_sorted_and_in_the_order_of_arguments() -> No
 GOLDEN: list[tuple[Message, str]] = [
     (CommitTo(1, 2, 3, 4, 5), "07" + "".join(f"{number:016x}" for number in (1, 2, 3, 4, 5))),
     (Committed(1, 2, 3, 4, 5, 6), "0a" + "".join(f"{number:016x}" for number in (1, 2, 3, 4, 5, 6))),
+    (Installing(True, 1, 2, 3, 4, 5), "0b01" + "".join(f"{number:016x}" for number in (1, 2, 3, 4, 5))),
     (AppendAnswer(True, 1, 2, 3, 4, 5, 6, 7), "0601" + "".join(f"{n:016x}" for n in (1, 2, 3, 4, 5, 6, 7))),
     (RequestVote(False, 1, 2, 3, 4, 5, 6), "0300" + "".join(f"{number:016x}" for number in (1, 2, 3, 4, 5, 6))),
     (PreVote(1, 2, 3, 4, 5, 6), "01" + "".join(f"{number:016x}" for number in (1, 2, 3, 4, 5, 6))),

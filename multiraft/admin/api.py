@@ -15,6 +15,7 @@ something is a POST and stands in multiraft.admin.member_api and mending_api.
     GET /groups/{id}/why    why it is halted, without leader or slow, and what to do
     POST /groups/{id}/retry, POST /groups/{id}/rebuild
                             mend halted replicas
+    GET /transfers          the files of snapshots on their way between nodes
     GET /route              which shard, group and node serve a key; ?key= service= type=
     GET /livez              200 while the process turns over at all: never depends on a quorum
     GET /readyz             200 when this node's groups all have leaders, else 503
@@ -52,6 +53,7 @@ from multiraft.admin.member_api import MemberApi
 from multiraft.admin.mending_api import MendingApi
 from multiraft.admin.metrics import metrics_text
 from multiraft.admin.routing import RouteError, expected_groups, find_route
+from multiraft.admin.transfers import TransferApi
 from multiraft.admin.view import (
     SORTS,
     STATES,
@@ -103,9 +105,11 @@ def admin_app(node: AdminNode) -> web.Application:
             web.get("/groups/{id}/membership", members.membership),
             web.post("/groups/{id}/members", members.members),
             web.post("/groups/{id}/transfer", members.transfer),
+            web.post("/readmit", members.readmit),
             web.get("/groups/{id}/why", mending.why),
             web.post("/groups/{id}/retry", mending.retry),
             web.post("/groups/{id}/rebuild", mending.rebuild),
+            web.get("/transfers", TransferApi(asking).transfers),
             web.get("/route", api.route),
             web.get("/livez", api.livez),
             web.get("/readyz", api.readyz),

@@ -19,7 +19,7 @@ from typing import Final, NoReturn
 
 import click
 
-from multiraft.admin import member_commands, mending_commands, pages
+from multiraft.admin import member_commands, mending_commands, pages, storage_commands
 from multiraft.admin.client import (
     DEFAULT_URL,
     AdminClient,
@@ -52,6 +52,7 @@ from multiraft.admin.invoking import (
     watchable,
 )
 from multiraft.admin.sim import SimulationFailed, sim
+from multiraft.admin.transfer_pages import transfers_page
 from multiraft.admin.view import SORTS, STATES
 
 _EXIT_CODES: Final = """\b
@@ -99,10 +100,11 @@ def cli(context: click.Context, url: str | None, timeout: float | None) -> None:
       multiraft group why 17                    why it is halted, slow, or without leader
       multiraft route user:42 --service kv      who serves this key
       multiraft log 17 --last 20                the end of a group's log
+      multiraft transfers                       snapshots on their way between nodes
       multiraft members 17                      who takes part in a group
       multiraft member replace 17 n2 n4         move a replica; also add, remove, ...
       multiraft transfer 17 n3                  have n3 lead it
-      multiraft storage data/n1                 the directory of a stopped node
+      multiraft storage data/n1                 the directory of a stopped node; also verify, repair, compact
       multiraft --url 10.0.0.7:7101 status --watch 2
     """
     context.obj = Options(url, timeout)
@@ -183,6 +185,29 @@ def route(client: AdminClient, key: str, service: str | None, type_: str | None,
     present(lambda: client.get("route", params=params), pages.route_page, as_json)
 
 
+@cli.command()
+@watchable
+@remote
+def transfers(client: AdminClient, as_json: bool, watch: float | None) -> None:
+    """Show the files of snapshots that are on their way between nodes.
+
+    A replica that lacks more than its leader's log still holds gets a snapshot; a large one is a file of its own.
+    HERE is what its receiver has of it. Exits with 1 when a transfer has failed several times in a row.
+
+    \b
+    Stages: waiting   for others to be done (snapshot_transfers), or to try again: PROBLEM says why
+            fetching  on its way           checking  all has come, its digest is compared
+            whole     it is here; a leader is awaited that sends its message again
+            sending   only its owner tells of it: the receiver did not answer
+
+    \b
+    Examples:
+      multiraft transfers --watch 1
+      multiraft transfers --json | jq '.transfers[] | {group_id, to, bytes, of}'
+    """
+    present(lambda: client.get("transfers"), transfers_page, as_json, watch)
+
+
 @cli.command(short_help="Show the end of a group's log.")
 @click.argument("group_id", metavar="ID", type=click.IntRange(1))
 @click.option(
@@ -206,25 +231,7 @@ def log(client: AdminClient, group_id: int, last: int, node: str | None, full: b
     present(answer, lambda found: pages.log_page(found, width), as_json)
 
 
-@cli.command(short_help="Check the data directory of a stopped node.")
-@click.argument("directory", metavar="DIR", type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def storage(directory: str, as_json: bool) -> None:
-    """Check the data directory of a stopped node, and show what it holds.
-
-    Reads every stored value and checks it; changes nothing. Refuses a directory that a running node uses. Exits with
-    1 when something does not hold.
-
-    \b
-    Examples:
-      multiraft storage data/n1
-      multiraft storage data/n1 --json | jq '.groups[] | select(.problems != [])'
-    """
-    from multiraft.admin.stores import inspect_store  # loads LevelDB, which the other commands do without
-
-    present(lambda: inspect_store(directory), pages.storage_page, as_json)
-
-
+cli.add_command(storage_commands.storage)
 cli.add_command(mending_commands.group)
 cli.add_command(member_commands.members)
 cli.add_command(member_commands.member)

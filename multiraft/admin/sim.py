@@ -131,6 +131,12 @@ def _show(summary: Summary, out: IO[str], again: str) -> None:
         f"{'checked':<20} {plain['turns_checked']} turns, {plain['promises_checked']} promises, ", file=out, nl=False
     )
     click.echo(f"{plain['applied']} applied commands", file=out)
+    click.echo(
+        f"{'exactly once':<20} {plain['numbered']} numbered commands applied, {plain['acknowledged']} acknowledged; "
+        f"{plain['repeated']} copies answered and not applied",
+        file=out,
+    )
+    click.echo(f"{'outcome unknown':<20} {plain['outcomes_unknown']} of {plain['commands']} commands", file=out)
     click.echo(f"{'undecided':<20} {len(summary.undecided)}", file=out)
     kinds = [f"{kind} {count}" for kind, count in sorted(summary.faults.items()) if not kind.startswith("failpoint ")]
     places = [f"{kind[10:]} {count}" for kind, count in sorted(summary.faults.items()) if kind.startswith("failpoint ")]

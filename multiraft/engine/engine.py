@@ -44,6 +44,7 @@ from multiraft.engine.replica import Replica
 from multiraft.engine.residents import Residents
 from multiraft.engine.shelving import Shelving
 from multiraft.engine.snapshotting import Snapshotting
+from multiraft.engine.transfers import Transfers
 from multiraft.engine.upkeep import Upkeep
 from multiraft.engine.view import EngineView
 from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, Proposals, Queue
@@ -56,18 +57,7 @@ from multiraft.errors import (
     NotRunning,
     OutcomeUnknown,
 )
-from multiraft.messages import (
-    AskRemoved,
-    Beat,
-    BeatAnswer,
-    CreateReplica,
-    LeadAll,
-    LeadAsk,
-    LeadDelta,
-    NodeMessage,
-    Refuse,
-    RemovedReplica,
-)
+from multiraft.messages import NodeMessage
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import LEADER, CoreSettings
 from multiraft.records import COMMANDS, CONTROL
@@ -78,8 +68,6 @@ from multiraft.types import (
     StoredReplica,
 )
 
-_HOSTING: Final = frozenset((AskRemoved, CreateReplica, RemovedReplica))
-_LIVENESS: Final = frozenset((Beat, BeatAnswer, LeadAll, LeadAsk, LeadDelta, Refuse))
 log: Final = logging.getLogger("multiraft.engine")
 
 
@@ -109,7 +97,6 @@ class Engine:
         self.limits = limits
         self.replicas: dict[GroupId, Replica] = {}
         self.budget = Budget(limits.pending_bytes)
-        self.disk_problem: str | None = None
         self.incoming = Incoming(self)
         self.counters = self.incoming.counters
         self.counters["audit_repairs"] = 0
@@ -139,7 +126,7 @@ class Engine:
             limits.uncommitted_bytes,
             self.snapshotting,
         )
-        self.pacing = Pacing(clocks, loop, self._schedule)
+        self.pacing = Pacing(clocks, loop, self.wake)
         self.wheel = Wheel()
         self.writer = LogWriter(
             store, limits.batch_bytes, limits.writes_in_flight, clocks.effort, self._persisted, self._write_failed
@@ -159,6 +146,9 @@ class Engine:
         self.reading = Reading(self.liveness, self._request_timeout_s, self.mark)
         self.leases = Leases(self, settings, loop)
         self.following = Following(self, transport, settings, loop)
+        self.transfers = Transfers(self, store, transport)
+        self.shelving.keeps = self.transfers.protects
+        self.transfers.serving.released = self.shelving.sweep_soon
 
     # ------------------------------------------------------------------------------------------------- lifecycle
 
@@ -170,7 +160,7 @@ class Engine:
         """Start the ticker; from now on the engine acts by itself."""
         self._running = True
         self.residents.begin()
-        self._schedule()
+        self.wake()
 
     def stop(self, reason: str) -> None:
         """End: every waiting caller gets its outcome; nothing is sent or applied any more. Idempotent."""
@@ -178,6 +168,8 @@ class Engine:
         self.pacing.cancel()
         self.upkeep.stop()
         self.following.stop()
+        self.transfers.stop()
+        self.ondisk.files.stop()
         self.writer.stop()
         for replica in self.replicas.values():
             replica.fail_everything(reason)
@@ -228,7 +220,7 @@ class Engine:
         check_entry(replica, command, kind, self._entry_bytes)
         size_bytes = len(command) + ENTRY_OVERHEAD_BYTES
         if budget.used_bytes + size_bytes > budget.limit_bytes:
-            check_room(replica, size_bytes, self.limits.pending_bytes, self.disk_problem)
+            check_room(replica, size_bytes)
         budget.used_bytes += size_bytes
         budget.count += 1
         future: Future[bytes] = self.loop.create_future()
@@ -241,11 +233,6 @@ class Engine:
         queue.futures.append(future)
         queue.size_bytes += size_bytes
         return future
-
-    def refuse_proposals(self, why: str | None) -> None:
-        """Refuse every command but the directory's from now on, with DiskFull and this text; None: take them again."""
-        self.disk_problem = why
-        self.budget.limit_bytes = self.limits.pending_bytes if why is None else 0
 
     def register(self, group_id: GroupId, client: bytes) -> Future[bytes]:
         """Have the group begin a session of `client`, under the bounds of this node. Otherwise as `propose`."""
@@ -262,7 +249,7 @@ class Engine:
         replica = self.leading(group_id)
         future: Future[bytes] = self.loop.create_future()
         self.reading.add(replica, query, future, self.pacing.now())
-        self._schedule()
+        self.wake()
         return future
 
     def transfer_leadership(self, group_id: GroupId, to: NodeId) -> None:
@@ -305,7 +292,7 @@ class Engine:
     def messages_received(self, node_id: NodeId, incarnation: int, messages: Sequence[NodeMessage]) -> None:
         """Take a peer's messages; the next turn handles them."""
         self.incoming.add(node_id, incarnation, messages)
-        self._schedule()
+        self.wake()
 
     # -------------------------------------------------------------------------------------------------- the turn
 
@@ -320,9 +307,6 @@ class Engine:
 
     def wake(self) -> None:
         """Have a turn come soon."""
-        self._schedule()
-
-    def _schedule(self) -> None:
         if not self._turn_scheduled:
             self._turn_scheduled = True
             self.loop.call_soon(self._turn)
@@ -362,11 +346,11 @@ class Engine:
             self.applying.run(now)
             self.writer.flush()  # what was applied on disk
             if self.applying.pending:
-                self._schedule()
+                self.wake()
         if self.snapshotting.pending:
             self.snapshotting.run()
             if self.snapshotting.pending or self.applying.pending:
-                self._schedule()
+                self.wake()
 
     @contextmanager
     def touching(self, replica: Replica, now: float) -> Iterator[None]:
@@ -458,6 +442,7 @@ class Engine:
             self.changing.tick(now)
             self.containing.tick(now)
             self.residents.tick()
+            self.transfers.tick(now)
             self.upkeep.repair_drops()
             self.upkeep.audit(now)
 

@@ -83,7 +83,10 @@ class Incoming:
         if type(message) is InstallSnapshot and replica.data is not None and not engine.ondisk.takes(replica, message):
             return
         try:  # written out: this is the hot path of `touching`
-            core.step(message, now)
+            if type(message) is not InstallSnapshot or not engine.transfers.fetching.takes(
+                replica, node_id, message, now
+            ):
+                core.step(message, now)
         except (InvariantViolation, CorruptRecord) as problem:
             engine.broke(replica, problem)
             return

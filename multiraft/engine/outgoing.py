@@ -14,6 +14,7 @@ from multiraft.messages import (
     Committed,
     CommitTo,
     HostingMessage,
+    Installing,
     InstallSnapshot,
     LivenessMessage,
     NodeMessage,
@@ -28,7 +29,7 @@ from multiraft.ports import Transport
 from multiraft.types import GroupId, NodeId
 
 _Repaired: TypeAlias = Append | AppendAnswer | CommitTo | InstallSnapshot
-_URGENT: Final = frozenset((Committed, PreVote, PreVoteAnswer, RequestVote, VoteAnswer, TimeoutNow))
+_URGENT: Final = frozenset((Committed, Installing, PreVote, PreVoteAnswer, RequestVote, VoteAnswer, TimeoutNow))
 
 
 class Outgoing:

@@ -65,6 +65,10 @@ class Shelving:
         if is_manifest(data):
             self._delete(decode_manifest(data).name)
 
+    def sweep_soon(self) -> None:
+        """Something may be wanted no longer."""
+        self._next_sweep_s = 0.0
+
     def sweep(self, now: float) -> None:
         """Every now and then: delete what nobody wants any more."""
         if now < self._next_sweep_s:
@@ -101,7 +105,9 @@ class Shelving:
             return False
         group_id, index = found
         replica = self._engine.replicas.get(group_id)
-        if name in self._coming or self._named.get(group_id) == name or self.keeps(name):
+        if name in self._coming or self._named.get(group_id) == name:
+            return True
+        if self.keeps(name) or self._engine.ondisk.files.wants(name):
             return True
         if replica is None:
             return False

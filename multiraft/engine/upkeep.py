@@ -106,7 +106,7 @@ class Upkeep:
     def _judge_progress(self, now: float) -> None:
         """A leader whose entries reach no quorum gives up, though its beats flow: its bulk lane may be stuck (L23).
 
-        Not while a voter installs a snapshot, which may take as long as it takes.
+        Time in which a voter installs a snapshot does not count: that may take as long as it takes.
         """
         engine = self._engine
         longest_s = _STALLED_TIMEOUTS * engine.limits.election_timeout_ms / 1e3
@@ -114,9 +114,9 @@ class Upkeep:
             core = replica.core
             if not replica.leads or core.commit == core.last_index:
                 del self._awaited[replica]
-            elif core.commit != commit:
+            elif core.commit != commit or core.installing:
                 self._awaited[replica] = (core.commit, now)
-            elif now - since_s >= longest_s and not core.installing:
+            elif now - since_s >= longest_s:
                 del self._awaited[replica]
                 if len(core.membership.replicas) > 1:
                     log.error("group %d: given up: nothing was committed for %.1f s", replica.group_id, now - since_s)

@@ -21,6 +21,7 @@ from multiraft.messages import (
     AppendAnswer,
     Committed,
     CommitTo,
+    Installing,
     InstallSnapshot,
     PreVote,
     PreVoteAnswer,
@@ -97,6 +98,8 @@ class Raft(Elections):
             self._on_committed(message)
         elif isinstance(message, InstallSnapshot):
             self._on_install(message, now)
+        elif isinstance(message, Installing):
+            self._on_installing(message, now)
         elif isinstance(message, PreVote):
             self._on_pre_vote(message, now)
         elif isinstance(message, PreVoteAnswer):

@@ -8,8 +8,10 @@ is a snapshot, too.
 
     leader    needs an entry before the start ──> SNAPSHOT, sent once, nothing more until
                 answered, by whatever shows that entries will do ──> REPLICATE
+                told that it is being installed ──> wait for longer; that it cannot be had ──> the newest one, at once
                 poked (connection new, message dropped), or no answer for long ──> PROBE whether it has arrived
-    follower  at or before the commit ──> acknowledge the commit
+    follower  its state is yet to be fetched ──> tell so, now and then, and take it in when it is here: as follows
+              at or before the commit ──> acknowledge the commit
               the same entry is in the log ──> commit up to it, acknowledge it; the log stays
               else ──> the snapshot replaces log and membership; acknowledged once that is on disk
 
@@ -27,7 +29,7 @@ from typing import Final
 
 from multiraft.errors import InvariantViolation, invariant
 from multiraft.membership import pack_membership, unpack_membership
-from multiraft.messages import AppendAnswer, InstallSnapshot
+from multiraft.messages import AppendAnswer, Installing, InstallSnapshot
 from multiraft.raft.progress import LOST, SNAPSHOT, Progress
 from multiraft.raft.ready import LEADER, SnapshotWrite
 from multiraft.raft.replication import Replication
@@ -141,11 +143,14 @@ class Snapshots(Replication):
     def offer_snapshot(self, replica_id: ReplicaId, least: Index) -> bool:
         """Send the newest snapshot to a follower that asks for state, not for entries; what it is sent else goes on.
 
-        Return whether it is on its way: not where this replica does not lead, the other one is no member, or the newest
-        snapshot is of an entry before `least`. Raises CorruptRecord.
+        Return whether it is on its way: not where this replica does not lead, the other one is no member, the newest
+        snapshot is of an entry before `least`, or enough was sent for now: then ask again. Raises CorruptRecord.
         """
         peer = self.progress.get(replica_id)
         if self.role is not LEADER or peer is None or replica_id == self.replica_id or self.snapshot_index < least:
+            return False
+        gate = self._settings.snapshot_gate
+        if gate is not None and not gate.opens(self.group_id):
             return False
         snapshot = self.log.read_snapshot()
         if snapshot is None or snapshot.index < least:
@@ -168,12 +173,54 @@ class Snapshots(Replication):
             if peer.state is SNAPSHOT and peer.pending and now - peer.pending_since_s > patience_s:
                 self.poke(peer.replica_id)
 
+    def _on_installing(self, message: Installing, now: float) -> None:
+        peer = self.progress.get(message.sender)
+        if self.role is not LEADER or message.term != self.term or peer is None or peer.state is not SNAPSHOT:
+            return
+        if peer.pending != message.index:
+            return  # of one that was sent before
+        if message.gone:
+            peer.await_snapshot(0, now)
+        else:
+            peer.pending_since_s = now
+
     # ---------------------------------------------------------------------------------------------------- follower
 
     @property
     def takes_over(self) -> bool:
         """Whether the next `ready()` has a leader's snapshot to be installed."""
         return self._snapshot is not None and self._snapshot.installs
+
+    def needs(self, message: InstallSnapshot) -> bool:
+        """Whether that snapshot's state has a use here, whoever leads: to replace the log, or the state machine's own.
+
+        Raises CorruptRecord.
+        """
+        log, index = self.log, message.index
+        if index > self.commit and (index > log.last_index or log.term(index) != message.index_term):
+            return True
+        return self._adopts(message)
+
+    def await_state(self, message: InstallSnapshot, now: float) -> None:
+        """The state of that snapshot is yet to be fetched; `step` takes the message when it is here.
+
+        Until then its sender is followed, and told that it must be patient. Only while this replica `needs` it, and of
+        no leader of an earlier term.
+        """
+        invariant(self.term <= message.term and self.needs(message), "only what would be installed is fetched")
+        self._now = now
+        self._heed(message.sender, message.term, now)
+        self.report_install(message, gone=False)
+
+    def report_install(self, message: InstallSnapshot, *, gone: bool) -> None:
+        """Tell who sent that snapshot that its state is being fetched, or (`gone`) cannot be: with the next `ready()`.
+
+        Nothing is told to the leader of an earlier term.
+        """
+        if message.term == self.term and self.role is not LEADER:
+            self._answers.append(
+                Installing(gone, self.group_id, message.index, self.replica_id, self.term, message.sender)
+            )
 
     def want_state(self, least: Index) -> None:
         """Let the next snapshot of `least` or a later entry take the place of the state machine's state, once.
@@ -203,14 +250,17 @@ class Snapshots(Replication):
 
     def _adopt(self, message: InstallSnapshot) -> None:
         """Give the state machine what a snapshot has, if it was asked for; the log has all its entries."""
-        log, index = self.log, message.index
-        wanted = 0 < self._wanted_state <= index
-        if not wanted or not log.applied < index <= log.stable or self._snapshot is not None:
+        if not self._adopts(message):
             return
         self._wanted_state = 0
         membership = unpack_membership(message.membership, f"group {self.group_id}: a leader's snapshot")
-        snapshot = Snapshot(index, message.index_term, membership, message.data)
-        self._snapshot = SnapshotWrite(snapshot, log.start, True, adopts=True)
+        snapshot = Snapshot(message.index, message.index_term, membership, message.data)
+        self._snapshot = SnapshotWrite(snapshot, self.log.start, True, adopts=True)
+
+    def _adopts(self, message: InstallSnapshot) -> bool:
+        log, index = self.log, message.index
+        wanted = 0 < self._wanted_state <= index
+        return wanted and log.applied < index <= log.stable and self._snapshot is None
 
     def _install(self, message: InstallSnapshot) -> None:
         start = LogStart(message.index, message.index_term)

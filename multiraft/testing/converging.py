@@ -117,6 +117,10 @@ class Converging:
         await self._cluster.run_for(patience_s + 1.0)
         if self._terms() != terms:
             raise Violation(f"liveness: terms rise although nothing is wrong: {terms}, then {self._terms()}")
+        for group_id in self._simulation.groups():
+            engines = self._engines().items()
+            of_group = {name: engine.replicas[group_id] for name, engine in engines if group_id in engine.replicas}
+            self._simulation.observer.once.compare(of_group)
         for name, engine in self._engines().items():
             self._simulation.observer.invariants.look_at_everything(name, list(engine.replicas.values()))
             problem = leftover(engine)

@@ -97,6 +97,11 @@ class Summary:
             "turns_checked": self.counts["turns"],
             "promises_checked": self.counts["promises"],
             "applied": self.counts["applied"],
+            "numbered": self.counts["numbered"],
+            "repeated": self.counts["repeated"],
+            "acknowledged": self.counts["acknowledged"],
+            "commands": self.counts["commands"],
+            "outcomes_unknown": self.counts["unknown"],
             "faults": dict(sorted(self.faults.items())),
             "failpoints_passed": dict(sorted(self.passed.items())),
         }

@@ -8,7 +8,9 @@ Rules of this file: an observer never changes what it observes, and never raises
 
 from __future__ import annotations
 
+import asyncio
 import zlib
+from asyncio import Future
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -17,11 +19,14 @@ from multiraft.engine.machine import Context, Machine
 from multiraft.engine.replica import Replica
 from multiraft.errors import CommandFailed, CorruptRecord, StorageError
 from multiraft.messages import NodeMessage
+from multiraft.node import Node
 from multiraft.raft import LEADER
+from multiraft.records import COMMANDS, SESSION
 from multiraft.storage import MemoryDisk
 from multiraft.testing.cluster import MemoryCluster
 from multiraft.testing.digest import digest
 from multiraft.testing.invariants import Invariants, Seen, describe
+from multiraft.testing.once import Once
 from multiraft.testing.promises import Promises
 from multiraft.testing.trace import Trace
 from multiraft.types import GroupId, Index, NodeId, Term
@@ -71,7 +76,14 @@ class ObservedMachine:
         self._group_id = group_id
         self._observer = observer
         self._applications = observer.applications.setdefault(group_id, Applications())
-        self._state = getattr(machine, "machine", None)
+        self._data = machine.data
+        self._state: object = getattr(machine, "machine", None) if machine.data is None else self
+        self._outcome: bytes | str | None = None
+
+    def outcome(self) -> bytes | str | None:
+        """Return what the command came to that was applied since this was asked last; None: none was."""
+        outcome, self._outcome = self._outcome, None
+        return outcome
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._machine, name)
@@ -91,15 +103,20 @@ class ObservedMachine:
     def query(self, query: bytes) -> bytes:
         return self._machine.query(query)
 
+    def _digest(self) -> bytes:
+        """Return a digest of the state; of a machine on disk, of its data and nothing else."""
+        return digest(self._state if self._data is None else list(self._data.range()))
+
     def _applied(self, command: bytes, context: Context, result: bytes | str) -> None:
         index = context.index
+        self._outcome = result
         self._observer.counts["applied"] += 1
         seen = self._applications.by_index.get(index)
         if seen is None:
             seen = Applied(self._node_id, context.term, zlib.crc32(command), result)
             self._applications.by_index[index] = seen
             if self._state is not None and index >= self._applications.next_look:
-                seen.state = digest(self._state)
+                seen.state = self._digest()
                 self._applications.next_look = index + 1 + len(self._applications.by_index) // _STATE_COST
             return
         where = f"group {self._group_id}, index {index}: command {describe(command)}"
@@ -113,7 +130,7 @@ class ObservedMachine:
                 f"non-deterministic apply: {where} returned {seen.result!r:.120} on node {seen.node_id}, but "
                 f"{result!r:.120} on node {self._node_id}"
             )
-        elif seen.state is not None and self._state is not None and seen.state != digest(self._state):
+        elif seen.state is not None and self._state is not None and seen.state != self._digest():
             self._observer.report(
                 f"non-deterministic apply: {where} left another state on node {self._node_id} than on node "
                 f"{seen.node_id}"
@@ -126,6 +143,7 @@ class Observer:
     report       called with each violation
     invariants   what is checked of replicas
     applications what was applied, by group
+    once         what became of numbered commands
     counts       "applied", "turns", and those of the invariants
     """
 
@@ -135,6 +153,7 @@ class Observer:
         self.applications: dict[GroupId, Applications] = {}
         self.invariants = Invariants(cluster.disks, report, self._said)
         self.counts = self.invariants.counts
+        self.once = Once(report, self.counts)
         self._cluster = cluster
 
     def _said(self, node_id: NodeId, group_id: GroupId, what: str, story: bool) -> None:
@@ -169,6 +188,15 @@ class Observer:
                 watched.ended()
 
         setattr(engine, "_turn", observed_turn)  # noqa: B010 - the type of a method is not assigned to
+        propose, once = engine.propose, self.once
+
+        def observed_propose(group_id: GroupId, command: bytes, kind: int = COMMANDS) -> Future[bytes]:
+            future = propose(group_id, command, kind)
+            if kind == SESSION:
+                future.add_done_callback(lambda done: once.acknowledged(group_id, command, _answer_of(done)))
+            return future
+
+        setattr(engine, "propose", observed_propose)  # noqa: B010
         promises = Promises(node_id, self._cluster.disks[node_id], engine.replicas, self.report, self.counts)
         transport: Any = running.transport
         send, note_sent = transport.send, transport.note_sent
@@ -204,7 +232,10 @@ class _WatchedEngine:
         for group_id, replica in replicas.items():
             if group_id not in seen or seen[group_id][0] is not replica:
                 seen[group_id] = replica, Seen(replica.core)
-                replica.machine = ObservedMachine(replica.machine, self._node_id, group_id, self._observer)
+            if type(replica.machine) is not ObservedMachine:  # a new replica, or one that begins anew
+                machine = ObservedMachine(replica.machine, self._node_id, group_id, self._observer)
+                replica.machine = machine
+                self._observer.once.watch(replica, self._node_id, machine.outcome)
 
     def ended(self) -> None:
         """The node has ended within the turn: who was elected in it may have told others."""
@@ -240,9 +271,25 @@ class _WatchedEngine:
             observer.report(f"lead sets: node {node_id} claims otherwise than its replicas lead: groups {wrong}")
 
 
+def _answer_of(done: Future[bytes]) -> bytes | BaseException:
+    if done.cancelled():
+        return asyncio.CancelledError()
+    return done.exception() or done.result()
+
+
 def engine_leads(engine: Engine) -> dict[GroupId, Term]:
     """Return what the engine's replicas lead, and in which terms."""
     return {group_id: replica.core.term for group_id, replica in engine.replicas.items() if replica.leads}
+
+
+def retry_halted(node: Node | None, say: Callable[[str], None]) -> None:
+    """A failed read has halted machines on disk, which stays so over a restart, until somebody has them retried."""
+    if node is None:
+        return
+    for group_id, replica in node._here().engine.replicas.items():
+        if replica.halted is not None and READ_FAILED in replica.halted.reason:
+            say(f"retry group {group_id} on {node.node_id}")
+            node.retry(group_id)
 
 
 class ObservedCluster(MemoryCluster):

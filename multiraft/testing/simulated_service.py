@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from multiraft.engine.machine import Context, command_failed
 from multiraft.errors import CommandFailed, MultiRaftError, NotCommitted, OutcomeUnknown
+from multiraft.keyspace import KeepsData
 from multiraft.methods import Method, decode_call
 from multiraft.node import Node
 from multiraft.statemachine import StateMachine, methods_of
@@ -85,7 +86,7 @@ class MachineState:
 
     def __init__(self, machine: StateMachine) -> None:
         self.machine = machine
-        self.key = digest(machine)
+        self.key = digest(list(machine.data.range()) if isinstance(machine, KeepsData) else machine)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, MachineState) and self.key == other.key
@@ -117,6 +118,8 @@ class MachineModel:
         except Exception as problem:
             failed = command_failed(problem)
             result = Failed(failed.exception, failed.detail)
+            if isinstance(machine, KeepsData):
+                return result, state  # what it wrote is dropped
         machine._context = None
         return result, state if method.kind == "query" else MachineState(machine)
 
@@ -175,6 +178,7 @@ class SimulatedService:
         node_id = self._rng.choice(simulation.cluster.names)
         timeout_ms = self._rng.choice([None, None, None, 200, 1_000])
         remote = getattr(self._handles[node_id], method.name).with_options(timeout_ms=timeout_ms, **self._way(method))
+        self._simulation.observer.counts["commands"] += method.kind == "command"
         self._calls += 1
         who = f"call {self._calls}"
         simulation.trace.detail(node_id, f"{who}: {call}")
@@ -188,6 +192,8 @@ class SimulatedService:
         except MultiRaftError as problem:
             if isinstance(problem, NotCommitted) or method.kind == "query":
                 self.history.withdraw(kept, operation)
+            else:
+                simulation.observer.counts["unknown"] += 1
             simulation.trace.detail(node_id, f"{who}: {type(problem).__name__}")
             raise
         except (asyncio.CancelledError, NodeKilled):
@@ -200,9 +206,9 @@ class SimulatedService:
         return result
 
     def _way(self, method: Method) -> dict[str, bool]:
-        """Draw by which of the linearizable ways a query is answered; commands have one."""
+        """Draw by which of the linearizable ways a query is answered, and whether a command is numbered: most are."""
         if method.kind == "command":
-            return {}
+            return {"session": self._rng.random() < 0.9}
         way = self._rng.choice(["", "", "local", "lease"])
         return {way: True} if way == "local" or (way == "lease" and self._simulation.leases) else {}
 

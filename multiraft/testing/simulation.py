@@ -304,6 +304,9 @@ def draw_limits(rng: Random) -> Limits:
         commit_delay_ms=rng.choice([0, 5, 50]),
         snapshot_entries=snapshot_entries,
         trailing_entries=rng.choice([0, snapshot_entries // 4, snapshot_entries // 2]) if snapshot_entries else 1_000,
+        session_expiry_ms=rng.choice([1_000, 20_000, 3_600_000]),
+        session_reply_bytes=rng.choice([1_024, 1024 * 1024]),
+        sessions=rng.choice([2, 10_000, 10_000, 10_000]),
         apply_slice_ms=1_000,  # of real time: never over, or one seed would not be one run
     )
 

@@ -76,6 +76,7 @@ class FakeNode:
         self.shard_map = ShardMap(3, {"kv": ServiceShards("hash", SHARDS)}, {16: NODES, 17: NODES})
         self.handlers: dict[str, Callable[[bytes], bytes]] = {}
         self.status_error: Exception | None = None
+        self.transfers: dict[str, list[dict[str, Any]]] = {"incoming": [], "outgoing": []}
         self.counters: dict[str, int] = {"frames_sent": 12, "dropped.outbox full": 3}
         self.cluster_id = "5f1c" * 8
         self.pending = 0
@@ -180,6 +181,7 @@ class FakeNode:
             "loop": {"lag_ms": 1.25, "busy": 0.031, "turns": 4711},
             "writer": {"busy": 0.42, "in_flight": 1, "syncs": 99},
             "proposals": {"pending": self.pending, "pending_bytes": self.pending * 100},
+            "transfers": self.transfers,
             "counters": self.counters,
         }
 
@@ -197,6 +199,11 @@ class FakeNode:
 
     def group(self, group_id: int) -> FakeGroup:
         return FakeGroup(self.cluster, group_id)
+
+    async def readmit(self, node_id: str, timeout_s: float | None = None) -> None:
+        self.cluster.asked.append(("readmit", self.node_id, node_id, timeout_s))
+        if self.cluster.outcome is not None:
+            raise self.cluster.outcome
 
     def transfer_leadership(self, group_id: int, to: str) -> None:
         self.cluster.asked.append(("transfer", self.node_id, group_id, to))

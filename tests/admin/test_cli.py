@@ -289,7 +289,7 @@ async def test_help_and_version(run_cli: Run, call_cli: Run) -> None:
     assert "Examples:" in top.out
     assert (version.code, version.out.split()[0]) == (0, "multiraft")
     assert nothing.code == 2
-    for name in ("status", "groups", "group", "route", "log", "storage"):
+    for name in ("status", "groups", "group", "route", "log", "transfers", "storage"):
         finished = await call_cli(name, "-h")
         assert finished.code == 0
         assert "Example" in finished.out

@@ -149,7 +149,7 @@ WRITING: Final = (
         "a failed write ends the node",
         ENGINE,
         "        self._end(error)\n\n    def _end",
-        "        self._schedule()\n\n    def _end",
+        "        self.wake()\n\n    def _end",
         (f"{PROMISES_KEPT}::test_a_failed_write_ends_the_node_in_good_time",),
     ),
 )
@@ -159,8 +159,8 @@ CALLERS: Final = (
         "reads-of-deposed-leader-wait",
         "a deposed leader refuses the reads that wait",
         OBSERVING,
-        "            replica.lost_queue()\n            replica.fail_reads(replica.refusal)\n",
-        "            replica.lost_queue()\n",
+        "            replica.hand_back_sessions()\n            replica.fail_reads(replica.refusal)\n",
+        "            replica.hand_back_sessions()\n",
         (f"{PROMISES_KEPT}::test_a_deposed_leader_refuses_its_waiting_reads_at_once",),
     ),
     Mutant(

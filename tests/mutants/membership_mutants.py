@@ -299,7 +299,7 @@ REPLICAS: Final = (
         "L23-no-progress-tolerated",
         "a leader whose entries reach no quorum gives up",
         UPKEEP,
-        "            elif now - since_s >= longest_s and not core.installing:",
+        "            elif now - since_s >= longest_s:",
         "            elif now < since_s:",
         (f"{FOUND}::test_L23_a_leader_whose_entries_reach_nobody_gives_up_though_its_beats_flow",),
     ),

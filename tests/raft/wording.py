@@ -17,6 +17,7 @@ from multiraft.messages import (
     AppendAnswer,
     Committed,
     CommitTo,
+    Installing,
     InstallSnapshot,
     PreVote,
     PreVoteAnswer,
@@ -41,6 +42,7 @@ KINDS: Final[dict[str, type[RaftMessage]]] = {
     "committed": Committed,
     "timeout-now": TimeoutNow,
     "snapshot": InstallSnapshot,
+    "installing": Installing,
 }
 """What scripts call the messages."""
 SHOWN_BYTES: Final = 20
@@ -79,6 +81,8 @@ def _said(message: RaftMessage) -> str:
     if isinstance(message, InstallSnapshot):
         members = members_text(unpack_membership(message.membership, "a snapshot"))
         return f"snapshot of {message.index}@{message.index_term}: {members}; {len(message.data)} bytes"
+    if isinstance(message, Installing):
+        return f"snapshot of {message.index}: {'its file is gone' if message.gone else 'its file is on its way'}"
     return "campaign now"
 
 

@@ -6,6 +6,7 @@ stands beside it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,12 +14,15 @@ import pytest
 
 from multiraft.engine.liveness import Liveness
 from multiraft.engine.replica import Replica
+from multiraft.engine.sessions import SessionTable
 from multiraft.engine.writer import LogWriter
+from multiraft.errors import OutcomeUnknown
 from multiraft.raft import Raft, Ready
 from multiraft.raft.election import Elections
 from multiraft.raft.log import Log
 from multiraft.records import SESSION, encode_record
 from multiraft.sessions import HEAD
+from multiraft.shard.session import Sessions
 from multiraft.testing import Options, run_simulation
 from multiraft.testing.invariants import Invariants
 from multiraft.testing.workload import registers
@@ -105,6 +109,46 @@ def applies_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Replica, "_apply_entries", twice)
 
 
+def forgets_numbers(patch: pytest.MonkeyPatch) -> None:
+    """What was applied under a number is not remembered."""
+    patch.setattr(SessionTable, "keep", lambda self, client, sequence, result: None)
+
+
+def snapshots_without_sessions(patch: pytest.MonkeyPatch) -> None:
+    """Whoever takes a snapshot over knows no client."""
+    encode = SessionTable.encode
+    patch.setattr(SessionTable, "encode", lambda self: encode(SessionTable()))
+
+
+def replies_lost_in_snapshots(patch: pytest.MonkeyPatch) -> None:
+    """Whoever takes a snapshot over knows the clients, and nothing of what they have sent."""
+    patch.setattr(SessionTable, "_add_reply", lambda self, client, sequence, plain: None)
+
+
+def expires_by_its_own_clock(patch: pytest.MonkeyPatch) -> None:
+    """Each replica counts the age of sessions from its own start."""
+    answer = SessionTable.answer
+
+    def hasty(self: SessionTable, client: bytes, sequence: int, lowest: int, now_ms: int) -> Any:
+        return answer(self, client, sequence, lowest, int(asyncio.get_running_loop().time() * 1e3) + id(self) % 100_000)
+
+    patch.setattr(SessionTable, "answer", hasty)
+
+
+def a_new_number_each_time(patch: pytest.MonkeyPatch) -> None:
+    """A command whose outcome is unknown is sent again under another number."""
+    call = Sessions.call
+
+    async def again(self: Sessions, group_id: int, command: bytes, deadline: float, timeout_s: float) -> bytes:
+        try:
+            return await call(self, group_id, command, deadline, timeout_s)
+        except OutcomeUnknown:
+            deadline = self._router.now() + 5.0
+            return await call(self, group_id, command, deadline, 5.0)
+
+    patch.setattr(Sessions, "call", again)
+
+
 COUPS = ("coup", "heal", "start")
 RULES: list[tuple[Break, str, int]] = [
     (promises_at_once, "durable before acknowledged: group", 5),
@@ -117,6 +161,11 @@ RULES: list[tuple[Break, str, int]] = [
     (nobody_campaigns, "liveness: ", 3),
     (everybody_is_busy, "busy: ", 1),
     (applies_twice, "non-deterministic apply: group", 20),
+    (forgets_numbers, "exactly once: group", 10),
+    (snapshots_without_sessions, "non-deterministic apply: group", 20),
+    (replies_lost_in_snapshots, "exactly once: group", 20),
+    (expires_by_its_own_clock, "exactly once: group", 20),
+    (a_new_number_each_time, "linearizability: service 'registers', key", 40),
 ]
 
 

@@ -16,19 +16,26 @@ FIRST_SEED ?= 1
 
 comma := ,
 
-.PHONY: help demo test sim mutants mutants-random coverage-raft check bench bench-idle clean
+# What `make faults` runs.
+ROUNDS ?= 20
+OFFSETS ?= 500
+
+.PHONY: help demo test sim faults mutants mutants-random coverage-raft check bench bench-idle soak-increments soak-state clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    run three nodes of the example key-value store here, and show what they survive"
 	@echo "make test    run all tests"
 	@echo "make sim     simulate clusters under faults, SEEDS=2000 of them from FIRST_SEED=1 on, and judge what they did"
+	@echo "make faults  let real disks fail and fill up, ROUNDS=20 times each, and turn OFFSETS=500 bits (about 25 minutes)"
 	@echo "make mutants take the rules out of the code one by one, and see that a named test fails each time"
 	@echo "make mutants-random  change the core at random, and list what no test notices (ARGS='--count 200 --seed 1')"
 	@echo "make coverage-raft   branch coverage of the core by its own tests; fails below 97 %"
 	@echo "make check   formatting, lint, types and import rules; changes nothing"
 	@echo "make bench   measure multiraft beside the ceiling; see benchmarks/README.md"
 	@echo "make bench-idle  what idle groups cost, and how fast they fail over (about four minutes)"
+	@echo "make soak-increments  a million increments through kill -9, and an exact sum (about five minutes)"
+	@echo "make soak-state  2 GiB of state in one node, and a shard of 500 MB handed on: memory, restart, lateness"
 	@echo "make clean   remove .venv and all caches"
 	@echo "Options: PYTHON=/path/to/python3.12 (what .venv is built with), BUILD_PLYVEL=1 (any platform, from source)"
 
@@ -40,6 +47,10 @@ test: $(STAMP)
 
 sim: $(STAMP)
 	@$(BIN)/multiraft sim --seeds $(SEEDS) --first-seed $(FIRST_SEED) $(ARGS)
+
+faults: $(STAMP)
+	@$(BIN)/python -m soak.disks --rounds $(ROUNDS)
+	@$(BIN)/python -m soak.bitflips --offsets $(OFFSETS) --quiet
 
 mutants: $(STAMP)
 	@$(BIN)/python -m tests.mutants
@@ -63,6 +74,12 @@ bench: $(STAMP)
 
 bench-idle: $(STAMP)
 	@$(BIN)/python -m benchmarks.idle $(ARGS)
+
+soak-increments: $(STAMP)
+	@$(BIN)/python -m tests.soak.increments $(ARGS)
+
+soak-state: $(STAMP)
+	@$(BIN)/python -m tests.soak.big_state $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*

@@ -19,6 +19,8 @@
       ConfigError             the configuration is wrong
       StartError              the node cannot start from what is there
         StorageError          the store is damaged, locked, of another node, or cannot be written
+          CorruptRecord       what is stored is not what was written
+            UnreadableStore   parts of it cannot be read at all; the rest can
       RecoveryRefused         what survives does not fit together, or not to the plan; nothing was written
       NotRunning              called before start or after stop
       NoSuchFile              a peer does not have the file of a snapshot any more
@@ -139,7 +141,12 @@ class StartError(MultiRaftError):
 
 
 class StorageError(StartError):
-    """The store cannot be opened, read or written; the message says where and why."""
+    """The store cannot be opened, read or written; the message says where and why.
+
+    errno  the system's number of what went wrong, where there is one; else 0
+    """
+
+    errno = 0
 
 
 class CorruptRecord(StorageError):
@@ -148,6 +155,10 @@ class CorruptRecord(StorageError):
 
 class RecoveryRefused(MultiRaftError):
     """What was collected does not fit together, or the plan not to what is here; nothing was written."""
+
+
+class UnreadableStore(CorruptRecord):
+    """Parts of the database cannot be read at all; left out, the rest is a store again."""
 
 
 class NotRunning(NotCommitted):

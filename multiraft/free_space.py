@@ -62,11 +62,11 @@ class FreeSpace:
         was_low, self.low = self.low, self._is_low(self.free_bytes)
         if self.low:
             await self._give_away()  # first, so that those groups' callers find the next leader instead of a refusal
-            self._engine.refuse_proposals(self.problem())
+            self._engine.budget.refuse(self.problem())
             if not was_low:
                 log.error("node %s takes no commands: %s", self._node_id, self.problem())
         elif was_low:
-            self._engine.refuse_proposals(None)
+            self._engine.budget.refuse(None)
             log.warning("node %s takes commands again: %s bytes are free", self._node_id, self.free_bytes)
         if not self.low:
             await space.keep_ballast(max(self._enough_bytes, space.ballast_bytes))

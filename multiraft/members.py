@@ -161,6 +161,26 @@ class Members:
                 return await self.add(node_id, voter)
             await self._change_when_free(view, [Remove(there), AddLearner(node_id, voter, store)])
 
+    async def supersede(self, node_id: NodeId, lost: ReplicaId) -> Membership:
+        """Put a new, empty replica in the place of replica `lost` on `node_id`; return a membership without that one.
+
+        Returns when the change is in effect, and before the new one has caught up. `lost` NOBODY: whichever is there.
+        Nothing is done where a later one, or none, is there.
+        """
+        while True:
+            view = await self._look()
+            members = view.in_effect
+            there = members.replica_on(node_id)
+            settled = not members.joint and view.latest.index == members.index
+            if there != NOBODY and (lost == NOBODY or there == lost):
+                lost = there
+                voter = members.is_voter(there) or there in members.joining
+                await self._change_when_free(view, [Remove(there), AddLearner(node_id, voter)])
+            elif settled and (there == NOBODY or there > lost):
+                return members
+            else:
+                await self._next(view, f"a membership change of index {view.latest.index} is under way")
+
     # ------------------------------------------------------------------------------------------------------ steps
 
     def _replica_on(self, view: MembershipView, node_id: NodeId) -> ReplicaId:

@@ -27,7 +27,7 @@ from multiraft.free_space import SPACE_CALL
 from multiraft.group import CallKind, Group, Unsubscribe
 from multiraft.mending import Mending
 from multiraft.ports import Clocks, Space, Store, Transport
-from multiraft.readmission import READMIT_TIMEOUT_S, STORE_CALL
+from multiraft.readmission import STORE_CALL
 from multiraft.reviving import Revival, disk_was_full
 from multiraft.running import LEADER_CALL, Running, Setup, StoreOpener, TransportMaker
 from multiraft.services import BytesService, Services
@@ -35,7 +35,7 @@ from multiraft.shard import Router, ServiceRoute, ShardMap
 from multiraft.shard.partition import Mode
 from multiraft.statemachine import BytesStateMachine, StateMachine
 from multiraft.status import read_log, replica_state, shards_by_group, tombstones
-from multiraft.storage import FileSpace, open_durable
+from multiraft.storage import FileSpace, open_durable, salvage
 from multiraft.transport import AiohttpTransport
 from multiraft.types import GroupId, Identity, Membership, NodeId
 
@@ -53,6 +53,10 @@ def boottime() -> float:
 
 def _open_store(config: NodeConfig, loop: asyncio.AbstractEventLoop) -> Store:
     return open_durable(config.store, config.data_dir, config.node_id, config.limits, loop)
+
+
+def _salvage_leveldb(config: NodeConfig) -> None:
+    salvage(config.data_dir, config.limits)
 
 
 def _aiohttp_transport(config: NodeConfig, identity: Identity, incarnation: int, rng: Random) -> Transport:
@@ -104,9 +108,11 @@ class Node(Mending):
                 SPACE_CALL: lambda body: self._here().free_space.answer(body),
             },
             loop=loop,
+            salvage=_salvage_leveldb if open_store is _open_store and config.store == "leveldb" else None,
             space=space
             or (FileSpace(config.data_dir, config.limits.ballast_bytes) if open_store is _open_store else None),
             revives=revives,
+            watched=clocks is None,
         )
         self._running: Running | None = None
         self._revival = Revival(self._setup, self._has_failed, self._has_come_back, self._has_ended)
@@ -427,16 +433,7 @@ class Node(Mending):
         the message says which, and why), InvalidRequest (no such member, this node itself, or the node still has the
         store that the cluster knows), NotRunning.
         """
-        running = self._here()
-        if node_id == self.node_id:
-            raise InvalidRequest(f"node {node_id!r} cannot readmit itself: call it on another node")
-        if node_id not in self.config.members:
-            raise InvalidRequest(
-                f"there is no member {node_id!r} (there are: {', '.join(sorted(self.config.members))})"
-            )
-        if timeout_s is not None and not timeout_s > 0:
-            raise InvalidRequest(f"timeout_s = {timeout_s!r}: must be a number of seconds above 0")
-        await running.readmit(node_id, READMIT_TIMEOUT_S if timeout_s is None else timeout_s)
+        await self._here().readmit(node_id, timeout_s)
 
     def _replica(self, group_id: GroupId) -> Replica:
         replica = self._here().engine.replicas.get(group_id)
@@ -460,14 +457,16 @@ class Node(Mending):
         """Describe every replica on this node, by group id. Raises NotRunning."""
         running = self._here()
         shards = shards_by_group(running.router.map)
-        return [
-            replica_state(replica, self.node_id, shards.get(group_id))
-            for group_id, replica in sorted(running.engine.replicas.items())
-        ]
+        live = running.engine.replicas
+        rows = [replica_state(replica, self.node_id, shards.get(group_id)) for group_id, replica in live.items()]
+        rows += [running.damaged_state(group_id) for group_id in running.damaged_groups()]
+        return sorted(rows, key=lambda row: int(row["group_id"]))
 
     def group_status(self, group_id: GroupId) -> dict[str, Any]:
         """Describe one replica on this node. Raises KeyError when there is none, NotRunning."""
         running = self._here()
+        if group_id in running.damaged_groups():
+            return running.damaged_state(group_id)
         replica = running.engine.replicas[group_id]
         return replica_state(replica, self.node_id, shards_by_group(running.router.map).get(group_id))
 

@@ -15,6 +15,7 @@ from multiraft.records import Record
 from multiraft.types import (
     INDEX_MAX,
     Applied,
+    Damage,
     GroupId,
     Halt,
     HardState,
@@ -172,6 +173,9 @@ class WriteBatch(Protocol):
         created. No later batch puts anything of this replica.
         """
 
+    def put_damage(self, damages: Sequence[Damage]) -> None:
+        """Store which replicas are lost to damage, in place of what was stored before; see `Store.load_sound`."""
+
     def put_seen(self, seen: Mapping[NodeId, SeenRun]) -> None:
         """Store the latest run seen of each peer's store, in place of what was stored before."""
 
@@ -270,10 +274,7 @@ class Store(LogReader, DataReader, Protocol):
         readmissions: int = 0,
         generation: int = 0,
     ) -> None:
-        """Make this store part of a cluster; synced on return. Raises StorageError if it is of another one.
-
-        For the arguments see types.Identity.
-        """
+        """Make this store part of a cluster (see types.Identity); synced. Raises StorageError: it is of another one."""
 
     def bind_stores(self, stores: dict[NodeId, bytes], admitted: Sequence[NodeId], readmissions: int) -> None:
         """Take over which store each member has now; synced on return. What is older than what is known is passed over.
@@ -291,6 +292,13 @@ class Store(LogReader, DataReader, Protocol):
         """Return all replicas, checked: log start <= snapshot <= commit <= last, records chain.
 
         What is left over of removed ones is passed over, and stays. Raises CorruptRecord.
+        """
+
+    def load_sound(self) -> tuple[list[StoredReplica], list[Damage]]:
+        """Return what `load_replicas` does, without the damaged ones; and those.
+
+        Raises UnreadableStore where the database itself cannot be read somewhere, CorruptRecord for damage that is not
+        one group's alone.
         """
 
     def load_tombstones(self) -> dict[GroupId, Tombstone]:

@@ -38,8 +38,10 @@ log: Final = logging.getLogger("multiraft.node")
 
 def disk_was_full(failure: BaseException) -> bool:
     """Whether `failure` is that of a write that found no space."""
+    if not isinstance(failure, StorageError):
+        return False
     cause = failure.__cause__
-    return isinstance(failure, StorageError) and isinstance(cause, OSError) and cause.errno in FULL
+    return failure.errno in FULL or (isinstance(cause, OSError) and cause.errno in FULL)
 
 
 class Revival:

@@ -19,21 +19,34 @@ from typing import Any, Final
 from multiraft.config import NodeConfig
 from multiraft.containment import Containment
 from multiraft.engine.engine import Engine
+from multiraft.engine.quarantine import Quarantine
 from multiraft.engine.replica import Replica
-from multiraft.errors import MultiRaftError, NotRunning, StorageError
+from multiraft.errors import InvalidRequest, MultiRaftError, NotRunning, StorageError, UnreadableStore
 from multiraft.forming import Forming
 from multiraft.forwarding import Forwarding
 from multiraft.free_space import FreeSpace
+from multiraft.healing import Healing
 from multiraft.hosting import Hosting
 from multiraft.messages import FormingMessage, NodeMessage
 from multiraft.ports import Clocks, FileSource, Space, Store, Transport
-from multiraft.readmission import Readmission
+from multiraft.readmission import READMIT_TIMEOUT_S, Readmission
 from multiraft.reporting import Reporting
 from multiraft.services import Services
 from multiraft.shard import Directory, Router
 from multiraft.standing import Standing
-from multiraft.status import group_counts, peer_states, process_use
-from multiraft.types import DIRECTORY_GROUP, NOBODY, GroupId, Identity, Membership, NodeId, generation_name
+from multiraft.status import damaged_state, group_counts, peer_states, process_use, shards_by_group
+from multiraft.types import (
+    DIRECTORY_GROUP,
+    NOBODY,
+    Damage,
+    GroupId,
+    Identity,
+    Membership,
+    NodeId,
+    StoredReplica,
+    generation_name,
+)
+from multiraft.watchdog import WATCHDOG
 
 LEADER_CALL: Final = "node.leader"
 log: Final = logging.getLogger("multiraft.node")
@@ -51,8 +64,10 @@ class Setup:
     membership_hooks  whom to tell when another membership takes effect for a group's replica here
     applied_hooks     whom to tell when a group's replica here has applied more
     loop        what the parts schedule their work on; None: the running loop
+    salvage     makes a database whole that cannot be read in places; None: it is refused
     space       the room under the store; None: it is not looked at
     revives     whether the node comes back by itself after its disk was full
+    watched     whether a watchdog names what holds the loop; not where time is not the machine's
     """
 
     config: NodeConfig
@@ -66,8 +81,10 @@ class Setup:
     membership_hooks: dict[GroupId, list[Callable[[Membership], None]]] = field(default_factory=dict)
     applied_hooks: dict[GroupId, list[Callable[[], None]]] = field(default_factory=dict)
     loop: asyncio.AbstractEventLoop | None = None
+    salvage: Callable[[NodeConfig], object] | None = None
     space: Space | None = None
     revives: bool = True
+    watched: bool = False
 
 
 class Running:
@@ -95,8 +112,7 @@ class Running:
 
     async def start(self) -> None:
         setup, config = self._setup, self._config
-        self.store = store = setup.open_store(config, self._loop)
-        stored = store.load_replicas()
+        store, stored, damages = await self._open()
         if not store.closed_orderly and store.incarnation > 1:
             log.warning("node %s was not stopped orderly; its log is taken as the disk has it", config.node_id)
         self.transport = transport = setup.make_transport(config, store.identity, store.incarnation, setup.rng)
@@ -125,6 +141,8 @@ class Running:
         self.hosting = Hosting(
             config.node_id, self.engine, self.directory, setup.services.machines, self._replica_opened
         )
+        self.engine.residents.quarantine = Quarantine(damages)
+        self.healing = Healing(config.node_id, self.engine.residents, self.router)
         self.containment = Containment(
             config.node_id, self.engine, self.forwarding, self.engine.residents.make_machine, self._loop
         )
@@ -136,17 +154,39 @@ class Running:
         self.directory.subscribe(self._directory_changed)
         await transport.start(self)
         self.engine.begin()
+        if setup.watched:
+            WATCHDOG.watch(self.engine.applying.doing, config.limits.slow_command_ms / 1e3)
         self.forming.begin()
         self._directory_changed(self.directory)
         setup.services.bind(self.router)
         self._tasks.append(
             self._loop.create_task(
-                setup.services.declare_in_directory(self.router, self.directory, self._wake), name="declare services"
+                setup.services.declare_in_directory(config.node_id, self.router, self.directory, self._wake),
+                name="declare services",
             )
         )
         self._tasks.append(self._loop.create_task(self.reporting.run(), name="report memberships"))
+        if damages:
+            self._tasks.append(self._loop.create_task(self.healing.run(), name="replace damaged replicas"))
         if setup.space is not None:
             self._tasks.append(self._loop.create_task(self.free_space.run(), name="watch the free space"))
+
+    async def _open(self) -> tuple[Store, list[StoredReplica], list[Damage]]:
+        """Open the store and read all replicas; a database that cannot be read in places is made whole first."""
+        setup, config = self._setup, self._config
+        try:
+            self.store = store = setup.open_store(config, self._loop)
+            return store, *store.load_sound()
+        except UnreadableStore as problem:
+            if setup.salvage is None:
+                raise
+            log.error("node %s leaves out what cannot be read: %s", config.node_id, problem)
+        if self.store is not None:
+            await self.store.close()
+            self.store = None
+        setup.salvage(config)
+        self.store = store = setup.open_store(config, self._loop)
+        return store, *store.load_sound()
 
     @property
     def failed(self) -> bool:
@@ -171,6 +211,7 @@ class Running:
         """Whatever goes wrong with one part, the store's lock must not outlive this call."""
         try:
             if hasattr(self, "engine"):
+                WATCHDOG.forget(self.engine.applying.doing)
                 self.engine.stop(reason)
             if hasattr(self, "router"):
                 self.router.stop()
@@ -186,6 +227,7 @@ class Running:
         self._closed = True
         for task in self._tasks:
             task.cancel()
+        WATCHDOG.forget(self.engine.applying.doing)
         self.containment.abandon()
         self.engine.stop("the node was killed")
         self.router.stop()
@@ -378,13 +420,39 @@ class Running:
         replica_id = replica.core.replica_id if replica is not None else NOBODY
         return replica_id.to_bytes(8, "big") + (self.store.identity.store_id if self.store is not None else b"")
 
-    async def readmit(self, node_id: NodeId, timeout_s: float) -> None:
+    async def readmit(self, node_id: NodeId, timeout_s: float | None) -> None:
+        """See Node.readmit."""
+        members, own = self._config.members, self._config.node_id
         if self.store is None:
             raise NotRunning("the node is not running")
+        if node_id == own:
+            raise InvalidRequest(f"node {node_id!r} cannot readmit itself: call it on another node")
+        if node_id not in members:
+            raise InvalidRequest(f"there is no member {node_id!r} (there are: {', '.join(sorted(members))})")
+        if timeout_s is not None and not timeout_s > 0:
+            raise InvalidRequest(f"timeout_s = {timeout_s!r}: must be a number of seconds above 0")
+        timeout_s = READMIT_TIMEOUT_S if timeout_s is None else timeout_s
         parts = (self.store, self.engine, self.forming, self.forwarding, self.directory, self.router)
         await Readmission(node_id, *parts, timeout_s).run()
 
     # --------------------------------------------------------------------------------------------------- looking
+
+    def damaged_groups(self) -> list[GroupId]:
+        """Return the groups whose replica here is damaged, as far as it is known which they are."""
+        return sorted(
+            group_id
+            for group_id in {*self.router.map.groups, *(damage.first for damage in self.engine.residents.quarantine)}
+            if self.engine.residents.quarantine.of(group_id) is not None
+        )
+
+    def damaged_state(self, group_id: GroupId) -> dict[str, Any]:
+        """Describe a damaged replica. Raises KeyError where it is none."""
+        damage = self.engine.residents.quarantine.of(group_id)
+        if damage is None:
+            raise KeyError(group_id)
+        services = self.router.map.services.items()
+        service = next((name for name, one in services if any(s.group_id == group_id for s in one.shards)), "")
+        return damaged_state(self.engine, damage, group_id, service, shards_by_group(self.router.map).get(group_id))
 
     def status(self) -> dict[str, Any]:
         engine, config = self.engine, self._config

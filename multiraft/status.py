@@ -17,7 +17,7 @@ from multiraft.raft import Role
 from multiraft.records import COMMANDS, CONTROL, NOOP, SESSION
 from multiraft.sessions import HEAD
 from multiraft.shard import ShardMap
-from multiraft.types import GroupId, Membership, NodeId
+from multiraft.types import Damage, GroupId, Membership, NodeId
 
 _ROLES: Final = {
     Role.FOLLOWER: "follower",
@@ -45,13 +45,14 @@ def process_use() -> dict[str, Any]:
 
 def group_counts(engine: Engine) -> dict[str, int]:
     """Count this node's replicas by what they do; `removed` are those of which a tombstone is left."""
-    replicas = engine.replicas.values()
+    replicas, damaged = engine.replicas.values(), engine.residents.quarantine
     return {
-        "hosted": len(replicas),
+        "hosted": len(replicas) + len(damaged),
         "led": sum(replica.leads for replica in replicas),
         "followed": sum(not replica.leads and replica.leader_node is not None for replica in replicas),
         "leaderless": sum(replica.leader_node is None for replica in replicas),
-        "halted": sum(replica.halted is not None or replica.broken is not None for replica in replicas),
+        "halted": len(damaged) + sum(replica.halted is not None or replica.broken is not None for replica in replicas),
+        "damaged": len(damaged),
         "changing": sum(replica.core.change_pending for replica in replicas),
         "learning": sum(not replica.core.membership.is_voter(replica.core.replica_id) for replica in replicas),
         "removed": len(engine.residents.tombstones),
@@ -118,6 +119,31 @@ def replica_state(replica: Replica, node_id: NodeId, shard: dict[str, Any] | Non
         "membership": membership_state(core.membership),
         "latest": _latest(replica),
         "replicas": _progress(replica) if replica.leads else [],
+    }
+
+
+def damaged_state(
+    engine: Engine, damage: Damage, group_id: GroupId, service: str, shard: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Describe a replica that was found damaged and is not opened, in the shape of `replica_state`."""
+    healing = engine.residents.quarantine.healing.get(group_id, "its group is asked to replace it")
+    nobody: dict[str, list[Any]] = {"voters": [], "learners": [], "outgoing": [], "joining": []}
+    own = [damage.replica_id, engine.node_id]
+    return {
+        "group_id": group_id,
+        "service": service,
+        "shard": shard,
+        "replica_id": damage.replica_id,
+        "node_id": engine.node_id,
+        "role": "damaged",
+        **dict.fromkeys(("term", "commit", "applied", "first", "last"), 0),
+        "leader": None,
+        "halted": f"damaged: {damage.problem}; {healing}",
+        "snapshot": {"index": 0, "problem": None},
+        "pending": 0,
+        "membership": {"index": 0, **nobody, "voters": [own]},
+        "latest": None,
+        "replicas": [],
     }
 
 

@@ -222,6 +222,25 @@ class Tombstone:
 
 
 @dataclass(frozen=True, slots=True)
+class Damage:
+    """What a store has lost of one group's replica, or of some group's within a stretch of ids that cannot be read.
+
+    Such a replica is not opened: it may have forgotten a vote. It stays so until its group has replaced it.
+
+    first, last  the groups concerned; the same one where it is known
+    problem      what does not hold
+    replica_id   which replica it was; 0 where that cannot be told
+    alone        whether it is known to have been the group's only voter
+    """
+
+    first: GroupId
+    last: GroupId
+    problem: str
+    replica_id: ReplicaId = 0
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """Which cluster, node and store a data directory belongs to; written once, synced, and checked at every start.
 

@@ -146,6 +146,6 @@ def _slow_node(engine: Engine) -> list[str]:
     used, limit = engine.budget.used_bytes, engine.limits.pending_bytes
     if used >= _FULL * limit:
         found.append(f"queue: {engine.budget.count} proposals of {used} bytes wait on this node, of {limit} allowed")
-    if engine.disk_problem is not None:
-        found.append(f"disk: {engine.disk_problem}")
+    if engine.budget.refused is not None:
+        found.append(f"disk: {engine.budget.refused}")
     return found

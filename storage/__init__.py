@@ -17,7 +17,9 @@ if __name__ != "multiraft.storage":
 from multiraft.storage.inspect import GroupReport, StoreReport, inspect_directory
 from multiraft.storage.memory import MemoryDisk
 from multiraft.storage.memory_files import DiskImage
+from multiraft.storage.offline import compact_directory, repair_directory, verify_directory
 from multiraft.storage.opening import open_durable, open_leveldb, open_memory, open_sqlite, open_store
+from multiraft.storage.salvage import salvage
 from multiraft.storage.space import FileSpace, MemorySpace
 
 __all__ = [
@@ -27,10 +29,14 @@ __all__ = [
     "MemoryDisk",
     "MemorySpace",
     "StoreReport",
+    "compact_directory",
     "inspect_directory",
     "open_durable",
     "open_leveldb",
     "open_memory",
     "open_sqlite",
     "open_store",
+    "repair_directory",
+    "salvage",
+    "verify_directory",
 ]

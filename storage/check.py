@@ -9,15 +9,17 @@
 What is applied may be above the stored commit, which is written down with what comes after it; but it was in the log on
 this disk, committed, before it was applied, and a log's start moves only up to what is on the disk as applied.
 
-The node's start refuses the first problem; the offline inspection lists them all. A group with a tombstone and no
-descriptor is none of that: its replica was removed, and what is stored of it is about to be deleted.
+The node's start leaves a replica with a problem alone, and opens the others; the offline inspection lists all problems.
+A group with a tombstone and no descriptor is none of that: its replica was removed, and what is stored of it is about
+to be deleted.
 
 Rules of this file: reads only; a problem of one group is put down with that group and never hides the next group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Final, TypeVar
 
 from multiraft.errors import CorruptRecord
@@ -25,7 +27,10 @@ from multiraft.records import MEMBERSHIP, Record
 from multiraft.storage import layout
 from multiraft.storage.backend import Reader
 from multiraft.types import (
+    NOBODY,
+    U64_MAX,
     Applied,
+    Damage,
     GroupId,
     Halt,
     HardState,
@@ -39,6 +44,7 @@ from multiraft.types import (
     Tombstone,
 )
 
+FIRST_GROUP: Final = 1
 _PROBLEMS_MAX: Final = 20
 """Listed per group; the rest is only counted."""
 
@@ -57,6 +63,8 @@ class ReplicaScan:
     first_index, last_index, last_term              of the stored log; the log start's where no record is stored
     records, size_bytes                             stored log records, and bytes of all stored values
     problems                                        what does not hold, one line each; empty: all is well
+    until                                           the last group that the problems may be of; above `group_id` where
+                                                    the database could not be read on
     """
 
     def __init__(self, group_id: GroupId, tombstone: Tombstone | None = None) -> None:
@@ -76,11 +84,38 @@ class ReplicaScan:
         self.records = 0
         self.size_bytes = 0
         self.problems: list[str] = []
+        self.until = group_id
+        self._unreadable = False
         self._unlisted = 0
         # The record whose end is not yet known: the next one may overlap it.
         self._open: Record | None = None
         self._top_term: Term = 0
         self._changes: list[Index] = []
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether the database itself could not be read on here."""
+        return self._unreadable
+
+    def lost(self, problem: str, until: GroupId) -> None:
+        """The database cannot be read on from here, and is read again after `until`."""
+        self._unreadable = True
+        self.until = until
+        self._settle(None)
+        where = f"group {self.group_id}" if until == self.group_id else f"groups {self.group_id} to {until}"
+        self.problems.insert(0, f"{where}: the database cannot be read there: {problem}")
+
+    def damages(self) -> list[Damage]:
+        """Describe what was found of a replica that cannot be opened; and of others that may be lost with it."""
+        members, descriptor = self.membership, self.descriptor
+        replica_id = descriptor.replica_id if descriptor is not None else NOBODY
+        if self.removed and self.tombstone is not None:
+            replica_id = self.tombstone.replica_id
+        alone = members is not None and members.voters == (replica_id,) and not members.outgoing
+        found = [Damage(self.group_id, self.group_id, self.problems[0], replica_id, alone)]
+        if self.until > self.group_id:
+            found.append(Damage(self.group_id + 1, self.until, self.problems[0]))
+        return found
 
     def stored(self) -> StoredReplica:
         """Return the replica. Raises CorruptRecord with the first problem, if there is any."""
@@ -275,22 +310,62 @@ def read_tombstones(reader: Reader) -> dict[GroupId, Tombstone]:
     return {tombstone.group_id: tombstone for tombstone in found}
 
 
-def scan_replicas(
-    items: Iterable[tuple[bytes, bytes]], tombstones: Mapping[GroupId, Tombstone]
-) -> Iterator[ReplicaScan]:
-    """Yield what stands of each group in `items`: all keys of all groups with their values, in the order of keys.
+def scan_replicas(reader: Reader, tombstones: Mapping[GroupId, Tombstone]) -> Iterator[ReplicaScan]:
+    """Yield what stands of each group in the store, in the order of their ids.
 
-    Raises CorruptRecord for a key that this version does not write, and whatever `items` raises.
+    Where the database itself cannot read on, the group in whose midst that is, or the first one that it may be, gets a
+    problem, and its `until` says up to which group nothing is known; what comes after is read again.
+
+    Raises CorruptRecord for a key that this version does not write; StorageError when reading fails otherwise.
     """
-    current: ReplicaScan | None = None
-    for key, value in items:
-        group_id, kind, first = layout.split_key(key)
-        if current is None or current.group_id != group_id:
-            if current is not None:
-                current.finish()
-                yield current
-            current = ReplicaScan(group_id, tombstones.get(group_id))
-        current.add(kind, first, value)
-    if current is not None:
-        current.finish()
-        yield current
+    start: GroupId | None = FIRST_GROUP
+    while start is not None:
+        current: ReplicaScan | None = None
+        items = reader.items(layout.group_span(start)[0], None)
+        while True:
+            try:
+                found = next(items, None)
+            except CorruptRecord as problem:
+                broken = current or ReplicaScan(start, tombstones.get(start))
+                start = next_readable(partial(_can_read, reader), broken.group_id)
+                broken.lost(str(problem), U64_MAX if start is None else start - 1)
+                yield broken
+                break
+            if found is None or current is None or layout.group_of(found[0]) != current.group_id:
+                if current is not None:
+                    current.finish()
+                    yield current
+                if found is None:
+                    return
+                group_id = layout.group_of(found[0])
+                current = ReplicaScan(group_id, tombstones.get(group_id))
+            _, kind, first = layout.split_key(found[0])
+            current.add(kind, first, found[1])
+
+
+def _can_read(reader: Reader, group_id: GroupId) -> bool:
+    """Whether the database can be read at the first key that this group may have."""
+    try:
+        next(reader.keys(layout.group_span(group_id)[0], None), None)
+    except CorruptRecord:
+        return False
+    return True
+
+
+def next_readable(can_read: Callable[[int], bool], after: int) -> int | None:
+    """Return the lowest id above `after` from which on can be read again, as far as is seen; None where there is none.
+
+    The database does not say where a part that it cannot read ends. It is felt for in steps that double, then halved.
+    """
+    bad, step = after, 1
+    while not can_read(good := min(after + step, U64_MAX)):
+        if good == U64_MAX:
+            return None
+        bad, step = good, 2 * step
+    while good - bad > 1:
+        middle = (bad + good) // 2
+        if can_read(middle):
+            good = middle
+        else:
+            bad = middle
+    return good

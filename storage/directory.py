@@ -9,16 +9,19 @@ Rules of this file: nothing here knows a database; every error is a StorageError
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
 import sys
 from typing import Final
 
-from multiraft.errors import StorageError
+from multiraft.errors import StorageError, UnreadableStore
 
 IDENTITY_FILE: Final = "IDENTITY"
 LOCK_FILE: Final = "LOCK"
+UNREADABLE_FILE: Final = "UNREADABLE"
+"""Says that a run has met a place in the database that cannot be read: the next start leaves such places out."""
 LEVELDB_DIR: Final = "db"
 SQLITE_DIR: Final = "sqlite"
 DATABASE_DIRS: Final = {"leveldb": LEVELDB_DIR, "sqlite": SQLITE_DIR}
@@ -80,6 +83,23 @@ def check_kind(path: str, kind: str) -> None:
         )
 
 
+def mark_unreadable(path: str, problem: str) -> None:
+    """Leave a mark for the next start, as well as can be: the disk is not well."""
+    with contextlib.suppress(OSError), open(os.path.join(path, UNREADABLE_FILE), "w", encoding="utf-8") as file:
+        file.write(problem + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def marked_unreadable(path: str) -> str:
+    """Return what an earlier run has met; empty: nothing."""
+    try:
+        with open(os.path.join(path, UNREADABLE_FILE), encoding="utf-8", errors="replace") as file:
+            return " ".join(file.read(1_000).split()) or "something"
+    except OSError:
+        return ""
+
+
 def in_use_by_this_process(database: str) -> bool:
     return os.path.realpath(database) in _open_here
 
@@ -136,7 +156,8 @@ def message_of(problem: BaseException) -> str:
 def storage_error(path: str, what: str, problem: BaseException) -> StorageError:
     """Return a StorageError for an error of the system or of LevelDB.
 
-    Its `__cause__` is an OSError with its errno wherever one can be told.
+    Its `__cause__` is an OSError with its errno wherever one can be told. An UnreadableStore where LevelDB says that a
+    file of its own is damaged.
     """
     number = errno_of(problem)
     if isinstance(problem, OSError) and problem.errno:
@@ -144,9 +165,16 @@ def storage_error(path: str, what: str, problem: BaseException) -> StorageError:
     else:
         # LevelDB's text names the file.
         reason = message_of(problem)
+        if reason.startswith("Corruption"):  # met while LevelDB put its files together, in which it then never goes on
+            unreadable = UnreadableStore(
+                f"{path} {what}: {reason}; start the node again: it leaves out what cannot be read"
+            )
+            unreadable.__cause__ = problem
+            return unreadable
         problem = OSError(number, os.strerror(number), path) if number else problem
     error = StorageError(f"{path} {what}: {reason}; {HINTS.get(number, 'name another directory, or mend this one')}")
     error.__cause__ = problem
+    error.errno = number
     return error
 
 

@@ -121,4 +121,7 @@ def _number(reader: Reader, key: bytes, what: str) -> int | None:
 
 def ways_out(name: str) -> str:
     """Return what to do about a damaged store. An older copy would forget promises that the node has made since."""
-    return f"Put back a copy made since its node last ran, or remove {name} if its contents may be lost"
+    return (
+        f"Put back a copy made since its node last ran; or give up its contents: remove {name}, start the node, and "
+        "readmit it on another one (`multiraft member readmit NODE`)"
+    )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from multiraft.config import Limits
 from multiraft.errors import StorageError
-from multiraft.storage import layout, leveldb, sqlite
+from multiraft.storage import leveldb, sqlite
 from multiraft.storage.backend import Reader
 from multiraft.storage.check import ReplicaScan, read_tombstones, scan_replicas
 from multiraft.storage.directory import (
@@ -103,7 +103,7 @@ def inspect_directory(path: str) -> StoreReport:
     that its database cannot be opened.
     """
     with reading(path) as reader:
-        return _report(path, reader)
+        return report_of(path, reader)
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def reading(path: str) -> Iterator[Reader]:
     database = os.path.join(path, DATABASE_DIRS[kind or "leveldb"])
     if not (sqlite.has_database(path) if kind == "sqlite" else leveldb.has_database(path, database)):
         raise StorageError(f"{path} is not a data directory (it holds no database); name that of a node")
-    with _held(path, database), tempfile.TemporaryDirectory(prefix="multiraft-inspect-") as scratch:
+    with held(path, database), tempfile.TemporaryDirectory(prefix="multiraft-inspect-") as scratch:
         if kind == "sqlite":
             with sqlite.read_only(path, scratch) as reader:
                 yield reader
@@ -127,7 +127,7 @@ def reading(path: str) -> Iterator[Reader]:
 
 
 @contextmanager
-def _held(path: str, database: str) -> Iterator[None]:
+def held(path: str, database: str) -> Iterator[None]:
     """Hold the database's lock, shared. Raises StorageError when a node has it."""
     import fcntl  # not everywhere; the memory store is
 
@@ -151,7 +151,8 @@ def _held(path: str, database: str) -> Iterator[None]:
         os.close(lock)
 
 
-def _report(path: str, reader: Reader) -> StoreReport:
+def report_of(path: str, reader: Reader) -> StoreReport:
+    """Read and check all groups of the store that `reader` reads."""
     problems: list[str] = []
     try:
         found = read_opening(reader)
@@ -170,7 +171,7 @@ def _report(path: str, reader: Reader) -> StoreReport:
     except StorageError as problem:
         problems.append(str(problem))
     try:
-        for scan in scan_replicas(reader.items(layout.FIRST_GROUP_KEY, None), tombstones):
+        for scan in scan_replicas(reader, tombstones):
             report.groups.append(_group_report(scan))
     except StorageError as problem:
         problems.append(f"{problem}; what comes after it was not read")

@@ -12,7 +12,8 @@ Kinds of a group: 1 descriptor, 2 hard state, 3 membership, 4 log start, 5 what 
 5 tombstone of a removed replica (rest: its group, 8 bytes), apart from the group's own keys, so that all tombstones are
 read without passing over any group; 6 the ids of the latest runs, oldest first, 8 bytes each; 7 the latest run seen of
 each peer's store; 8 why this store may take part no longer; 9 the next keyspace id; 10 data of state machines (rest:
-keyspace id, 8 bytes; then the key within it, which begins with a byte for the part: 0 the machine's own, 1 sessions).
+keyspace id, 8 bytes; then the key within it, which begins with a byte for the part: 0 the machine's own, 1 sessions);
+11 the replicas that were lost to damage, and left out when the rest was copied.
 Data lie here, and not with their group, so that reading all replicas passes over none of them, and so that a keyspace
 can be filled before its group is switched to it.
 
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgpack
@@ -36,6 +37,7 @@ from multiraft.types import (
     RUN_ID_BYTES,
     U64_MAX,
     Applied,
+    Damage,
     GroupId,
     Halt,
     HardState,
@@ -96,6 +98,7 @@ CONDEMNED_KEY: Final = _KEY.pack(0, 8)
 NEXT_SPACE_KEY: Final = _KEY.pack(0, 9)
 FIRST_DATA_KEY: Final = _KEY.pack(0, _KIND_DATA)
 DATA_END_KEY: Final = _KEY.pack(0, _KIND_DATA + 1)
+DAMAGE_KEY: Final = _KEY.pack(0, _KIND_DATA + 1)
 FIRST_GROUP_KEY: Final = _KEY.pack(1, 0)
 
 _ID_BYTES_MAX: Final = 64
@@ -150,6 +153,13 @@ def split_data_key(key: bytes) -> tuple[SpaceId, bytes]:
     if len(key) < _RECORD_KEY.size:
         raise CorruptRecord(f"unknown key {key[:32].hex()}: damaged, or written by a later version of multiraft")
     return _RECORD_KEY.unpack_from(key)[2], key[_RECORD_KEY.size :]
+
+
+def group_of(key: bytes) -> GroupId:
+    """Return the group that a stored key is of; 0 for the store's own. Raises CorruptRecord."""
+    if len(key) < 8:
+        raise CorruptRecord(f"unknown key {key.hex()}: damaged, or written by a later version of multiraft")
+    return int.from_bytes(key[:8], "big")
 
 
 def split_key(key: bytes) -> tuple[GroupId, int, Index]:
@@ -389,6 +399,30 @@ def decode_seen(value: bytes) -> dict[NodeId, SeenRun]:
             _text(name, what): SeenRun(_token(store_id, what, 1), checked_u64(number, what), _token(run_id, what, 0))
             for name, store_id, number, run_id in rows
         }
+    except (ValueError, TypeError) as problem:
+        raise CorruptRecord(f"{what}: does not decode: {problem}") from problem
+
+
+def encode_damage(damages: Iterable[Damage]) -> bytes:
+    rows = [[one.first, one.last, one.problem, one.replica_id, one.alone] for one in damages]
+    return seal(DAMAGE_KEY, msgpack.packb(rows))
+
+
+def decode_damage(value: bytes) -> list[Damage]:
+    """Raises CorruptRecord."""
+    what = "list of lost replicas"
+    try:
+        rows = msgpack.unpackb(unseal(DAMAGE_KEY, value, what))
+        return [
+            Damage(
+                checked_u64(first, what),
+                checked_u64(last, what),
+                _text(problem, what),
+                checked_u64(replica_id, what),
+                bool(alone),
+            )
+            for first, last, problem, replica_id, alone in rows
+        ]
     except (ValueError, TypeError) as problem:
         raise CorruptRecord(f"{what}: does not decode: {problem}") from problem
 

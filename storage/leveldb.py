@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from multiraft.config import Limits
 from multiraft.errors import CorruptRecord, StorageError
@@ -28,13 +29,16 @@ from multiraft.storage.directory import (
     errno_of,
     in_use_by_another,
     make_directories,
+    mark_unreadable,
     message_of,
     read_identity_file,
     release,
     storage_error,
+    sync_directory,
     take_in_this_process,
 )
 from multiraft.storage.identity import ways_out
+from multiraft.storage.level_logs import check_logs
 from multiraft.storage.wal import LogWatch
 from multiraft.storage.writing import ThreadedBackend
 
@@ -46,6 +50,9 @@ except ImportError as problem:  # pragma: no cover - only where no wheel fits
     plyvel = None
     _plyvel_problem = str(problem)
 
+NEW_DIR: Final = LEVELDB_DIR + ".new"
+DAMAGED_DIR: Final = LEVELDB_DIR + ".damaged"
+
 
 # ------------------------------------------------------------------------------------------------------ opening
 
@@ -56,14 +63,33 @@ def open_database(path: str, limits: Limits) -> Any:
     Raises StorageError: not a directory, no right to write, in use, lost or damaged.
     """
     database = os.path.join(path, LEVELDB_DIR)
+    try:
+        finish_salvage(path)
+    except OSError as problem:
+        raise storage_error(path, "cannot be opened", problem) from problem
     make_directories(path, database)
     existed = has_database(path, database)
     real = take_in_this_process(path, database)
     try:
+        if existed:
+            _check_logs(path, database)
         return _open(path, database, limits, create=not existed)
     except BaseException:
         release(real)
         raise
+
+
+def finish_salvage(path: str) -> None:
+    """Go on with a salvage (salvage.py) that a crash has left between its last two steps; clean up after any other.
+
+    Raises OSError.
+    """
+    database, new = os.path.join(path, LEVELDB_DIR), os.path.join(path, NEW_DIR)
+    if os.path.lexists(new) and os.path.lexists(database):
+        shutil.rmtree(new)
+    elif os.path.lexists(new) and os.path.lexists(os.path.join(path, DAMAGED_DIR)):
+        os.rename(new, database)
+        sync_directory(path)
 
 
 def open_linked(path: str, database: str, scratch: str, limits: Limits) -> Any:
@@ -77,10 +103,25 @@ def open_linked(path: str, database: str, scratch: str, limits: Limits) -> Any:
                 os.symlink(os.path.join(os.path.abspath(database), file), os.path.join(scratch, file))
     except OSError as problem:
         raise storage_error(path, "cannot be inspected", problem) from problem
+    _check_logs(path, database)
     try:
         return _open(path, scratch, limits, create=False)
     except StorageError as problem:
         raise StorageError(str(problem).replace(scratch, database)) from problem
+
+
+def create_database(path: str, database: str, limits: Limits) -> Any:
+    """Open the directory `database` within the data directory `path`, making it where missing. Raises StorageError."""
+    return _open(path, database, limits, create=True)
+
+
+def _check_logs(path: str, database: str) -> None:
+    try:
+        check_logs(database)
+    except CorruptRecord as problem:
+        raise CorruptRecord(f"{path} is damaged: {problem}. {ways_out(path)}") from problem
+    except OSError as problem:
+        raise storage_error(path, "cannot be read", problem) from problem
 
 
 def _open(path: str, database: str, limits: Limits, create: bool) -> Any:
@@ -97,7 +138,8 @@ def _open(path: str, database: str, limits: Limits, create: bool) -> Any:
             compression="snappy",
         )
     except Exception as problem:
-        raise _opening_failed(path, database, problem) from problem
+        refusal = _opening_failed(path, database, problem)
+        raise refusal from refusal.__cause__ or problem
 
 
 def has_database(path: str, database: str) -> bool:
@@ -202,8 +244,12 @@ class _LevelView(LevelReader):
 
     def __init__(self, backend: LevelBackend) -> None:
         super().__init__(backend.name, backend._database.snapshot())
+        self._backend = backend
         self._views = backend._views
         self._views.add(self)
+
+    def _read_error(self, problem: Exception) -> StorageError:
+        return self._backend._read_error(problem)
 
     def close(self) -> None:
         self._views.discard(self)
@@ -217,9 +263,22 @@ class LevelBackend(LevelReader, ThreadedBackend):
     def __init__(self, name: str, database: Any, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(name, database)
         self._views: set[_LevelView] = set()
+        self._marked = False
         real = os.path.realpath(os.path.join(name, LEVELDB_DIR))
         self._log_watch = LogWatch(real)  # belongs to the writer thread
         self._start_writer(real, loop)
+
+    def _read_error(self, problem: Exception) -> StorageError:
+        error = super()._read_error(problem)
+        if isinstance(error, CorruptRecord):
+            self.mark(str(error))
+        return error
+
+    def mark(self, problem: str) -> None:
+        """Have the next start leave out what cannot be read: what was met here may not be met by it."""
+        if not self._marked:
+            self._marked = True
+            mark_unreadable(self.name, problem)
 
     def batch(self) -> RawBatch:
         batch: RawBatch = self._database.write_batch(sync=True)
@@ -241,7 +300,7 @@ class LevelBackend(LevelReader, ThreadedBackend):
         batch.append(more)
 
     def _write_synced(self, batch: Any) -> None:
-        batch.write()
+        self._put(batch)
         self._log_watch.wrote(synced=True)
 
     def _write_unsynced(self, batch: Any) -> None:
@@ -249,8 +308,15 @@ class LevelBackend(LevelReader, ThreadedBackend):
         # Whether it is synced was said when it was made.
         unsynced = self._database.write_batch(sync=False)
         unsynced.append(batch)
-        unsynced.write()
+        self._put(unsynced)
         self._log_watch.wrote(synced=False)
+
+    def _put(self, batch: Any) -> None:
+        try:
+            batch.write()
+        except plyvel.CorruptionError as problem:  # met while files were put together, in the background
+            self.mark(message_of(problem))
+            raise
 
     def _close_database(self) -> None:
         self._log_watch.close()

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 from multiraft import failpoints
 from multiraft.config import Limits
-from multiraft.errors import StorageError
+from multiraft.errors import StorageError, UnreadableStore
 from multiraft.storage import layout, sqlite
 from multiraft.storage.backend import Backend
-from multiraft.storage.directory import check_kind, kind_of
-from multiraft.storage.identity import of_cluster, read_opening
+from multiraft.storage.directory import check_kind, kind_of, marked_unreadable
+from multiraft.storage.identity import of_cluster, read_opening, ways_out
 from multiraft.storage.leveldb import LevelBackend, open_database
 from multiraft.storage.memory import MemoryBackend, MemoryDisk
 from multiraft.storage.sqlite import SqliteBackend
@@ -36,9 +36,13 @@ def open_leveldb(path: str, node_id: NodeId, limits: Limits, loop: asyncio.Abstr
     """Open the data directory `path` for `node_id`, making it when missing. Blocks for a few synced writes.
 
     Completions are delivered on `loop`. Raises StorageError, in one line with the way out: not a directory, not
-    writable, in use, damaged, emptied, of another node, or kept by another database.
+    writable, in use, damaged, emptied, of another node, or kept by another database. UnreadableStore where what is
+    damaged can be left out.
     """
     check_kind(path, "leveldb")
+    marked = marked_unreadable(path)
+    if marked:
+        raise UnreadableStore(f"{path} is damaged: its last run could not read it: {marked}. {ways_out(path)}")
     return open_store(LevelBackend(path, open_database(path, limits), loop), node_id)
 
 

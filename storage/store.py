@@ -17,18 +17,19 @@ from itertools import islice
 from typing import cast
 
 from multiraft import failpoints
-from multiraft.errors import CorruptRecord, StorageError, invariant
+from multiraft.errors import CorruptRecord, StorageError, UnreadableStore, invariant
 from multiraft.ports import SnapshotFiles, WriteBatch
 from multiraft.records import Record, cut_record
 from multiraft.storage import layout
 from multiraft.storage.backend import Backend, Done, RawBatch
-from multiraft.storage.check import chain_problem, read_tombstones, scan_replicas
+from multiraft.storage.check import ReplicaScan, chain_problem, read_tombstones, scan_replicas
 from multiraft.storage.data import DataReads, PartitionedView
 from multiraft.storage.identity import ways_out
 from multiraft.types import (
     ADMITTED_RUNS,
     INDEX_MAX,
     Applied,
+    Damage,
     GroupId,
     Halt,
     HardState,
@@ -137,6 +138,13 @@ class PartitionedBatch:
             self._delete(layout.group_key(group_id, kind))
             self.size_bytes += _KEY_OVERHEAD_BYTES
         self._store(layout.tombstone_key(group_id), layout.encode_tombstone(tombstone))
+
+    def put_damage(self, damages: Sequence[Damage]) -> None:
+        """Store which replicas are lost to damage that is to be seen no more, in place of what was stored before."""
+        if damages:
+            self._store(layout.DAMAGE_KEY, layout.encode_damage(damages))
+        else:
+            self._delete(layout.DAMAGE_KEY)
 
     def put_seen(self, seen: Mapping[NodeId, SeenRun]) -> None:
         """Store the latest run seen of each peer's store, in place of what was stored before."""
@@ -276,17 +284,53 @@ class PartitionedStore(DataReads):
         What is left over of removed ones is passed over, and stays. Takes as long as reading the whole store. Raises
         CorruptRecord with the first thing that does not hold.
         """
+        replicas, damages = self.load_sound()
+        if damages:
+            name = self._backend.name
+            raise CorruptRecord(f"{name} is damaged: {damages[0].problem}. {ways_out(name)}")
+        return replicas
+
+    def load_sound(self) -> tuple[list[StoredReplica], list[Damage]]:
+        """Return all replicas that are whole, by group id, and what is damaged or was lost of others.
+
+        What is left over of removed ones is passed over, and stays. Takes as long as reading the whole store. Raises
+        UnreadableStore where the database itself cannot be read somewhere, CorruptRecord for what concerns the store
+        as a whole.
+        """
+        replicas: list[StoredReplica] = []
+        unreadable = ""
         with self._naming_damage():
-            tombstones = read_tombstones(self._backend)
-            scans = scan_replicas(self._backend.items(layout.FIRST_GROUP_KEY, None), tombstones)
-            found = [scan.stored() for scan in scans if not scan.removed]
-            for replica in found:
-                if replica.applied is not None and replica.applied.space >= self._coming_space():
-                    raise CorruptRecord(
-                        f"group {replica.descriptor.group_id}: its data are said to lie in keyspace "
-                        f"{replica.applied.space}, which this store never gave out"
-                    )
-            return found
+            raw = self._backend.get(layout.DAMAGE_KEY)
+            damages = [] if raw is None else layout.decode_damage(raw)
+            for scan in scan_replicas(self._backend, read_tombstones(self._backend)):
+                if scan.unreadable:
+                    unreadable = unreadable or scan.problems[0]
+                elif not scan.removed and not self._lies_in_its_space(scan):
+                    damages += scan.damages()
+                elif not scan.removed:
+                    replicas.append(scan.stored())
+            unreadable = unreadable or self._unreadable_data()
+        if unreadable:
+            raise UnreadableStore(f"{self._backend.name} is damaged: {unreadable}. {ways_out(self._backend.name)}")
+        return replicas, damages
+
+    def _unreadable_data(self) -> str:
+        """Say so if the database cannot be read where some keyspace begins. Empty: it can, there."""
+        try:
+            self.spaces()
+        except CorruptRecord as problem:
+            return f"data of state machines: {problem}"
+        return ""
+
+    def _lies_in_its_space(self, scan: ReplicaScan) -> bool:
+        """Whether nothing is wrong with what was found, the keyspace of its data included."""
+        applied = scan.applied
+        if applied is not None and applied.space >= self._coming_space():
+            scan.problem(
+                f"group {scan.group_id}: its data are said to lie in keyspace {applied.space}, which this store never "
+                "gave out"
+            )
+        return not scan.problems
 
     def load_tombstones(self) -> dict[GroupId, Tombstone]:
         """Return the tombstone of every group of which a replica was removed here, also where a later one lives.

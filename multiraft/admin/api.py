@@ -105,6 +105,7 @@ def admin_app(node: AdminNode) -> web.Application:
             web.get("/groups/{id}/membership", members.membership),
             web.post("/groups/{id}/members", members.members),
             web.post("/groups/{id}/transfer", members.transfer),
+            web.post("/readmit", members.readmit),
             web.get("/groups/{id}/why", mending.why),
             web.post("/groups/{id}/retry", mending.retry),
             web.post("/groups/{id}/rebuild", mending.rebuild),

@@ -19,7 +19,7 @@ from typing import Final, NoReturn
 
 import click
 
-from multiraft.admin import member_commands, mending_commands, pages, recover_commands
+from multiraft.admin import member_commands, mending_commands, pages, recover_commands, storage_commands
 from multiraft.admin.client import (
     DEFAULT_URL,
     AdminClient,
@@ -104,7 +104,7 @@ def cli(context: click.Context, url: str | None, timeout: float | None) -> None:
       multiraft members 17                      who takes part in a group
       multiraft member replace 17 n2 n4         move a replica; also add, remove, ...
       multiraft transfer 17 n3                  have n3 lead it
-      multiraft storage data/n1                 the directory of a stopped node
+      multiraft storage data/n1                 the directory of a stopped node; also verify, repair, compact
       multiraft recover --help                  when a quorum is lost for good
       multiraft --url 10.0.0.7:7101 status --watch 2
     """
@@ -232,25 +232,7 @@ def log(client: AdminClient, group_id: int, last: int, node: str | None, full: b
     present(answer, lambda found: pages.log_page(found, width), as_json)
 
 
-@cli.command(short_help="Check the data directory of a stopped node.")
-@click.argument("directory", metavar="DIR", type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def storage(directory: str, as_json: bool) -> None:
-    """Check the data directory of a stopped node, and show what it holds.
-
-    Reads every stored value and checks it; changes nothing. Refuses a directory that a running node uses. Exits with
-    1 when something does not hold.
-
-    \b
-    Examples:
-      multiraft storage data/n1
-      multiraft storage data/n1 --json | jq '.groups[] | select(.problems != [])'
-    """
-    from multiraft.admin.stores import inspect_store  # loads LevelDB, which the other commands do without
-
-    present(lambda: inspect_store(directory), pages.storage_page, as_json)
-
-
+cli.add_command(storage_commands.storage)
 cli.add_command(mending_commands.group)
 cli.add_command(member_commands.members)
 cli.add_command(member_commands.member)

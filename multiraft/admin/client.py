@@ -127,7 +127,7 @@ class AdminClient:
             cause = getattr(problem, "reason", None) or problem
             if isinstance(cause, TimeoutError):
                 hint = "the node may be overloaded; try again with a longer --timeout"
-                raise CannotReach(f"no answer from {self.url} within {self._timeout_s:g} s", hint) from problem
+                raise CannotReach(f"no answer from {self.url} within {self.timeout_s:g} s", hint) from problem
             text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
             hint = "is the node running? Name another with --url or MULTIRAFT_URL"
             raise CannotReach(f"cannot reach {self.url}: {text}", hint) from problem

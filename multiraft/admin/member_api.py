@@ -30,6 +30,7 @@ from multiraft.types import GroupId, Membership, NodeId
 
 CHANGE_TIMEOUT_S: Final = 60.0
 TRANSFER_TIMEOUT_S: Final = 10.0
+READMIT_TIMEOUT_S: Final = 120.0
 CHANGES_AT_ONCE: Final = 64
 """How many requests may wait here for their changes to be done; one more is refused."""
 _MEMBER_ACTIONS: Final = ("add", "remove", "replace", "promote", "demote")
@@ -77,6 +78,26 @@ class MemberApi:
         return await self._act(
             asked_group(request), Action("transfer", node_of(body, "node")), body, TRANSFER_TIMEOUT_S
         )
+
+    async def readmit(self, request: web.Request) -> web.Response:
+        checked_query(request)
+        body = await json_body(request)
+        refuse_others(body, {"node", "timeout_s"})
+        node_id, timeout_s = node_of(body, "node"), seconds_of(body, "timeout_s", READMIT_TIMEOUT_S)
+        if self._under_way >= CHANGES_AT_ONCE:
+            raise ApiError(503, f"{self._under_way} changes wait here already", "wait for them, or ask another node")
+        self._under_way += 1
+        try:
+            await self._node.readmit(node_id, timeout_s)
+        except InvalidRequest as problem:
+            raise ApiError(409, str(problem), "`multiraft status` shows the nodes") from problem
+        except NotRunning as problem:
+            raise ApiError(503, str(problem), "ask another node") from problem
+        except NotReady as problem:
+            raise ApiError(504, str(problem), "asking again goes on where this was left") from problem
+        finally:
+            self._under_way -= 1
+        return json_answer({"done": True, "node": node_id})
 
     # ----------------------------------------------------------------------------------------------------- acting
 

@@ -30,6 +30,7 @@ from multiraft.admin.view import Facts
 
 _GRACE_S: Final = 15.0
 """How much longer than the change itself its answer may take: the node asks others before and after."""
+_READMIT_S: Final = 120.0
 _LOOK_S: Final = 0.5
 _LOOK_TIMEOUT_S: Final = 5.0
 
@@ -204,6 +205,30 @@ def demote(wanted: Wanted, group_id: int, node: str) -> None:
       multiraft member demote 17 n4
     """
     _run(wanted, group_id, {"action": "demote", "node": node})
+
+
+@member.command(short_help="Take back a node whose directory was emptied.")
+@_NODE
+@remote
+def readmit(client: AdminClient, node: str, as_json: bool) -> None:
+    """Take back NODE, whose data directory was lost or damaged and then emptied, with every replica that it had.
+
+    Start it first, with an empty directory: until it is readmitted it takes no part, for it may have forgotten a vote.
+    Then say this to any other node. What the old directory held is given up for good; each group that had a replica
+    there makes a new one from its others. Calling again goes on where it was left.
+
+    \b
+    Examples:
+      multiraft member readmit n2
+      multiraft --timeout 600 member readmit n2
+    """
+    timeout_s = client.timeout_s if client.timeout_s > _READMIT_S else _READMIT_S
+    asking = AdminClient(client.url, timeout_s + _GRACE_S)
+    answer = asking.post("readmit", body={"node": node, "timeout_s": timeout_s})
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        click.echo(f"node {printable(node)} takes part again, with every replica that it had")
 
 
 @click.command()

@@ -1,18 +1,29 @@
 """The data directory of a stopped node as plain data, for the command line.
 
-Rules of this file: nothing is written; what cannot be inspected at all raises one of the client's kind of errors, so
-that the command line treats a directory and a node alike.
+Rules of this file: nothing is written but by `repair_store` and `compact_store`; what cannot be looked at raises one of
+the client's kind of errors, so that the command line treats a directory and a node alike.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 from multiraft.admin.client import AdminClientError, NodeFailed, NotFound
 from multiraft.admin.view import Facts
 from multiraft.errors import StorageError
-from multiraft.storage import GroupReport, inspect_directory
+from multiraft.storage import (
+    GroupReport,
+    StoreReport,
+    compact_directory,
+    inspect_directory,
+    repair_directory,
+    verify_directory,
+)
 from multiraft.types import Identity, Membership, Tombstone
+
+T = TypeVar("T")
 
 
 def inspect_store(directory: str) -> Facts:
@@ -21,12 +32,55 @@ def inspect_store(directory: str) -> Facts:
     Raises NotFound when there is no such directory, NodeFailed when it is no data directory, is in use, or
     cannot be opened.
     """
+    report = _asked(directory, lambda: inspect_directory(directory))
+    return _facts(report)
+
+
+def verify_store(directory: str, told: Callable[[str, int], None]) -> Facts:
+    """Read and check everything in the data directory; `healthy` says whether everything holds. Raises as above.
+
+    told  called now and then with what is being read, and how much of it has been
+    """
+    found = _asked(directory, lambda: verify_directory(directory, told))
+    facts = _facts(found.report)
+    counts = {
+        name: getattr(found, name) for name in ("spaces", "values", "value_bytes", "files", "file_bytes", "loose")
+    }
+    return {**facts, **counts, "healthy": found.sound, "problems": [*facts["problems"], *found.problems]}
+
+
+def repair_store(directory: str, apply: bool) -> Facts:
+    """Say what of a damaged directory would be left out; with `apply`, leave it out. Raises as above."""
+    found = _asked(directory, lambda: repair_directory(directory, apply=apply))
+    damages = [
+        {name: getattr(damage, name) for name in ("first", "last", "problem", "replica_id", "alone")}
+        for damage in found.damages
+    ]
+    return {
+        "path": directory,
+        "healthy": not damages,
+        "done": found.done,
+        "damages": damages,
+        "groups": list(found.groups),
+    }
+
+
+def compact_store(directory: str) -> Facts:
+    """Compact the database in the directory. Raises as above."""
+    found = _asked(directory, lambda: compact_directory(directory))
+    return {"path": directory, "before_bytes": found.before_bytes, "after_bytes": found.after_bytes}
+
+
+def _asked(directory: str, ask: Callable[[], T]) -> T:
     if not os.path.isdir(directory):
         raise NotFound(f"there is no directory {directory}", "name the data_dir of a node that is stopped")
     try:
-        report = inspect_directory(directory)
+        return ask()
     except StorageError as problem:
         raise _refused(str(problem)) from problem
+
+
+def _facts(report: StoreReport) -> Facts:
     groups = [_group(group) for group in report.groups]
     problems = [*report.problems, *(problem for group in report.groups for problem in group.problems)]
     return {

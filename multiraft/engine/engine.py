@@ -97,7 +97,6 @@ class Engine:
         self.limits = limits
         self.replicas: dict[GroupId, Replica] = {}
         self.budget = Budget(limits.pending_bytes)
-        self.disk_problem: str | None = None
         self.incoming = Incoming(self)
         self.counters = self.incoming.counters
         self.counters["audit_repairs"] = 0
@@ -170,6 +169,7 @@ class Engine:
         self.upkeep.stop()
         self.following.stop()
         self.transfers.stop()
+        self.ondisk.files.stop()
         self.writer.stop()
         for replica in self.replicas.values():
             replica.fail_everything(reason)
@@ -220,7 +220,7 @@ class Engine:
         check_entry(replica, command, kind, self._entry_bytes)
         size_bytes = len(command) + ENTRY_OVERHEAD_BYTES
         if budget.used_bytes + size_bytes > budget.limit_bytes:
-            check_room(replica, size_bytes, self.limits.pending_bytes, self.disk_problem)
+            check_room(replica, size_bytes)
         budget.used_bytes += size_bytes
         budget.count += 1
         future: Future[bytes] = self.loop.create_future()
@@ -233,11 +233,6 @@ class Engine:
         queue.futures.append(future)
         queue.size_bytes += size_bytes
         return future
-
-    def refuse_proposals(self, why: str | None) -> None:
-        """Refuse every command but the directory's from now on, with DiskFull and this text; None: take them again."""
-        self.disk_problem = why
-        self.budget.limit_bytes = self.limits.pending_bytes if why is None else 0
 
     def register(self, group_id: GroupId, client: bytes) -> Future[bytes]:
         """Have the group begin a session of `client`, under the bounds of this node. Otherwise as `propose`."""

@@ -16,8 +16,18 @@ from typing import Any, Final, TypeAlias
 
 import msgpack
 
+from multiraft.engine.doing import Doing
 from multiraft.engine.keyspace import SESSIONS
-from multiraft.engine.machine import Context, Diverged, Machine, UnknownCommand, command_failed, environmental
+from multiraft.engine.machine import (
+    ApplyBatch,
+    Context,
+    Diverged,
+    Machine,
+    UnknownCommand,
+    batch_of,
+    command_failed,
+    environmental,
+)
 from multiraft.engine.rolling import RollingHash
 from multiraft.engine.sessions import Result, SessionTable
 from multiraft.errors import CommandFailed, InvalidRequest
@@ -41,19 +51,35 @@ class Executor:
     controls         by its code: what runs a CONTROL entry
     sessions         the clients, and what was replied to them
     rolling          what all results have come to
+    doing            where it is told what is done now
     failed_commands  how many commands raised, since the start
     """
 
-    __slots__ = ("controls", "failed_commands", "group_id", "machine", "rolling", "runs", "sessions")
+    __slots__ = (
+        "controls",
+        "doing",
+        "failed_commands",
+        "group_id",
+        "machine",
+        "rolling",
+        "runs",
+        "sessions",
+    )
 
     def __init__(self, group_id: GroupId, machine: Machine) -> None:
         self.group_id = group_id
         self.machine = machine
+        self.doing = Doing()
         self.failed_commands = 0
         self.sessions = SessionTable()
         self.rolling = RollingHash()
         self.runs: dict[int, Run] = {COMMANDS: self.command, SESSION: self.numbered, CONTROL: self.control}
         self.controls: dict[int, Control] = {REGISTER: self.register, CHECK: self._check}
+
+    @property
+    def batch(self) -> ApplyBatch | None:
+        """What applies many commands at once; None: the machine takes them one by one."""
+        return batch_of(self.machine)
 
     def changes_beside(self) -> Iterable[tuple[bytes, bytes | None]]:
         """Return what entries have changed of the sessions since the last time, for the data of a machine on disk.
@@ -72,9 +98,9 @@ class Executor:
     def anew(self, machine: Machine) -> Executor:
         """Return one for `machine`, which has applied nothing yet, or goes on from the data of this one."""
         executor = Executor(self.group_id, machine)
-        executor.failed_commands = self.failed_commands
         if self.sessions.tracked:  # with what is on its way to the data
             executor.sessions = self.sessions
+        executor.failed_commands, executor.doing = self.failed_commands, self.doing
         return executor
 
     def command(self, command: bytes, context: Context) -> Result:
@@ -91,6 +117,16 @@ class Executor:
         if type(result) is not bytes:
             return CommandFailed("TypeError", f"apply returned {type(result).__name__}, not bytes")
         return result
+
+    def query(self, query: bytes) -> bytes:
+        """Have the machine answer."""
+        doing = self.doing
+        doing.calls += 1
+        doing.asked = (self.group_id, query)
+        try:
+            return self.machine.query(query)
+        finally:
+            doing.asked = None
 
     def numbered(self, entry: bytes, context: Context) -> Result:
         """Apply the command of a session, unless it was applied before. Otherwise as `command`."""

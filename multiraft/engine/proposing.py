@@ -76,21 +76,19 @@ def check_entry(replica: Replica, entry: bytes, kind: int, limit_bytes: int) -> 
             raise InvalidRequest(f"group {replica.group_id}: {refused}")
 
 
-def check_room(replica: Replica, size_bytes: int, limit_bytes: int, disk_problem: str | None) -> None:
+def check_room(replica: Replica, size_bytes: int) -> None:
     """The node's budget does not allow for a command of `size_bytes`: raise why not, or let it pass after all.
 
-    limit_bytes   of the budget while the disk has room
-    disk_problem  why commands are refused now; the directory's are not. None: the disk has room
-
-    Raises Overloaded, NotReady (the group is being handed over to a node that has room), DiskFull.
+    The directory's commands pass where the disk has no room. Raises Overloaded, NotReady (the group is being handed
+    over to a node that has room), DiskFull.
     """
     budget = replica.budget
-    if disk_problem is None or budget.used_bytes + size_bytes > limit_bytes:
+    if budget.refused is None or budget.used_bytes + size_bytes > budget.most_bytes:
         raise Overloaded(f"{budget.used_bytes} bytes of commands are waiting; retry when some are answered")
     if replica.core.heir != NOBODY:
-        raise NotReady(f"group {replica.group_id} is being handed over: {disk_problem}")
+        raise NotReady(f"group {replica.group_id} is being handed over: {budget.refused}")
     if replica.group_id != DIRECTORY_GROUP:
-        raise DiskFull(disk_problem)
+        raise DiskFull(budget.refused)
 
 
 def record_cuts(commands: list[bytes], size_bytes: int, limit_bytes: int) -> list[tuple[int, int, int]]:

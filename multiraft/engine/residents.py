@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from multiraft import failpoints
 from multiraft.engine.machine import Machine
+from multiraft.engine.quarantine import Quarantine
 from multiraft.engine.replica import Replica
 from multiraft.messages import AskRemoved, CreateReplica, HostingMessage, RemovedReplica
 from multiraft.ports import WriteBatch
@@ -53,17 +54,21 @@ class Residents:
     make_machine  the state machine for a descriptor; None where its service is not known here
     came, left    called with a replica that lives here from now on, or does no longer
     tombstones    of groups that had a replica here which was removed: the newest one of each
+    quarantine    of groups whose replica here was found damaged
     """
 
     def __init__(self, engine: Engine, tombstones: dict[GroupId, Tombstone]) -> None:
         self._engine = engine
         self.tombstones = tombstones
+        self.quarantine = Quarantine(())
         self.make_machine: Callable[[ReplicaDescriptor], Machine | None] = lambda _: None
         self.came: Callable[[Replica], None] = lambda _: None
         self.left: Callable[[Replica], None] = lambda _: None
         self._coming: set[GroupId] = set()
         self._going: set[GroupId] = set()
         self._wanted: dict[GroupId, CreateReplica] = {}
+        # What a leader has asked for while it was not known whether that very replica had lived here.
+        self._untrusted: dict[GroupId, tuple[NodeId, CreateReplica]] = {}
         self._unknown: set[str] = set()
         self._put_off: dict[tuple[Replica, NodeId], None] = {}
 
@@ -71,7 +76,7 @@ class Residents:
         """Go on with what a crash has interrupted: delete what replicas that were removed have left."""
         self._engine.ondisk.spaces.begin()
         for group_id in sorted(self.tombstones):
-            if group_id not in self._engine.replicas:
+            if group_id not in self._engine.replicas and self.quarantine.of(group_id) is None:
                 self._going.add(group_id)
                 self._delete_leftovers(group_id)
 
@@ -81,8 +86,8 @@ class Residents:
         return tombstone is not None and replica_id <= tombstone.replica_id
 
     def busy(self, group_id: GroupId) -> bool:
-        """Whether a replica of the group is being made here, or what one has left is being deleted."""
-        return group_id in self._coming or group_id in self._going
+        """Whether a replica is being made here, or what one has left is being deleted, or one is damaged."""
+        return group_id in self._coming or group_id in self._going or self.quarantine.of(group_id) is not None
 
     # ----------------------------------------------------------------------------------------------- toward peers
 
@@ -148,6 +153,11 @@ class Residents:
             self.remove(present, present.core.membership.index)
         if group_id in self._coming:
             return
+        if not self.quarantine.allows(group_id, replica_id):
+            self._untrusted[group_id] = node_id, message
+            return
+        if self.quarantine.of(group_id) is not None:
+            self.give_up(group_id, replica_id - 1)
         if group_id in self._going:
             self._wanted[group_id] = message
             return
@@ -199,6 +209,28 @@ class Residents:
         if failpoints.armed is not None:
             failpoints.armed(failpoints.REPLICA_BEFORE_CREATE)
         engine.writer.write(create, made)
+        engine.wake()
+
+    def replaced(self, group_id: GroupId, up_to: ReplicaId) -> None:
+        """The group has replaced its damaged replica here, which had at most this id: heed who asked for a new one."""
+        self.quarantine.at_most(group_id, up_to)
+        asked = self._untrusted.pop(group_id, None)
+        if asked is not None:
+            self._create(*asked)
+
+    def give_up(self, group_id: GroupId, up_to: ReplicaId) -> None:
+        """Delete what is left of a damaged replica: its group has replaced it, or it had at most this id and is out."""
+        engine, tombstone = self._engine, Tombstone(group_id, up_to, 0)
+        log.info("group %d: its damaged replica here is given up, and all up to id %d", group_id, up_to)
+        left = self.quarantine.let_go(group_id)
+        self.tombstones[group_id] = tombstone
+        self._going.add(group_id)
+
+        def fill(batch: WriteBatch) -> None:
+            batch.remove_replica(tombstone)
+            batch.put_damage(left)
+
+        engine.writer.write(fill, lambda: self._delete_leftovers(group_id))
         engine.wake()
 
     def taken_up(self, stored: StoredReplica, machine: Machine, now: float) -> Replica:

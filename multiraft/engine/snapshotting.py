@@ -65,7 +65,7 @@ class Snapshotting:
         """Whether a group may send a snapshot before the next beat. One that may not is asked again then."""
         if self._left_bytes > 0:
             replica = self._engine.replicas.get(group_id)
-            if replica is None or replica.data is None or self._engine.ondisk.make(replica):
+            if replica is None or replica.data is None or self._engine.ondisk.files.make(replica):
                 return True
         self._held_up.add(group_id)
         return False
@@ -76,7 +76,7 @@ class Snapshotting:
     def tick(self) -> None:
         """A beat is due: more may be sent."""
         self._left_bytes = self._sendable_bytes
-        self._engine.ondisk.tick()
+        self._engine.ondisk.files.tick(self._engine.pacing.now())
         held_up, self._held_up = self._held_up, set()
         for group_id in sorted(held_up):
             replica = self._engine.replicas.get(group_id)
@@ -106,7 +106,10 @@ class Snapshotting:
         if failpoints.armed is not None:
             failpoints.armed(failpoints.SNAPSHOT_AFTER_SAVE)
         core, snapshot = replica.core, write.snapshot
-        self._engine.shelving.stored(replica, snapshot)
+        if replica.data is None:
+            self._engine.shelving.stored(replica, snapshot)
+        elif write.installs:  # it is in the keyspace
+            self._engine.shelving.unwanted(snapshot.data)
         counts = replica.applied < snapshot.index if write.adopts else core.log.start.index == snapshot.index
         done = partial(self._in_place, replica, snapshot.index, write.adopts)
         if not write.installs:
@@ -204,10 +207,13 @@ class Snapshotting:
     @property
     def pending(self) -> bool:
         """Whether there is a state of which more can be taken now."""
+        if self._engine.ondisk.files.pending:
+            return True
         return any(replica.saving is not None and not replica.saving.waits for replica in self._taking)
 
     def run(self) -> None:
         """Take of the states that are being taken, for one slice in all, each in its turn."""
+        self._engine.ondisk.files.run()
         stopwatch = self._engine.clocks.effort
         until_s = stopwatch() + self._slice_s
         for _ in range(len(self._taking)):
@@ -240,7 +246,7 @@ class Snapshotting:
         elif replica.log_bytes < replica.saved_bytes // 4 and length <= _LONG * self._entries:
             replica.snapshot_due = applied + 1 + self._entries // 4  # a large state is not written for a few entries
         elif applied > core.snapshot_index and applied == core.applied and core.may_compact():
-            self._begin(replica, self._trailing)
+            self._begin(replica, min(self._trailing, length // 2))
 
     def take_now(self, replica: Replica) -> str:
         """Take a snapshot of what is applied; the log stays. Return why not yet; empty: it is there."""
@@ -318,6 +324,7 @@ class Snapshotting:
 
     def left(self, replica: Replica) -> None:
         """The replica lives here no longer."""
+        self._engine.ondisk.files.left(replica)
         self._stop_saving(replica)
         if replica.loading is not None:
             replica.loading.stop()

@@ -20,14 +20,24 @@ ENTRY_OVERHEAD_BYTES: Final = 64
 
 
 class Budget:
-    """How many bytes of proposals are accepted and not yet answered, in the whole node; and their number."""
+    """How many bytes of proposals are accepted and not yet answered, in the whole node; and their number.
 
-    __slots__ = ("count", "limit_bytes", "used_bytes")
+    limit_bytes  what is allowed for now; `most_bytes` at most
+    refused      why nothing is, with a limit of 0: the disk has no room; None at other times
+    """
+
+    __slots__ = ("count", "limit_bytes", "most_bytes", "refused", "used_bytes")
 
     def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
+        self.limit_bytes = self.most_bytes = limit_bytes
+        self.refused: str | None = None
         self.used_bytes = 0
         self.count = 0
+
+    def refuse(self, why: str | None) -> None:
+        """Allow for nothing from now on, because of `why`; None: for as much as before again."""
+        self.refused = why
+        self.limit_bytes = self.most_bytes if why is None else 0
 
 
 class Queue:

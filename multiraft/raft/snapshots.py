@@ -143,11 +143,14 @@ class Snapshots(Replication):
     def offer_snapshot(self, replica_id: ReplicaId, least: Index) -> bool:
         """Send the newest snapshot to a follower that asks for state, not for entries; what it is sent else goes on.
 
-        Return whether it is on its way: not where this replica does not lead, the other one is no member, or the newest
-        snapshot is of an entry before `least`. Raises CorruptRecord.
+        Return whether it is on its way: not where this replica does not lead, the other one is no member, the newest
+        snapshot is of an entry before `least`, or enough was sent for now: then ask again. Raises CorruptRecord.
         """
         peer = self.progress.get(replica_id)
         if self.role is not LEADER or peer is None or replica_id == self.replica_id or self.snapshot_index < least:
+            return False
+        gate = self._settings.snapshot_gate
+        if gate is not None and not gate.opens(self.group_id):
             return False
         snapshot = self.log.read_snapshot()
         if snapshot is None or snapshot.index < least:

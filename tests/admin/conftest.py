@@ -200,6 +200,11 @@ class FakeNode:
     def group(self, group_id: int) -> FakeGroup:
         return FakeGroup(self.cluster, group_id)
 
+    async def readmit(self, node_id: str, timeout_s: float | None = None) -> None:
+        self.cluster.asked.append(("readmit", self.node_id, node_id, timeout_s))
+        if self.cluster.outcome is not None:
+            raise self.cluster.outcome
+
     def transfer_leadership(self, group_id: int, to: str) -> None:
         self.cluster.asked.append(("transfer", self.node_id, group_id, to))
         if self.cluster.outcome is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import msgpack
@@ -414,9 +415,10 @@ def test_a_start_from_a_snapshot_goes_on_with_its_hash(play: Play) -> None:
     async def scenario(ledgers: Any) -> None:
         cluster = ledgers.cluster
         await write(ledgers, "a", *[b"%d" % number for number in range(30)])
-        for name in cluster.names:
-            await cluster.stop(name)
-            await cluster.start(name)
+        follower = (await roles(ledgers))[1]
+        await cluster.stop(follower)
+        await cluster.start(follower)
+        assert replica_of(ledgers, follower).core.snapshot_index > 10
         await write(ledgers, "a", *[b"%d" % number for number in range(30)])
         await all_have(ledgers, ledgers.kept("a"))
         assert len({replica_of(ledgers, name).executor.rolling.value for name in cluster.names}) == 1
@@ -425,3 +427,42 @@ def test_a_start_from_a_snapshot_goes_on_with_its_hash(play: Play) -> None:
 
     limits = Limits(request_timeout_ms=3_000, check_entries=10, snapshot_entries=12, trailing_entries=6)
     play(scenario, limits=limits)
+
+
+# ------------------------------------------------------------------------------------------------- held for too long
+
+
+def test_commands_that_hold_the_loop_one_after_the_other_leave_room_between(play: Play) -> None:
+    """Else a node that applies a few of them, each in a record of its own, is silent while all of them last."""
+
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        leader, follower, _ = await roles(ledgers)
+        fail_at(ledgers, follower, b"first", OSError("it failed"))
+        await write(ledgers, leader, b"first", *[b"%d" % number for number in range(6)])
+        replica, engine = replica_of(ledgers, follower), engine_of(ledgers, follower)
+        await cluster.until(lambda: replica.halted is not None and replica.committed >= replica.halted.index + 6)
+        spent_s, applied_s = 0.0, []
+
+        def stopwatch() -> float:
+            return spent_s
+
+        replica.stopwatch = engine.applying._stopwatch = stopwatch
+        cluster.nodes[follower].retry(GROUP)
+        machine = cluster.nodes[follower].local_machine(GROUP)
+        apply = type(machine).apply
+
+        def brood(given: bytes) -> bytes:
+            nonlocal spent_s
+            spent_s += 0.3
+            applied_s.append(asyncio.get_running_loop().time())
+            result: bytes = apply(machine, given)
+            return result
+
+        machine.apply = brood
+        await all_have(ledgers, ledgers.kept(leader))
+        assert len(applied_s) == 7
+        assert all(later - earlier >= 0.01 for earlier, later in pairwise(applied_s))
+        assert replica.slow_commands == 7
+
+    play(scenario)

@@ -324,26 +324,3 @@ def test_a_class_that_keeps_its_state_elsewhere_is_refused_at_the_start(play: Ca
         await cluster.start("a")
 
     disk(scenario, play)
-
-
-def test_what_one_message_cannot_carry_is_said_once(
-    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def scenario(ledgers: Ledgers) -> None:
-        cluster = ledgers.cluster
-        leader = await ledgers.leader()
-        for node in cluster.nodes.values():
-            node._here().engine.ondisk._sendable_bytes = 500
-        lagging = next(name for name in cluster.names if name != leader)
-        cluster.isolate(lagging)
-        commands = await propose(ledgers, 1, 80)
-        cluster.heal()
-        await cluster.run_for(3.0)
-        assert stored(ledgers, lagging) != commands
-        said = [record for record in caplog.records if "cannot be sent the state" in record.getMessage()]
-        assert len(said) == 1
-        for node in cluster.nodes.values():
-            node._here().engine.ondisk._sendable_bytes = 1 << 20
-        await settled(ledgers, commands)
-
-    disk(scenario, play, limits=SHORT)

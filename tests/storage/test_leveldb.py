@@ -148,7 +148,10 @@ async def test_damage_is_refused_with_the_ways_out(filled: Path, tmp_path: Path,
         await load(path)
     text = str(caught.value)
     assert re.search(expected, text)
-    assert text.endswith(f"Put back a copy made since its node last ran, or remove {path} if its contents may be lost")
+    assert text.endswith(
+        f"Put back a copy made since its node last ran; or give up its contents: remove {path}, start the node, and "
+        "readmit it on another one (`multiraft member readmit NODE`)"
+    )
     assert "\n" not in text
     assert re.search(expected, inspected(path))
     assert "multiraft-inspect-" not in inspected(path), "the reader knows the files, not the links to them"
@@ -322,3 +325,18 @@ async def test_leveldbs_own_errors_carry_their_errno(level_place: LevelPlace) ->
     assert caught.value.__cause__.errno == errno.ENOSPC
     assert "/somewhere/000007.log" in str(caught.value)
     assert "free some space" in str(caught.value)
+
+
+async def test_a_full_disk_at_the_opening_is_told_by_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LevelDB has nothing but a text: without the number a node would not know that it may come back by itself."""
+
+    def full(*_: object, **__: object) -> None:
+        raise plyvel.IOError(b"IO error: /d/db/000087.ldb: No space left on device")
+
+    monkeypatch.setattr(plyvel, "DB", full)
+    with pytest.raises(StorageError, match="No space left on device; free some space") as caught:
+        opened(tmp_path / "n1")
+    assert caught.value.errno == errno.ENOSPC
+    assert isinstance(caught.value.__cause__, OSError)

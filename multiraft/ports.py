@@ -278,10 +278,7 @@ class Store(LogReader, DataReader, Protocol):
         readmissions: int = 0,
         generation: int = 0,
     ) -> None:
-        """Make this store part of a cluster; synced on return. Raises StorageError if it is of another one.
-
-        For the arguments see types.Identity.
-        """
+        """Make this store part of a cluster (see types.Identity); synced. Raises StorageError: it is of another one."""
 
     def bind_stores(self, stores: dict[NodeId, bytes], admitted: Sequence[NodeId], readmissions: int) -> None:
         """Take over which store each member has now; synced on return. What is older than what is known is passed over.

@@ -273,11 +273,12 @@ class Snapshotting:
             return "the membership changes, or another snapshot is on its way to the disk; retry shortly"
         if core.snapshot_index == core.applied:
             return ""
-        problem = replica.snapshot_problem
         self._begin(replica, core.applied)
         if replica.saving is not None:
             return "a snapshot is being taken; retry shortly"
-        return "" if replica.snapshot_problem == problem else f"no snapshot can be taken: {replica.snapshot_problem}"
+        if core.may_compact():  # nothing is on its way to the disk
+            return f"no snapshot can be taken: {replica.snapshot_problem}"
+        return ""
 
     def _begin(self, replica: Replica, trailing: Index) -> None:
         """Begin to take a snapshot of what is applied; a small one is complete by the return."""

@@ -94,13 +94,15 @@ class Snapshotting:
 
         Not where it could not be taken over before: that stays so until it is retried.
         """
+        snapshot = None
+        if replica.data is None:
+            snapshot = self._engine.store.read_snapshot(replica.group_id)
+            self._engine.shelving.opened(replica, snapshot)
         if replica.halted is not None and replica.halted.kind == _RESTORE:
             return
         if replica.data is not None:
             self._engine.ondisk.resume(replica, replica.data)
             return
-        snapshot = self._engine.store.read_snapshot(replica.group_id)
-        self._engine.shelving.opened(replica, snapshot)
         if snapshot is not None and snapshot.data:
             replica.applied = 0  # until it has the state: nobody may be answered from an empty one
             self._restore(replica, snapshot, lambda: self._engine.applying.add(replica))

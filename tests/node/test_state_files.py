@@ -16,7 +16,8 @@ from multiraft import Limits
 from multiraft.engine.loading import Loading
 from multiraft.engine.saving import Saving
 from multiraft.snapshot_file import decode_manifest, file_name, is_manifest
-from tests.node.conftest import Ledgers
+from multiraft.storage import layout
+from tests.node.conftest import Ledger, Ledgers
 
 GROUP = Ledgers.GROUP
 OTHER = GROUP + 1
@@ -403,3 +404,52 @@ def test_the_log_waits_for_a_follower_that_fetches_a_snapshot(play: Play) -> Non
         snapshot_bytes_per_s=4 * 1024,
     )
     play(scenario, limits=limits)
+
+
+def test_the_file_of_a_replica_that_could_not_take_it_stays_for_when_it_can(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(ledgers: Ledgers) -> None:
+        cluster = ledgers.cluster
+        kept = await write(ledgers, 0, 50)
+        await settled(ledgers, kept)
+        await cluster.stop("c")
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "restore", lambda *_: 1 / 0)
+            for _ in range(2):  # the second run knows of it from the disk
+                await cluster.start("c")
+                await cluster.until(lambda: replica_of(ledgers, "c").halted is not None)
+                await cluster.run_for(2.0)
+                assert on_shelf(ledgers, "c") == [named(ledgers, "c")]
+                await cluster.stop("c")
+            await cluster.start("c")
+        assert replica_of(ledgers, "c").halted is not None
+        cluster.nodes["c"].retry(GROUP)
+        await settled(ledgers, kept)
+
+    play(scenario, limits=FILES)
+
+
+def test_the_files_of_a_damaged_replica_stay_until_its_group_has_replaced_it(play: Play) -> None:
+    async def scenario(ledgers: Ledgers) -> None:
+        cluster = ledgers.cluster
+        kept = await write(ledgers, 0, 50)
+        await settled(ledgers, kept)
+        for name in cluster.names:
+            await cluster.stop(name)
+        disk = cluster.disks["c"]
+        key = layout.group_key(GROUP, layout.KIND_HARD_STATE)
+        value = bytearray(disk.read(key) or b"")
+        value[-1] ^= 4
+        disk.overwrite(key, bytes(value))
+        (mine,) = on_shelf(ledgers, "c")
+        await cluster.start("c")
+        await cluster.run_for(5.0)
+        assert on_shelf(ledgers, "c") == [mine]
+        for name in "ab":
+            await cluster.start(name)
+        await cluster.until(lambda: GROUP in cluster.nodes["c"]._here().engine.replicas)
+        await settled(ledgers, kept)
+        await cluster.until(lambda: mine not in on_shelf(ledgers, "c"))
+
+    play(scenario, limits=FILES)

@@ -35,10 +35,21 @@ from multiraft.services import Services
 from multiraft.shard import Directory, Router
 from multiraft.standing import Standing
 from multiraft.status import damaged_state, group_counts, peer_states, process_use, shards_by_group
-from multiraft.types import DIRECTORY_GROUP, NOBODY, Damage, GroupId, Identity, Membership, NodeId, StoredReplica
+from multiraft.types import (
+    DIRECTORY_GROUP,
+    NOBODY,
+    Damage,
+    GroupId,
+    Identity,
+    Membership,
+    NodeId,
+    StoredReplica,
+    generation_name,
+)
 from multiraft.watchdog import WATCHDOG
 
 LEADER_CALL: Final = "node.leader"
+_LOOK_S: Final = 1.0
 log: Final = logging.getLogger("multiraft.node")
 
 StoreOpener = Callable[[NodeConfig, asyncio.AbstractEventLoop], Store]
@@ -158,6 +169,8 @@ class Running:
         self._tasks.append(self._loop.create_task(self.reporting.run(), name="report memberships"))
         if damages:
             self._tasks.append(self._loop.create_task(self.healing.run(), name="replace damaged replicas"))
+        if setup.salvage is not None:
+            self._tasks.append(self._loop.create_task(self._watch_reads(store), name="watch the store's reads"))
         if setup.space is not None:
             self._tasks.append(self._loop.create_task(self.free_space.run(), name="watch the free space"))
 
@@ -177,6 +190,15 @@ class Running:
         setup.salvage(config)
         self.store = store = setup.open_store(config, self._loop)
         return store, *store.load_sound()
+
+    async def _watch_reads(self, store: Store) -> None:
+        """End the node when its database turns out to be damaged in places: its next start leaves those out."""
+        while not store.unreadable:  # noqa: ASYNC110 - whoever reads may find it, anywhere
+            await asyncio.sleep(_LOOK_S)
+        if not self._failed and not self._closed:
+            problem = UnreadableStore(f"the database cannot be read in places: {store.unreadable}")
+            self.engine.stop(f"the node has ended: {problem}")
+            self._engine_failed(problem)
 
     @property
     def failed(self) -> bool:
@@ -455,6 +477,7 @@ class Running:
             "incarnation": store.incarnation,
             "cluster_id": store.identity.cluster_id.hex(),
             "store_id": store.identity.store_id.hex(),
+            "generation": generation_name(store.identity.generation),
             "uptime_s": round(self._setup.clocks.real() - self._began_s, 3),
             "version": package_version(),
             "listen": config.listen,

@@ -123,6 +123,17 @@ async def test_a_large_state_is_a_whole_file_before_anybody_hears_of_it(rig: Rig
     assert await rig.loaded(data) == state
 
 
+def test_a_state_that_comes_as_one_is_taken_in_small_pieces() -> None:
+    state = noise(1_000_000)
+    for given in (state, iter([state[:10], state[10:], b""])):
+        pieces = list(pieces_of(given))
+        assert max(map(len, pieces)) <= 64 * 1024
+        assert b"".join(pieces) == state
+    assert list(pieces_of(b"")) == []
+    with pytest.raises(TypeError, match="yielded str, not bytes"):
+        list(pieces_of(iter(["text"])))  # type: ignore[arg-type]
+
+
 async def test_no_more_is_taken_while_the_disk_lags_behind() -> None:
     rig = Rig(None)
     rig.disk.hold_writes()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -333,5 +334,22 @@ def test_what_was_made_long_ago_is_made_anew_for_who_asks_now(play: Callable[...
         assert len(on_shelf(ledgers, leader)) == 1
         await all_collected(ledgers)
         await settled(ledgers, commands)
+
+    disk(scenario, play, limits=FILES)
+
+
+def test_none_is_made_while_the_membership_is_ahead_of_the_data(play: Callable[..., None]) -> None:
+    async def scenario(ledgers: Ledgers) -> None:
+        leader = await ledgers.leader()
+        commands = await propose(ledgers, 1, 60)
+        await settled(ledgers, commands)
+        files, replica = files_of(ledgers, leader), replica_of(ledgers, leader)
+        membership = replica.core.membership
+        replica.core.membership = replace(membership, index=replica.applied + 1)  # in effect, and not applied
+        assert not files.make(replica)
+        assert not files._making
+        replica.core.membership = membership
+        await ledgers.cluster.until(lambda: files.make(replica))
+        assert files.snapshot_of(GROUP).membership == membership
 
     disk(scenario, play, limits=FILES)

@@ -272,6 +272,7 @@ class Store(LogReader, DataReader, Protocol):
         stores: dict[NodeId, bytes],
         admitted: Sequence[NodeId] = (),
         readmissions: int = 0,
+        generation: int = 0,
     ) -> None:
         """Make this store part of a cluster; synced on return. Raises StorageError if it is of another one.
 

@@ -35,7 +35,17 @@ from multiraft.services import Services
 from multiraft.shard import Directory, Router
 from multiraft.standing import Standing
 from multiraft.status import damaged_state, group_counts, peer_states, process_use, shards_by_group
-from multiraft.types import DIRECTORY_GROUP, NOBODY, Damage, GroupId, Identity, Membership, NodeId, StoredReplica
+from multiraft.types import (
+    DIRECTORY_GROUP,
+    NOBODY,
+    Damage,
+    GroupId,
+    Identity,
+    Membership,
+    NodeId,
+    StoredReplica,
+    generation_name,
+)
 from multiraft.watchdog import WATCHDOG
 
 LEADER_CALL: Final = "node.leader"
@@ -455,6 +465,7 @@ class Running:
             "incarnation": store.incarnation,
             "cluster_id": store.identity.cluster_id.hex(),
             "store_id": store.identity.store_id.hex(),
+            "generation": generation_name(store.identity.generation),
             "uptime_s": round(self._setup.clocks.real() - self._began_s, 3),
             "version": package_version(),
             "listen": config.listen,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import cast
 
@@ -211,6 +212,7 @@ class PartitionedStore(DataReads):
         stores: dict[NodeId, bytes],
         admitted: Sequence[NodeId] = (),
         readmissions: int = 0,
+        generation: int = 0,
     ) -> None:
         """Make this store part of a cluster; synced on return, in both places. Doing it again is no harm.
 
@@ -231,7 +233,8 @@ class PartitionedStore(DataReads):
                     f"{cluster_id.hex()[:8]}; name another data directory for the node of that cluster"
                 )
             return
-        bound = Identity(mine.node_id, mine.store_id, cluster_id, dict(stores), tuple(admitted), readmissions)
+        about_others = (dict(stores), tuple(admitted), readmissions, generation)
+        bound = Identity(mine.node_id, mine.store_id, cluster_id, *about_others)
         self._bind(bound, self._incarnation + (0 if bound.founder else readmissions * ADMITTED_RUNS))
 
     def bind_stores(self, stores: dict[NodeId, bytes], admitted: Sequence[NodeId], readmissions: int) -> None:
@@ -249,7 +252,7 @@ class PartitionedStore(DataReads):
                 f"{self._backend.name} was given up: another store was admitted for node {mine.node_id!r} since; "
                 "start the node with that one's directory"
             )
-        bound = Identity(mine.node_id, mine.store_id, mine.cluster_id, dict(stores), tuple(admitted), readmissions)
+        bound = replace(mine, stores=dict(stores), admitted=tuple(admitted), readmissions=readmissions)
         self._bind(bound, self._incarnation)
 
     def condemn(self, reason: str) -> None:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _RESTORE: Final = "restore"
 _DAMAGED: Final = "damaged"
+_STATE_SHARE: Final = 4
+"""No snapshot before the log since the last one is this part of what that one took."""
 _TOKENS: Final = 1 << 32
 _LONG: Final = 4
 """A log that is so many times too long is replaced, however large the state is."""
@@ -243,8 +245,8 @@ class Snapshotting:
         length = applied - core.log.start.index
         if length <= self._entries and replica.log_bytes < self._bytes:
             replica.snapshot_due = core.log.start.index + self._entries + 1
-        elif replica.log_bytes < replica.saved_bytes // 4 and length <= _LONG * self._entries:
-            replica.snapshot_due = applied + 1 + self._entries // 4  # a large state is not written for a few entries
+        elif replica.log_bytes < replica.saved_bytes // _STATE_SHARE and length <= _LONG * self._entries:
+            replica.snapshot_due = applied + 1 + self._entries // 4
         elif applied > core.snapshot_index and applied == core.applied and core.may_compact():
             self._begin(replica, min(self._trailing, length // 2))
 

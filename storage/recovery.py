@@ -84,7 +84,7 @@ def reading_store(path: str) -> Iterator[tuple[Reader, Opening]]:
 
 def find_replicas(reader: Reader) -> Iterator[FoundReplica]:
     """Yield every replica, by group id, also those that are damaged. Raises CorruptRecord where nothing can be told."""
-    for scan in scan_replicas(reader.items(layout.FIRST_GROUP_KEY, None), read_tombstones(reader)):
+    for scan in scan_replicas(reader, read_tombstones(reader)):
         if scan.removed:
             continue
         try:

@@ -24,6 +24,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from multiraft import failpoints
+from multiraft.engine.diskfiles import HELD_TIMES
 from multiraft.engine.loading import Loading
 from multiraft.engine.replica import Replica
 from multiraft.engine.saving import Saving
@@ -55,6 +56,7 @@ class Snapshotting:
         self._entries = limits.snapshot_entries
         self._bytes = limits.snapshot_bytes
         self._trailing = limits.trailing_entries
+        self._held_entries = HELD_TIMES * limits.snapshot_entries
         self._inline_bytes = min(limits.snapshot_inline_bytes, limits.entry_bytes)
         self._slice_s = limits.apply_slice_ms / 1e3
         self._sendable_bytes = self._left_bytes = limits.outbox_bytes // 4
@@ -245,6 +247,8 @@ class Snapshotting:
         length = applied - core.log.start.index
         if length <= self._entries and replica.log_bytes < self._bytes:
             replica.snapshot_due = core.log.start.index + self._entries + 1
+        elif core.awaited > 0 and applied - core.awaited <= self._held_entries:
+            replica.snapshot_due = applied + 1 + self._entries // 4  # a follower will need the log from there on
         elif replica.log_bytes < replica.saved_bytes // _STATE_SHARE and length <= _LONG * self._entries:
             replica.snapshot_due = applied + 1 + self._entries // 4
         elif applied > core.snapshot_index and applied == core.applied and core.may_compact():

@@ -49,8 +49,8 @@ sim: $(STAMP)
 	@$(BIN)/multiraft sim --seeds $(SEEDS) --first-seed $(FIRST_SEED) $(ARGS)
 
 faults: $(STAMP)
-	@$(BIN)/python -m soak.disks --rounds $(ROUNDS)
-	@$(BIN)/python -m soak.bitflips --offsets $(OFFSETS) --quiet
+	@$(BIN)/python -m tests.soak.disks --rounds $(ROUNDS)
+	@$(BIN)/python -m tests.soak.bitflips --offsets $(OFFSETS) --quiet
 
 mutants: $(STAMP)
 	@$(BIN)/python -m tests.mutants

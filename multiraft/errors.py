@@ -158,12 +158,12 @@ class BackupRefused(MultiRaftError):
     """A backup is damaged, not whole, or does not fit to where it is to go; nothing was made of it."""
 
 
-class RecoveryRefused(MultiRaftError):
-    """What was collected does not fit together, or the plan not to what is here; nothing was written."""
-
-
 class UnreadableStore(CorruptRecord):
     """Parts of the database cannot be read at all; left out, the rest is a store again."""
+
+
+class RecoveryRefused(MultiRaftError):
+    """What was collected does not fit together, or the plan not to what is here; nothing was written."""
 
 
 class NotRunning(NotCommitted):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgpack
@@ -283,16 +283,20 @@ def decode_call(raw: bytes) -> list[Any]:
     return wire
 
 
-def called(raw: bytes) -> tuple[str, int] | None:
-    """Return the name and the number of arguments of a call; None for bytes that are no call. On the hot path.
+def heads_of(methods: Iterable[Method]) -> dict[bytes, int]:
+    """Return, by the packed name of each method, the highest first byte of a call of it; see `machine.Heads`.
 
-    The usual call, an array of at most 15 that starts with a text of at most 31 bytes, is read in place.
+    Only where both are short: arrays of at most 15, names of at most 31 bytes.
     """
-    if len(raw) > 1 and raw[0] & 0xF0 == 0x90 and raw[1] & 0xE0 == 0xA0:
-        try:
-            return raw[2 : 2 + (raw[1] & 0x1F)].decode(), (raw[0] & 0x0F) - 1
-        except UnicodeDecodeError:
-            return None
+    return {
+        _pack(method.name): 0x90 + min(15, len(method.parameters) + 1)
+        for method in methods
+        if len(method.name.encode()) < 32
+    }
+
+
+def called(raw: bytes) -> tuple[str, int] | None:
+    """Return the name and the number of arguments of a call; None for bytes that are no call."""
     try:
         wire = decode_call(raw)
         return str(wire[0]), len(wire) - 1

@@ -266,6 +266,10 @@ class Store(LogReader, DataReader, Protocol):
     def syncs(self) -> int:
         """How many synced writes this handle has completed."""
 
+    @property
+    def unreadable(self) -> str:
+        """What of the database this handle could not read; empty: nothing. It is to be opened anew then."""
+
     def bind_cluster(
         self,
         cluster_id: bytes,
@@ -317,7 +321,7 @@ class Store(LogReader, DataReader, Protocol):
     def new_space(self, batch: WriteBatch) -> SpaceId:
         """Return the id of a new, empty keyspace. That it was given out rides in `batch`, which must be submitted.
 
-        The first batch that names the keyspace is that one or a later one. Raises CorruptRecord.
+        The first batch that names the keyspace is that one or a later one. Never fails.
         """
         ...
 
@@ -353,10 +357,7 @@ class Store(LogReader, DataReader, Protocol):
 
 
 class Space(Protocol):
-    """The room on the disk under a store, whether or not that is open, and a file that is given up when it is full.
-
-    Nothing here raises. `ballast_bytes` is how large that file is to be; 0: there is none.
-    """
+    """The room on the disk under a store, open or not, and a file of `ballast_bytes`, given up when it is full."""
 
     ballast_bytes: int
 
@@ -367,7 +368,6 @@ class Space(Protocol):
         """Return about how much opening the store writes before it gives anything back."""
 
     def has_ballast(self) -> bool: ...
-
     def release_ballast(self) -> int:
         """Remove the ballast, and return how many bytes that has freed; 0: there was none."""
 

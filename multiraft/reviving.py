@@ -1,8 +1,10 @@
-"""How a node comes back by itself after its disk was full.
+"""How a node comes back by itself after its disk was full, or a part of its database could not be read.
 
 A failed write ends the engine: what was under way has an unknown outcome, every core is discarded, the store is closed.
 After most failures that is the end, for a disk that fails is not to be trusted. One that was merely full is: as soon
-as there is space, the node goes through its ordinary start again, with the same services, hooks and handles.
+as there is space, the node goes through its ordinary start again, with the same services, hooks and handles. So it does
+when LevelDB meets a damaged file of its own, which only a start can leave out; a few times, for a disk that goes on
+losing bits is not to be trusted either.
 
     write fails ──> all parts closed ──> ballast freed ──> space? ──> store opened, parts made anew ──> it runs
                                                └────────── not yet: wait, twice as long each time ──┘
@@ -20,7 +22,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from multiraft.errors import DiskFull, MultiRaftError, StartError, StorageError
+from multiraft.errors import DiskFull, MultiRaftError, NotRunning, StartError, StorageError, UnreadableStore
 from multiraft.ports import Space
 from multiraft.running import Running, Setup
 
@@ -33,6 +35,8 @@ _CALM_S: Final = 60.0
 """Who runs for so long is not in a hurry the next time."""
 _STARTS: Final = 20
 """So often a start may fail for another reason than the store, as when the address is still in use."""
+_SALVAGES: Final = 3
+"""So often, in one life of the process, what cannot be read is left out."""
 log: Final = logging.getLogger("multiraft.node")
 
 
@@ -71,23 +75,30 @@ class Revival:
         self._came = came
         self._gave_up = gave_up
         self._task: asyncio.Task[None] | None = None
+        self._full = False
+        self._salvages = 0
         self._came_s = 0.0
         self._pause_s = _FIRST_PAUSE_S
 
     def helps(self, failure: MultiRaftError) -> bool:
         """Whether coming back is worth trying after `failure`; `away` says so from then on."""
-        node_id = self._setup.config.node_id
-        if self._setup.space is None or not self._setup.revives or not disk_was_full(failure):
+        setup, node_id = self._setup, self._setup.config.node_id
+        self._full = disk_was_full(failure)
+        unreadable = isinstance(failure, UnreadableStore) and setup.salvage is not None
+        if setup.space is None or not setup.revives or not (self._full or unreadable):
             return False
-        self.away = (
-            f"node {node_id!r} restarts when its disk has space: {failure}. Nothing was proposed: ask another node"
-        )
-        log.error("node %s comes back by itself when its disk has space: %s", node_id, failure)
+        if unreadable:
+            self._salvages += 1
+            if self._salvages > _SALVAGES:
+                return False
+        when = "when its disk has space" if self._full else "without what cannot be read"
+        self.away = f"node {node_id!r} restarts {when}: {failure}. Nothing was proposed: ask another node"
+        log.error("node %s comes back by itself %s: %s", node_id, when, failure)
         return True
 
-    def error(self) -> DiskFull:
+    def error(self) -> MultiRaftError:
         """Return what a call is told while the node is away."""
-        return DiskFull(self.away or "the node restarts")
+        return (DiskFull if self._full else NotRunning)(self.away or "the node restarts")
 
     def begin(self, failure: MultiRaftError) -> None:
         """All parts are closed: go on from here."""

@@ -49,6 +49,7 @@ from multiraft.types import (
 from multiraft.watchdog import WATCHDOG
 
 LEADER_CALL: Final = "node.leader"
+_LOOK_S: Final = 1.0
 log: Final = logging.getLogger("multiraft.node")
 
 StoreOpener = Callable[[NodeConfig, asyncio.AbstractEventLoop], Store]
@@ -168,6 +169,8 @@ class Running:
         self._tasks.append(self._loop.create_task(self.reporting.run(), name="report memberships"))
         if damages:
             self._tasks.append(self._loop.create_task(self.healing.run(), name="replace damaged replicas"))
+        if setup.salvage is not None:
+            self._tasks.append(self._loop.create_task(self._watch_reads(store), name="watch the store's reads"))
         if setup.space is not None:
             self._tasks.append(self._loop.create_task(self.free_space.run(), name="watch the free space"))
 
@@ -187,6 +190,15 @@ class Running:
         setup.salvage(config)
         self.store = store = setup.open_store(config, self._loop)
         return store, *store.load_sound()
+
+    async def _watch_reads(self, store: Store) -> None:
+        """End the node when its database turns out to be damaged in places: its next start leaves those out."""
+        while not store.unreadable:  # noqa: ASYNC110 - whoever reads may find it, anywhere
+            await asyncio.sleep(_LOOK_S)
+        if not self._failed and not self._closed:
+            problem = UnreadableStore(f"the database cannot be read in places: {store.unreadable}")
+            self.engine.stop(f"the node has ended: {problem}")
+            self._engine_failed(problem)
 
     @property
     def failed(self) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from multiraft.attributes import AttributesLoader, pack_attributes, unpack_attributes
-from multiraft.engine.machine import Context, Joined, Machine, Restoring, UnknownCommand
+from multiraft.engine.machine import Context, Heads, Joined, Machine, Restoring, UnknownCommand
 from multiraft.errors import CommandFailed, InvariantViolation
 from multiraft.keyspace import KeepsData, Keyspace
 from multiraft.methods import (
@@ -24,6 +24,7 @@ from multiraft.methods import (
     compile_method,
     decode_call,
     describe_call,
+    heads_of,
 )
 from multiraft.remote import RemoteCommand, RemoteQuery, RemoteShardQuery, ServiceBinding
 
@@ -341,13 +342,14 @@ class MachineAdapter(_HasData[StateMachine]):
     know halts the replica, for another release of the class may.
     """
 
-    __slots__ = ("_commands", "_queries", "machine")
+    __slots__ = ("_commands", "_queries", "heads", "machine")
 
     def __init__(self, machine: StateMachine) -> None:
         self.machine = machine
         methods = methods_of(type(machine))
         self._commands = {name: method for name, method in methods.items() if method.kind == "command"}
         self._queries = {name: method for name, method in methods.items() if method.kind == "query"}
+        self.heads: Heads = heads_of(self._commands.values())
 
     def apply(self, command: bytes, context: Context) -> bytes:
         wire = decode_call(command)
@@ -404,6 +406,7 @@ class BytesMachineAdapter(_HasData[BytesStateMachine]):
     """A BytesStateMachine as the engine's Machine. Results that are not bytes raise CommandFailed."""
 
     __slots__ = ("machine",)
+    heads: ClassVar[Heads] = None
 
     def __init__(self, machine: BytesStateMachine) -> None:
         self.machine = machine

@@ -66,6 +66,10 @@ class Backend(Reader, Protocol):
     def syncs(self) -> int:
         """How many synced writes have completed. Batches that were waiting together may share one."""
 
+    @property
+    def unreadable(self) -> str:
+        """What could not be read of the database's own files, since the opening; empty: nothing."""
+
     def view(self) -> View:
         """Return reads of this very moment; on the loop's thread, like all others."""
         ...

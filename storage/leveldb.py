@@ -50,6 +50,8 @@ except ImportError as problem:  # pragma: no cover - only where no wheel fits
     plyvel = None
     _plyvel_problem = str(problem)
 
+_FILTER_BITS: Final = 10
+"""Of each key: then a key is looked for in the file that has it, and hardly ever in one that has not."""
 NEW_DIR: Final = LEVELDB_DIR + ".new"
 DAMAGED_DIR: Final = LEVELDB_DIR + ".damaged"
 
@@ -136,6 +138,7 @@ def _open(path: str, database: str, limits: Limits, create: bool) -> Any:
             paranoid_checks=True,
             write_buffer_size=limits.leveldb_write_buffer_bytes,
             compression="snappy",
+            bloom_filter_bits=_FILTER_BITS,
         )
     except Exception as problem:
         refusal = _opening_failed(path, database, problem)
@@ -263,7 +266,6 @@ class LevelBackend(LevelReader, ThreadedBackend):
     def __init__(self, name: str, database: Any, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(name, database)
         self._views: set[_LevelView] = set()
-        self._marked = False
         real = os.path.realpath(os.path.join(name, LEVELDB_DIR))
         self._log_watch = LogWatch(real)  # belongs to the writer thread
         self._start_writer(real, loop)
@@ -276,8 +278,8 @@ class LevelBackend(LevelReader, ThreadedBackend):
 
     def mark(self, problem: str) -> None:
         """Have the next start leave out what cannot be read: what was met here may not be met by it."""
-        if not self._marked:
-            self._marked = True
+        if not self.unreadable:
+            self.unreadable = problem
             mark_unreadable(self.name, problem)
 
     def batch(self) -> RawBatch:

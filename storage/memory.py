@@ -311,7 +311,7 @@ class MemoryBackend:
         if disk._handle is not None:
             raise StorageError(f"{disk.name} is in use by another store; close that one first")
         disk._handle = self
-        self.name = disk.name
+        self.name, self.unreadable = disk.name, ""
         self.syncs = 0
         self.queue: deque[tuple[_Ops, Done, bool]] = deque()
         self._disk = disk

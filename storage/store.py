@@ -179,7 +179,11 @@ class PartitionedStore(DataReads):
         self._incarnation = incarnation
         self._closed_orderly = closed_orderly
         self._closing: asyncio.Task[None] | None = None
-        self._next_space: SpaceId = 0  # 0: not read yet
+        with self._naming_damage():  # read now: whoever draws an id later must not fail half way
+            raw = backend.get(layout.NEXT_SPACE_KEY)
+            self._next_space: SpaceId = (
+                1 if raw is None else layout.decode_number(layout.NEXT_SPACE_KEY, raw, "next keyspace")
+            )
 
     @property
     def identity(self) -> Identity:
@@ -205,6 +209,10 @@ class PartitionedStore(DataReads):
     @property
     def syncs(self) -> int:
         return self._backend.syncs
+
+    @property
+    def unreadable(self) -> str:
+        return self._backend.unreadable
 
     def bind_cluster(
         self,
@@ -325,7 +333,7 @@ class PartitionedStore(DataReads):
     def _lies_in_its_space(self, scan: ReplicaScan) -> bool:
         """Whether nothing is wrong with what was found, the keyspace of its data included."""
         applied = scan.applied
-        if applied is not None and applied.space >= self._coming_space():
+        if applied is not None and applied.space >= self._next_space:
             scan.problem(
                 f"group {scan.group_id}: its data are said to lie in keyspace {applied.space}, which this store never "
                 "gave out"
@@ -409,19 +417,13 @@ class PartitionedStore(DataReads):
     def new_space(self, batch: WriteBatch) -> SpaceId:
         """Return the id of a new, empty keyspace. That it was given out rides in `batch`, which must be submitted.
 
-        The first batch that names the keyspace is that one or a later one. Raises CorruptRecord.
+        The first batch that names the keyspace is that one or a later one.
         """
-        space = self._coming_space()
+        space = self._next_space
         self._next_space = space + 1
         raw = cast(PartitionedBatch, batch).raw
         raw.put(layout.NEXT_SPACE_KEY, layout.encode_number(layout.NEXT_SPACE_KEY, space + 1))
         return space
-
-    def _coming_space(self) -> SpaceId:
-        if not self._next_space:
-            raw = self._backend.get(layout.NEXT_SPACE_KEY)
-            self._next_space = 1 if raw is None else layout.decode_number(layout.NEXT_SPACE_KEY, raw, "next keyspace")
-        return self._next_space
 
     def view(self) -> PartitionedView:
         """Return reads of keyspaces and applied indexes, all of this moment. To be closed; `close` does it, too.

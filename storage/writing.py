@@ -54,6 +54,7 @@ class ThreadedBackend(ABC):
     """
 
     name: str
+    unreadable = ""
     _closed: bool
 
     def _start_writer(self, real: str, loop: asyncio.AbstractEventLoop) -> None:

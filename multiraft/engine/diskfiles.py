@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _KEPT_TIMEOUTS: Final = 10
 """What was made stays for so many election timeouts after it was last sent."""
-_HELD_TIMES: Final = 16
+HELD_TIMES: Final = 16
 """The log is held for a follower until it is so many times as long as it should be."""
 _TOKEN_BITS: Final = 32
 log: Final = logging.getLogger("multiraft.engine")
@@ -93,7 +93,7 @@ class DiskFiles:
         self._slice_s = limits.apply_slice_ms / 1e3
         self._timeout_s = limits.election_timeout_ms / 1e3
         self._most = limits.snapshot_transfers
-        self._held_entries = _HELD_TIMES * limits.snapshot_entries
+        self._held_entries = HELD_TIMES * limits.snapshot_entries
         self._making: dict[GroupId, _Making] = {}
         self._made: dict[GroupId, _Made] = {}
         self._due_s: dict[GroupId, float] = {}
@@ -109,13 +109,13 @@ class DiskFiles:
     def held(self, replica: Replica) -> Index | None:
         """Return the entry above which the replica's log must not start, for somebody may need what follows it."""
         making, made = self._making.get(replica.group_id), self._made.get(replica.group_id)
+        indexes = [replica.core.awaited] if replica.core.awaited else []
         if making is not None:
-            index = making.begun.index
-        elif made is not None and made.name:
-            index = made.snapshot.index
-        else:
-            return None
-        return index if replica.core.last_index - index <= self._held_entries else None
+            indexes.append(making.begun.index)
+        if made is not None and self._engine.pacing.now() - made.used_s < self._timeout_s:  # on its way to be sent
+            indexes.append(made.snapshot.index)
+        held = min(indexes, default=None)
+        return held if held is not None and replica.core.last_index - held <= self._held_entries else None
 
     def wants(self, name: str) -> bool:
         """Whether the file of that name is being made, sent, or taken in."""
@@ -307,6 +307,8 @@ class DiskFiles:
         for made in list(self._made.values()):
             kept_s = _KEPT_TIMEOUTS * self._timeout_s if made.name else 0.0
             sent = made.name and self._engine.transfers.protects(made.name)
+            if made.replica.core.awaited == made.snapshot.index:
+                made.used_s = now
             useless = made.snapshot.index < made.replica.core.log.start.index
             if not sent and (useless or now - made.used_s >= kept_s):
                 self._drop(made)

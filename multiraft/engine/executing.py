@@ -17,11 +17,12 @@ from typing import Any, Final, TypeAlias
 import msgpack
 
 from multiraft.engine.doing import Doing
-from multiraft.engine.keyspace import SESSIONS
+from multiraft.engine.keyspace import SESSIONS, MachineOnDisk
 from multiraft.engine.machine import (
     ApplyBatch,
     Context,
     Diverged,
+    Heads,
     Machine,
     UnknownCommand,
     batch_of,
@@ -39,6 +40,7 @@ Run: TypeAlias = Callable[[bytes, Context], Result]
 Control: TypeAlias = Callable[[list[Any], Context], Result]
 
 CHECK: Final = 2
+_NO_HEADS: Final[Heads] = {}
 _TEXT_CHARACTERS: Final = 200
 log: Final = logging.getLogger("multiraft.engine")
 
@@ -51,6 +53,7 @@ class Executor:
     controls         by its code: what runs a CONTROL entry
     sessions         the clients, and what was replied to them
     rolling          what all results have come to
+    heads            see `machine.Heads`
     doing            where it is told what is done now
     failed_commands  how many commands raised, since the start
     """
@@ -60,6 +63,7 @@ class Executor:
         "doing",
         "failed_commands",
         "group_id",
+        "heads",
         "machine",
         "rolling",
         "runs",
@@ -69,6 +73,7 @@ class Executor:
     def __init__(self, group_id: GroupId, machine: Machine) -> None:
         self.group_id = group_id
         self.machine = machine
+        self.heads = _heads_of(machine)
         self.doing = Doing()
         self.failed_commands = 0
         self.sessions = SessionTable()
@@ -170,8 +175,19 @@ class Executor:
         return b""
 
     def refuses(self, kind: int, entry: bytes) -> str | None:
-        """Why an entry of this kind must not be proposed: the machine's class would not know it. None: it may be."""
-        return self.machine.refuses(entry if kind == COMMANDS else entry[HEAD.size :])
+        """Why an entry of this kind must not be proposed: the machine's class would not know it. None: it may be.
+
+        On the hot path: a call as it is usually written is looked up where it stands.
+        """
+        heads = self.heads
+        if heads is None:
+            return None
+        at = 0 if kind == COMMANDS else HEAD.size
+        if len(entry) > at + 1:
+            most = heads.get(entry[at + 1 : at + 2 + (entry[at + 1] & 0x1F)])
+            if most is not None and 0x90 < entry[at] <= most:
+                return None
+        return self.machine.refuses(entry[at:] if at else entry)
 
     def text_of(self, kind: int, entry: bytes) -> str:
         """Return an entry of a record of this kind as an operator reads it, on one line. Never raises."""
@@ -181,6 +197,12 @@ class Executor:
             return "an entry of the group's own"
         text = self.machine.describe(entry)
         return text if len(text) <= _TEXT_CHARACTERS else f"{text[:_TEXT_CHARACTERS]}..."
+
+
+def _heads_of(machine: Machine) -> Heads:
+    inner: object = machine.machine if isinstance(machine, MachineOnDisk) else machine
+    heads: Heads = getattr(inner, "heads", _NO_HEADS)
+    return heads
 
 
 def check_entry(index: Index, value: int) -> bytes:

@@ -12,7 +12,7 @@ Rules of this file: no I/O, no time; nothing here knows of services, keys or typ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from random import Random
 from typing import Final, Protocol, TypeAlias
 
@@ -104,6 +104,12 @@ class Context:
 
     def __repr__(self) -> str:
         return f"Context(index={self.index}, term={self.term}, group_id={self.group_id}, time_ms={self.time_ms})"
+
+
+Heads: TypeAlias = "Mapping[bytes, int] | None"
+"""A machine's attribute `heads`: by the name of each command that it knows, as msgpack packs it, the highest first byte
+of a call of it, which holds the number of arguments; None: it refuses nothing. What is not there is asked of `refuses`.
+"""
 
 
 class Machine(Protocol):

@@ -257,10 +257,12 @@ class Replica:
             for record in core.log.records(self.applied + 1, self.may_apply, _READ_BYTES):
                 if failpoints.armed is not None:
                     failpoints.armed(failpoints.APPLY_BEFORE)
-                whole = self._apply_record(record, until_s)
-                if whole and failpoints.armed is not None:
+                if not self._apply_record(record, until_s):
+                    more = self.applied < self.may_apply
+                    break
+                if failpoints.armed is not None:
                     failpoints.armed(failpoints.APPLY_AFTER)
-                if not whole or self.stopwatch() > until_s:
+                if self.stopwatch() > until_s:
                     more = self.applied < self.may_apply
                     break
         if self.applied > core.applied:  # one that is made anew from an old snapshot comes from below

@@ -24,6 +24,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from multiraft import failpoints
+from multiraft.engine.diskfiles import HELD_TIMES
 from multiraft.engine.loading import Loading
 from multiraft.engine.replica import Replica
 from multiraft.engine.saving import Saving
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 _RESTORE: Final = "restore"
 _DAMAGED: Final = "damaged"
+_STATE_SHARE: Final = 4
+"""No snapshot before the log since the last one is this part of what that one took."""
 _TOKENS: Final = 1 << 32
 _LONG: Final = 4
 """A log that is so many times too long is replaced, however large the state is."""
@@ -53,6 +56,7 @@ class Snapshotting:
         self._entries = limits.snapshot_entries
         self._bytes = limits.snapshot_bytes
         self._trailing = limits.trailing_entries
+        self._held_entries = HELD_TIMES * limits.snapshot_entries
         self._inline_bytes = min(limits.snapshot_inline_bytes, limits.entry_bytes)
         self._slice_s = limits.apply_slice_ms / 1e3
         self._sendable_bytes = self._left_bytes = limits.outbox_bytes // 4
@@ -243,8 +247,10 @@ class Snapshotting:
         length = applied - core.log.start.index
         if length <= self._entries and replica.log_bytes < self._bytes:
             replica.snapshot_due = core.log.start.index + self._entries + 1
-        elif replica.log_bytes < replica.saved_bytes // 4 and length <= _LONG * self._entries:
-            replica.snapshot_due = applied + 1 + self._entries // 4  # a large state is not written for a few entries
+        elif core.awaited > 0 and applied - core.awaited <= self._held_entries:
+            replica.snapshot_due = applied + 1 + self._entries // 4  # a follower will need the log from there on
+        elif replica.log_bytes < replica.saved_bytes // _STATE_SHARE and length <= _LONG * self._entries:
+            replica.snapshot_due = applied + 1 + self._entries // 4
         elif applied > core.snapshot_index and applied == core.applied and core.may_compact():
             self._begin(replica, min(self._trailing, length // 2))
 
@@ -261,11 +267,12 @@ class Snapshotting:
             return "the membership changes, or another snapshot is on its way to the disk; retry shortly"
         if core.snapshot_index == core.applied:
             return ""
-        problem = replica.snapshot_problem
         self._begin(replica, core.applied)
         if replica.saving is not None:
             return "a snapshot is being taken; retry shortly"
-        return "" if replica.snapshot_problem == problem else f"no snapshot can be taken: {replica.snapshot_problem}"
+        if core.may_compact():  # nothing is on its way to the disk
+            return f"no snapshot can be taken: {replica.snapshot_problem}"
+        return ""
 
     def _begin(self, replica: Replica, trailing: Index) -> None:
         """Begin to take a snapshot of what is applied; a small one is complete by the return."""

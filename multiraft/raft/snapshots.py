@@ -163,6 +163,13 @@ class Snapshots(Replication):
         """Whether a voter was sent a snapshot that it has not answered yet."""
         return any(peer.state is SNAPSHOT and self.membership.is_voter(peer.replica_id) for peer in self._peers)
 
+    @property
+    def awaited(self) -> Index:
+        """The lowest index of a snapshot that a follower was sent and has not answered; 0: there is none."""
+        if self.role is not LEADER:
+            return 0
+        return min((peer.pending for peer in self._peers if peer.state is SNAPSHOT and peer.pending), default=0)
+
     def ask_after_snapshots(self, now: float) -> None:
         """Probe followers that have left a snapshot unanswered for long. Call it now and then; cheap where none has."""
         self._now = now

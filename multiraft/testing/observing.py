@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from multiraft.engine.engine import Engine
-from multiraft.engine.machine import Context, Machine
+from multiraft.engine.machine import Context, Machine, environmental
 from multiraft.engine.replica import Replica
 from multiraft.errors import CommandFailed, CorruptRecord, StorageError
 from multiraft.messages import NodeMessage
@@ -95,7 +95,8 @@ class ObservedMachine:
             self._applied(command, context, str(problem))
             raise
         except Exception as problem:
-            self._applied(command, context, f"{type(problem).__name__}: {problem}")
+            if not environmental(problem):  # else it is this replica's alone, which halts
+                self._applied(command, context, f"{type(problem).__name__}: {problem}")
             raise
         self._applied(command, context, result)
         return result
@@ -105,7 +106,14 @@ class ObservedMachine:
 
     def _digest(self) -> bytes:
         """Return a digest of the state; of a machine on disk, of its data and nothing else."""
-        return digest(self._state if self._data is None else list(self._data.range()))
+        if self._data is None:
+            return digest(self._state)
+        disk = self._observer.disk(self._node_id)
+        failure, disk._read_failure = disk._read_failure, None  # it is for the node, not for who looks at it
+        try:
+            return digest(list(self._data.range()))
+        finally:
+            disk._read_failure = failure
 
     def _applied(self, command: bytes, context: Context, result: bytes | str) -> None:
         index = context.index

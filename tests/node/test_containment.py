@@ -124,7 +124,8 @@ def test_a_halted_replica_stays_so_over_restarts_and_takes_part_in_all_else(play
     play(scenario)
 
 
-def test_a_retry_makes_the_machine_anew_so_that_half_a_command_is_not_done_twice(play: Play) -> None:
+@pytest.mark.parametrize("inline_bytes", [0, 65_536])
+def test_a_retry_makes_the_machine_anew_so_that_half_a_command_is_not_done_twice(play: Play, inline_bytes: int) -> None:
     async def scenario(ledgers: Any) -> None:
         cluster = ledgers.cluster
         leader, follower, _ = await roles(ledgers)
@@ -144,7 +145,8 @@ def test_a_retry_makes_the_machine_anew_so_that_half_a_command_is_not_done_twice
         await write(ledgers, follower, b"4")
         await all_have(ledgers, [b"1", b"2", b"3", b"4"])
 
-    play(scenario, limits=Limits(request_timeout_ms=3_000, snapshot_entries=4, trailing_entries=1))
+    short = Limits(request_timeout_ms=3_000, snapshot_entries=4, trailing_entries=1, snapshot_inline_bytes=inline_bytes)
+    play(scenario, limits=short)
 
 
 def test_a_replica_that_is_retried_forgets_how_fresh_it_was(play: Play) -> None:
@@ -241,7 +243,8 @@ def test_an_interrupt_of_the_process_is_nothing_that_is_kept(play: Play) -> None
 # ---------------------------------------------------------------------------------------------------------- rebuilt
 
 
-def test_a_rebuilt_replica_has_the_others_state_and_kept_its_log(play: Play) -> None:
+@pytest.mark.parametrize("inline_bytes", [0, 65_536])
+def test_a_rebuilt_replica_has_the_others_state_and_kept_its_log(play: Play, inline_bytes: int) -> None:
     async def scenario(ledgers: Any) -> None:
         cluster = ledgers.cluster
         leader, follower, other = await roles(ledgers)
@@ -267,7 +270,7 @@ def test_a_rebuilt_replica_has_the_others_state_and_kept_its_log(play: Play) -> 
         assert replica_of(ledgers, follower).halted is None
         await all_have(ledgers, [*kept, b"8"])
 
-    play(scenario)
+    play(scenario, limits=Limits(request_timeout_ms=3_000, snapshot_inline_bytes=inline_bytes))
 
 
 @pytest.mark.parametrize("keep", range(5))

@@ -1,8 +1,8 @@
 """A small cluster of whole nodes on real data directories, in one process, that is quick to start and to stop.
 
 The network is the memory twin, so that hundreds of starts take minutes; everything else is what users run. Two services
-of some shards keep every command in order, one in memory, one on the disk, so that what a replica holds can be compared
-with what was acknowledged.
+of some shards keep every command in order, one in memory and one on the disk, so that what a replica holds can be
+compared with what was acknowledged.
 
 Rules of this file: timeouts are short, and so no figure of time means anything.
 """
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Final
 
 from multiraft import BytesDiskStateMachine, BytesStateMachine, Limits, Node, NodeConfig
-from multiraft.errors import NotCommitted, OutcomeUnknown
+from multiraft.errors import CorruptRecord, NotCommitted, OutcomeUnknown
 from multiraft.ports import Transport
 from multiraft.transport import MemoryNetwork, MemoryTransport
 from multiraft.types import GroupId, Identity, NodeId
@@ -106,13 +107,14 @@ class Herd:
         return sorted({group for node in self.nodes.values() for group in node.shard_map.groups})
 
     def kept(self, name: NodeId, group_id: GroupId) -> list[bytes]:
-        """Return what a node's replica has applied; nothing where there is none."""
+        """Return what a node's replica has applied; nothing where there is none, or it cannot be read."""
         node = self.nodes[name]
-        if group_id not in node._here().engine.replicas:
+        if not node.runs or group_id not in node._here().engine.replicas:
             return []
         machine = node.local_machine(group_id)
         if isinstance(machine, Shelf):
-            return machine.all()
+            with suppress(CorruptRecord):
+                return machine.all()
         return list(machine.kept) if isinstance(machine, Ledger) else []
 
     async def propose(self, name: NodeId, group_id: GroupId, command: bytes) -> None:

@@ -29,6 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -36,7 +37,7 @@ from typing import Final
 from multiraft.errors import MultiRaftError, StartError
 from multiraft.storage import inspect_directory
 from multiraft.types import GroupId, HardState, ReplicaId
-from soak.herd import NAMES, Herd
+from tests.soak.herd import NAMES, Herd
 
 VICTIM: Final = "c"
 CLASSES: Final = ("refused", "healed", "without effect", "WRONG")
@@ -172,7 +173,8 @@ async def judge(flip: Flip, folder: Path) -> Verdict:
             wrong = f"it does not come back: {type(problem).__name__}: {problem}; {_states(herd)}"
         if wrong:
             return Verdict(flip, "WRONG", wrong)
-        return Verdict(flip, "healed" if damaged else "without effect", f"groups {damaged}")
+        again = f", restarted: {node.status()['came_back']['reason']}" if node.status()["came_back"]["count"] else ""
+        return Verdict(flip, "healed" if damaged or again else "without effect", f"groups {damaged}{again}")
     finally:
         await herd.stop()
         shutil.rmtree(folder)
@@ -209,26 +211,37 @@ def _forgotten(herd: Herd, base: Base) -> str:
 
 async def _wrong_together(herd: Herd, base: Base) -> str:
     """Say what is wrong once its peers are there; empty where nothing is. Raises TimeoutError."""
-    running = herd.nodes[VICTIM]._here()
-    replicas = running.engine.replicas
-    await herd.until(lambda: not running.damaged_groups() and set(base.promises) <= set(replicas))
+    await herd.until(lambda: _is_whole(herd, base))
     for group_id, commands in base.acknowledged.items():
         for name in NAMES:
             found = await herd.read(name, group_id)
             if found != commands:
                 return f"group {group_id}, asked of {name}: {_difference(found, commands)}"
-        core = replicas[group_id].core
-        await herd.until(lambda core=core: core.membership.is_voter(core.replica_id))  # type: ignore[misc]
         last = b"%d-last" % group_id
-        await herd.propose(VICTIM, group_id, last)
+        await herd.propose(NAMES[0], group_id, last)
         expected = [*commands, last]
         try:
-            await herd.until(
-                lambda group_id=group_id, expected=expected: herd.kept(VICTIM, group_id) == expected  # type: ignore[misc]
-            )
+            await herd.until(partial(_holds, herd, base, group_id, expected))
         except TimeoutError:
             return f"group {group_id}, held by {VICTIM}: {_difference(herd.kept(VICTIM, group_id), expected)}"
     return ""
+
+
+def _is_whole(herd: Herd, base: Base) -> bool:
+    """Whether the victim runs, has a replica of every group, and nothing of it is damaged."""
+    node = herd.nodes[VICTIM]
+    if not node.runs:
+        return False
+    running = node._here()
+    return not running.damaged_groups() and set(base.promises) <= set(running.engine.replicas)
+
+
+def _holds(herd: Herd, base: Base, group_id: GroupId, expected: list[bytes]) -> bool:
+    """Whether the victim's replica votes, and holds just that."""
+    if not _is_whole(herd, base):
+        return False
+    core = herd.nodes[VICTIM]._here().engine.replicas[group_id].core
+    return core.membership.is_voter(core.replica_id) and herd.kept(VICTIM, group_id) == expected
 
 
 def _difference(found: list[bytes], expected: list[bytes]) -> str:

@@ -23,6 +23,7 @@ from multiraft.config import Limits, NodeConfig
 from multiraft.consistency import Consistency
 from multiraft.engine.replica import Replica
 from multiraft.errors import InvalidRequest, MultiRaftError, NotReady, NotRunning, StorageError
+from multiraft.exporting import Exporting
 from multiraft.free_space import SPACE_CALL
 from multiraft.group import CallKind, Group, Unsubscribe
 from multiraft.mending import Mending
@@ -63,7 +64,7 @@ def _aiohttp_transport(config: NodeConfig, identity: Identity, incarnation: int,
     return AiohttpTransport(config, identity, incarnation, rng)
 
 
-class Node(Mending):
+class Node(Mending, Exporting):
     """One node of a cluster.
 
         node = Node(NodeConfig(node_id="a", data_dir="data/a", listen="127.0.0.1:7001", members={...}))
@@ -94,6 +95,7 @@ class Node(Mending):
         rng: Random | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
+        super().__init__()
         self.config = config
         self._setup = Setup(
             config,
@@ -243,6 +245,7 @@ class Node(Mending):
         self._ending = True
         self._setup.services.bind(None)
         try:
+            await self._end_exports()
             await running.close("the node is stopping")
         finally:
             self._ended.set()

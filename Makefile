@@ -20,7 +20,7 @@ comma := ,
 ROUNDS ?= 20
 OFFSETS ?= 500
 
-.PHONY: help demo test sim faults mutants mutants-random coverage-raft check bench bench-idle clean
+.PHONY: help demo test sim faults mutants mutants-random coverage-raft check bench bench-idle soak-increments soak-state clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +34,8 @@ help:
 	@echo "make check   formatting, lint, types and import rules; changes nothing"
 	@echo "make bench   measure multiraft beside the ceiling; see benchmarks/README.md"
 	@echo "make bench-idle  what idle groups cost, and how fast they fail over (about four minutes)"
+	@echo "make soak-increments  a million increments through kill -9, and an exact sum (about five minutes)"
+	@echo "make soak-state  2 GiB of state in one node, and a shard of 500 MB handed on: memory, restart, lateness"
 	@echo "make clean   remove .venv and all caches"
 	@echo "Options: PYTHON=/path/to/python3.12 (what .venv is built with), BUILD_PLYVEL=1 (any platform, from source)"
 
@@ -47,8 +49,8 @@ sim: $(STAMP)
 	@$(BIN)/multiraft sim --seeds $(SEEDS) --first-seed $(FIRST_SEED) $(ARGS)
 
 faults: $(STAMP)
-	@$(BIN)/python -m soak.disks --rounds $(ROUNDS)
-	@$(BIN)/python -m soak.bitflips --offsets $(OFFSETS) --quiet
+	@$(BIN)/python -m tests.soak.disks --rounds $(ROUNDS)
+	@$(BIN)/python -m tests.soak.bitflips --offsets $(OFFSETS) --quiet
 
 mutants: $(STAMP)
 	@$(BIN)/python -m tests.mutants
@@ -72,6 +74,12 @@ bench: $(STAMP)
 
 bench-idle: $(STAMP)
 	@$(BIN)/python -m benchmarks.idle $(ARGS)
+
+soak-increments: $(STAMP)
+	@$(BIN)/python -m tests.soak.increments $(ARGS)
+
+soak-state: $(STAMP)
+	@$(BIN)/python -m tests.soak.big_state $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*

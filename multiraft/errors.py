@@ -21,6 +21,7 @@
         StorageError          the store is damaged, locked, of another node, or cannot be written
           CorruptRecord       what is stored is not what was written
             UnreadableStore   parts of it cannot be read at all; the rest can
+      RecoveryRefused         what survives does not fit together, or not to the plan; nothing was written
       NotRunning              called before start or after stop
       NoSuchFile              a peer does not have the file of a snapshot any more
     InvariantViolation        a bug in multiraft itself; not a MultiRaftError, so that nobody handles it by accident
@@ -154,6 +155,10 @@ class CorruptRecord(StorageError):
 
 class UnreadableStore(CorruptRecord):
     """Parts of the database cannot be read at all; left out, the rest is a store again."""
+
+
+class RecoveryRefused(MultiRaftError):
+    """What was collected does not fit together, or the plan not to what is here; nothing was written."""
 
 
 class NotRunning(NotCommitted):

@@ -117,7 +117,8 @@ class Forming:
     def _offer(self, node_id: NodeId) -> None:
         identity = self._store.identity
         stores = tuple(sorted(identity.stores.items()))
-        self._send(node_id, Form(identity.cluster_id, stores, identity.admitted, identity.readmissions))
+        about = (identity.admitted, identity.readmissions, identity.generation)
+        self._send(node_id, Form(identity.cluster_id, stores, *about))
 
     def _stranger(self, node_id: NodeId, store_id: bytes) -> None:
         self.strangers[node_id] = store_id
@@ -157,7 +158,8 @@ class Forming:
                 log.error("%s", self.refusal)
             return
         self.refusal = None
-        self._store.bind_cluster(message.cluster_id, stores, message.stores_admitted, message.stores_readmissions)
+        about = (message.stores_admitted, message.stores_readmissions, message.stores_recovery)
+        self._store.bind_cluster(message.cluster_id, stores, *about)
         self._send(node_id, Formed(message.cluster_id))
         self._formed(self._store.identity)
 

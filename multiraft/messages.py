@@ -421,10 +421,11 @@ class Form:
 
     stores_admitted      the members whose store came after the forming
     stores_readmissions  how many readmissions `stores` takes into account
+    stores_recovery      the cluster's recovery generation
     """
 
     CODE: ClassVar[int] = 30
-    __slots__ = ("cluster_id", "stores", "stores_admitted", "stores_readmissions")
+    __slots__ = ("cluster_id", "stores", "stores_admitted", "stores_readmissions", "stores_recovery")
 
     def __init__(
         self,
@@ -432,11 +433,13 @@ class Form:
         stores: tuple[tuple[NodeId, bytes], ...],
         stores_admitted: tuple[NodeId, ...] = (),
         stores_readmissions: int = 0,
+        stores_recovery: int = 0,
     ) -> None:
         self.cluster_id = cluster_id
         self.stores = stores
         self.stores_admitted = stores_admitted
         self.stores_readmissions = stores_readmissions
+        self.stores_recovery = stores_recovery
 
 
 class Formed:

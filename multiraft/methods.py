@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgpack
@@ -69,6 +69,7 @@ class Method:
 
     name, kind, key  its name; "command" or "query"; the parameter that routes it, None for a query of any shard
     function         the plain function, for `self` and the arguments
+    since            the version of the class that brought it; 1 for a query
     """
 
     __slots__ = (
@@ -85,6 +86,7 @@ class Method:
         "label",
         "name",
         "parameters",
+        "since",
     )
 
     def __init__(
@@ -101,6 +103,7 @@ class Method:
         self.kind = kind
         self.key = key
         self.function = function
+        self.since = 1
         self.parameters = tuple(parameters)
         self._signature = _without_self(inspect.signature(function))
         self._encoders = [parameter.type.encode for parameter in parameters]
@@ -280,18 +283,23 @@ def decode_call(raw: bytes) -> list[Any]:
     return wire
 
 
-def called_name(raw: bytes) -> str | None:
-    """Return the name of the method that a call is of; None for bytes that are no call. On the hot path.
+def heads_of(methods: Iterable[Method]) -> dict[bytes, int]:
+    """Return, by the packed name of each method, the highest first byte of a call of it; see `machine.Heads`.
 
-    The usual call, an array of at most 15 that starts with a text of at most 31 bytes, is read in place.
+    Only where both are short: arrays of at most 15, names of at most 31 bytes.
     """
-    if len(raw) > 1 and raw[0] & 0xF0 == 0x90 and raw[1] & 0xE0 == 0xA0:
-        try:
-            return raw[2 : 2 + (raw[1] & 0x1F)].decode()
-        except UnicodeDecodeError:
-            return None
+    return {
+        _pack(method.name): 0x90 + min(15, len(method.parameters) + 1)
+        for method in methods
+        if len(method.name.encode()) < 32
+    }
+
+
+def called(raw: bytes) -> tuple[str, int] | None:
+    """Return the name and the number of arguments of a call; None for bytes that are no call."""
     try:
-        return str(decode_call(raw)[0])
+        wire = decode_call(raw)
+        return str(wire[0]), len(wire) - 1
     except CommandFailed:
         return None
 

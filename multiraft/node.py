@@ -112,6 +112,7 @@ class Node(Mending):
             space=space
             or (FileSpace(config.data_dir, config.limits.ballast_bytes) if open_store is _open_store else None),
             revives=revives,
+            watched=clocks is None,
         )
         self._running: Running | None = None
         self._revival = Revival(self._setup, self._has_failed, self._has_come_back, self._has_ended)

@@ -276,11 +276,9 @@ class Store(LogReader, DataReader, Protocol):
         stores: dict[NodeId, bytes],
         admitted: Sequence[NodeId] = (),
         readmissions: int = 0,
+        generation: int = 0,
     ) -> None:
-        """Make this store part of a cluster; synced on return. Raises StorageError if it is of another one.
-
-        For the arguments see types.Identity.
-        """
+        """Make this store part of a cluster (see types.Identity); synced. Raises StorageError: it is of another one."""
 
     def bind_stores(self, stores: dict[NodeId, bytes], admitted: Sequence[NodeId], readmissions: int) -> None:
         """Take over which store each member has now; synced on return. What is older than what is known is passed over.
@@ -323,7 +321,7 @@ class Store(LogReader, DataReader, Protocol):
     def new_space(self, batch: WriteBatch) -> SpaceId:
         """Return the id of a new, empty keyspace. That it was given out rides in `batch`, which must be submitted.
 
-        The first batch that names the keyspace is that one or a later one. Raises CorruptRecord.
+        The first batch that names the keyspace is that one or a later one. Never fails.
         """
         ...
 

@@ -36,6 +36,9 @@ class ServiceCaller(Protocol):
     @property
     def limits(self) -> Limits: ...
 
+    def check_version(self, version: int) -> None:
+        """Raise NotReady, naming the nodes that are behind, unless all know the commands of that version."""
+
     def propose(
         self, key: bytes, command: bytes, timeout_s: float | None, session: bool | Numbered
     ) -> Awaitable[bytes]:
@@ -153,8 +156,9 @@ class _Remote(Generic[P, R]):
 class RemoteCommand(_Remote[P, R]):
     """A command of a service. Awaiting a call returns the command's result, after it was committed and applied.
 
-    A call raises InvalidRequest (arguments, sizes), any other NotCommitted (it certainly did not happen),
-    OutcomeUnknown (it may have happened) or CommandFailed (it was committed, and the machine raised).
+    A call raises InvalidRequest (arguments, sizes), NotReady (also where nodes are behind the version that the command
+    came with), any other NotCommitted (it certainly did not happen), OutcomeUnknown (it may have happened) or
+    CommandFailed (it was committed, and the machine raised).
 
     The node numbers each call, and sends it again under its number, while there is time, when its answer was lost or
     the leader went: it is applied once all the same. OutcomeUnknown is what remains: the time was up before an answer.
@@ -174,6 +178,8 @@ class RemoteCommand(_Remote[P, R]):
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         caller = self._caller()
+        if self._method.since > 1:
+            caller.check_version(self._method.since)
         key, body = self._encode(caller, args, kwargs)
         result: R = self._method.decode_result(await caller.propose(key, body, self._timeout_s, self._session))
         return result

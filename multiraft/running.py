@@ -35,7 +35,18 @@ from multiraft.services import Services
 from multiraft.shard import Directory, Router
 from multiraft.standing import Standing
 from multiraft.status import damaged_state, group_counts, peer_states, process_use, shards_by_group
-from multiraft.types import DIRECTORY_GROUP, NOBODY, Damage, GroupId, Identity, Membership, NodeId, StoredReplica
+from multiraft.types import (
+    DIRECTORY_GROUP,
+    NOBODY,
+    Damage,
+    GroupId,
+    Identity,
+    Membership,
+    NodeId,
+    StoredReplica,
+    generation_name,
+)
+from multiraft.watchdog import WATCHDOG
 
 LEADER_CALL: Final = "node.leader"
 _LOOK_S: Final = 1.0
@@ -57,6 +68,7 @@ class Setup:
     salvage     makes a database whole that cannot be read in places; None: it is refused
     space       the room under the store; None: it is not looked at
     revives     whether the node comes back by itself after its disk was full
+    watched     whether a watchdog names what holds the loop; not where time is not the machine's
     """
 
     config: NodeConfig
@@ -73,6 +85,7 @@ class Setup:
     salvage: Callable[[NodeConfig], object] | None = None
     space: Space | None = None
     revives: bool = True
+    watched: bool = False
 
 
 class Running:
@@ -142,12 +155,15 @@ class Running:
         self.directory.subscribe(self._directory_changed)
         await transport.start(self)
         self.engine.begin()
+        if setup.watched:
+            WATCHDOG.watch(self.engine.applying.doing, config.limits.slow_command_ms / 1e3)
         self.forming.begin()
         self._directory_changed(self.directory)
         setup.services.bind(self.router)
         self._tasks.append(
             self._loop.create_task(
-                setup.services.declare_in_directory(self.router, self.directory, self._wake), name="declare services"
+                setup.services.declare_in_directory(config.node_id, self.router, self.directory, self._wake),
+                name="declare services",
             )
         )
         self._tasks.append(self._loop.create_task(self.reporting.run(), name="report memberships"))
@@ -207,6 +223,7 @@ class Running:
         """Whatever goes wrong with one part, the store's lock must not outlive this call."""
         try:
             if hasattr(self, "engine"):
+                WATCHDOG.forget(self.engine.applying.doing)
                 self.engine.stop(reason)
             if hasattr(self, "router"):
                 self.router.stop()
@@ -222,6 +239,7 @@ class Running:
         self._closed = True
         for task in self._tasks:
             task.cancel()
+        WATCHDOG.forget(self.engine.applying.doing)
         self.containment.abandon()
         self.engine.stop("the node was killed")
         self.router.stop()
@@ -459,6 +477,7 @@ class Running:
             "incarnation": store.incarnation,
             "cluster_id": store.identity.cluster_id.hex(),
             "store_id": store.identity.store_id.hex(),
+            "generation": generation_name(store.identity.generation),
             "uptime_s": round(self._setup.clocks.real() - self._began_s, 3),
             "version": package_version(),
             "listen": config.listen,

@@ -23,7 +23,7 @@ from multiraft.service import bind_service
 from multiraft.sessions import Numbered
 from multiraft.shard import Declaration, Directory, Router, ServiceRoute, create_service_command
 from multiraft.shard.partition import Mode
-from multiraft.statemachine import BytesStateMachine, StateMachine, adapt, schema_of
+from multiraft.statemachine import BytesStateMachine, StateMachine, adapt, schema_of, version_of
 from multiraft.types import DIRECTORY_GROUP, NodeId
 
 M = TypeVar("M", bound=StateMachine)
@@ -126,11 +126,12 @@ class Services:
         if name in self._declarations:
             raise ConfigError(f"service {name!r} is declared twice on this node")
         schema: dict[str, list[Any]] = schema_of(machine)
+        version = version_of(machine)
         if mode == "range":
             initial_shards = len(boundaries) + 1
         try:
             declaration = Declaration(
-                name, mode, initial_shards, tuple(boundaries), min(replicas, len(self._members)), schema
+                name, mode, initial_shards, tuple(boundaries), min(replicas, len(self._members)), schema, version
             )
         except NotCommitted as problem:
             raise ConfigError(str(problem)) from None
@@ -151,10 +152,12 @@ class Services:
             binding.caller = ServiceRoute(router, name) if router is not None and name not in self.refused else None
             binding.away = away
 
-    async def declare_in_directory(self, router: Router, directory: Directory, changed: Callable[[], None]) -> None:
-        """Have the directory know every service declared here; try until it does, or refuses."""
+    async def declare_in_directory(
+        self, node_id: NodeId, router: Router, directory: Directory, changed: Callable[[], None]
+    ) -> None:
+        """Have the directory know every service declared here, on `node_id`; try until it does, or refuses."""
         for name, declaration in sorted(self._declarations.items()):
-            command = create_service_command(declaration, self._members)
+            command = create_service_command(declaration, self._members, node_id)
             while name not in self.refused:
                 try:
                     await router.call(DIRECTORY_GROUP, "propose", command)

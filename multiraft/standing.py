@@ -61,6 +61,14 @@ class Standing:
                 f"{node_id!r} says. Start the node with that one's directory, or remove this one, start the node, and "
                 f"await node.readmit({identity.node_id!r}) on another one"
             )
+        if kind == "generation" and identity.formed:
+            reason = (
+                f"the cluster was recovered without node {identity.node_id!r}, as node {node_id!r} says, when a "
+                "quorum was lost: what this store has promised was given up. "
+                f"Remove the directory, start the node, and await node.readmit({identity.node_id!r}) on another one"
+            )
+            self._store.condemn(reason)
+            raise StorageError(reason)
         if node_id not in self.refusals:
             log.error("node %s refuses this node: %s", node_id, why)
         self.refusals[node_id] = why

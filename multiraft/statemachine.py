@@ -10,23 +10,25 @@ write instead; nothing of a replica's object ever leaves it except as bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, ClassVar, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from multiraft.attributes import AttributesLoader, pack_attributes, unpack_attributes
-from multiraft.engine.machine import Context, Joined, Machine, Restoring, UnknownCommand
+from multiraft.engine.machine import Context, Heads, Joined, Machine, Restoring, UnknownCommand
 from multiraft.errors import CommandFailed, InvariantViolation
 from multiraft.keyspace import KeepsData, Keyspace
 from multiraft.methods import (
     Kind,
     Method,
-    called_name,
+    called,
     check_declaration,
     compile_method,
     decode_call,
     describe_call,
+    heads_of,
 )
 from multiraft.remote import RemoteCommand, RemoteQuery, RemoteShardQuery, ServiceBinding
 
+VERSION_MAX: Final = (1 << 31) - 1
 M = TypeVar("M")
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -90,6 +92,16 @@ class BytesStateMachine(_HasContext):
 
     The rules of StateMachine hold: `apply` is deterministic, and `query` changes nothing. Define `snapshot` and
     `restore` to have long logs replaced by snapshots of the state.
+
+    A class that can apply many commands at a lower price together defines, in place of `apply`,
+
+        def apply_batch(self, commands: list[bytes]) -> list[bytes | Exception]
+
+    which returns a result for each command, in order; an Exception among them is the CommandFailed of its own caller.
+    How commands are put together differs from replica to replica, so nothing may depend on it: each must have the
+    effect and the result that it would have alone. `self.context.time_ms` and `.term` are those of all of them,
+    `.index` is the first one's, `.random` is not there. What `apply_batch` itself raises halts the replica. Of a
+    machine on disk what a batch wrote is kept, also for commands whose result is an Exception: write nothing for those.
     """
 
     __slots__ = ()
@@ -119,8 +131,11 @@ class _Declared(Generic[P, R]):
 
     kind: ClassVar[Kind]
 
-    def __init__(self, function: Callable[Concatenate[Any, P], R], key: str | None) -> None:
+    def __init__(self, function: Callable[Concatenate[Any, P], R], key: str | None, since: int = 1) -> None:
         check_declaration(function, self.kind, key)
+        if type(since) is not int or not 1 <= since <= VERSION_MAX:
+            raise TypeError(f"{function.__qualname__}: since={since!r:.40} must be a whole number, at least 1")
+        self.since = since
         self.function = function
         self.key = key
         self.__name__ = function.__name__
@@ -209,17 +224,20 @@ class _MakesShardQuery(Protocol):
     def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> ShardQuery[P, R]: ...
 
 
-def command(*, key: str) -> _MakesCommand:
+def command(*, key: str, since: int = 1) -> _MakesCommand:
     """Mark a method as a command: it may change the state, and runs once on every replica of its key's shard.
 
-    key  the parameter that decides which shard; of type str, bytes or int
+    key    the parameter that decides which shard; of type str, bytes or int
+    since  the version of the class that this command came with, or got its latest parameter in. A cluster is upgraded
+           node by node: until all nodes run a program whose class has reached that version, calling the command
+           raises NotReady, which names those that are behind; after that no older program is taken back
 
     Raises TypeError, at class definition, for a key that is no parameter, for parameters or results without an
     annotation or with one that cannot be carried, for *args, **kwargs, async def, and for reserved names.
     """
 
     def mark(function: Callable[Concatenate[Any, P], R], /) -> Command[P, R]:
-        return Command(function, key)
+        return Command(function, key, since)
 
     return mark
 
@@ -271,10 +289,20 @@ def methods_of(machine: type[StateMachine]) -> dict[str, Method]:
     """Return the compiled commands and queries of a class; compiled once. Raises TypeError as `command` says."""
     if "_multiraft_methods" not in vars(machine):
         declared = declarations_of(machine)
-        machine._multiraft_methods = {
+        methods = {
             name: compile_method(machine, value.function, value.kind, value.key) for name, value in declared.items()
         }
+        for name, value in declared.items():
+            methods[name].since = value.since
+        machine._multiraft_methods = methods
     return machine._multiraft_methods
+
+
+def version_of(machine: type[StateMachine | BytesStateMachine]) -> int:
+    """Return the version of a class: the highest `since` of its commands; 1 where nothing is said."""
+    if not issubclass(machine, StateMachine):
+        return 1
+    return max((method.since for method in methods_of(machine).values()), default=1)
 
 
 def schema_of(machine: type[StateMachine | BytesStateMachine]) -> dict[str, list[Any]]:
@@ -314,19 +342,22 @@ class MachineAdapter(_HasData[StateMachine]):
     know halts the replica, for another release of the class may.
     """
 
-    __slots__ = ("_commands", "_queries", "machine")
+    __slots__ = ("_commands", "_queries", "heads", "machine")
 
     def __init__(self, machine: StateMachine) -> None:
         self.machine = machine
         methods = methods_of(type(machine))
         self._commands = {name: method for name, method in methods.items() if method.kind == "command"}
         self._queries = {name: method for name, method in methods.items() if method.kind == "query"}
+        self.heads: Heads = heads_of(self._commands.values())
 
     def apply(self, command: bytes, context: Context) -> bytes:
         wire = decode_call(command)
         method = self._commands.get(wire[0])
         if method is None:
             raise UnknownCommand(self._unknown("command", wire[0]))
+        if len(wire) > len(method.parameters) + 1:
+            raise UnknownCommand(self._too_many(method, len(wire) - 1))
         machine = self.machine
         machine._context = context
         try:
@@ -353,8 +384,16 @@ class MachineAdapter(_HasData[StateMachine]):
         return Joined(self)
 
     def refuses(self, command: bytes) -> str | None:
-        name = called_name(command)
-        return None if name is None or name in self._commands else self._unknown("command", name)
+        call = called(command)
+        if call is None:
+            return None
+        method = self._commands.get(call[0])
+        if method is None:
+            return self._unknown("command", call[0])
+        return None if call[1] <= len(method.parameters) else self._too_many(method, call[1])
+
+    def _too_many(self, method: Method, count: int) -> str:
+        return f"{method.label} takes {len(method.parameters)} arguments, not {count}: another release of it may"
 
     def describe(self, command: bytes) -> str:
         return describe_call(command)
@@ -367,6 +406,7 @@ class BytesMachineAdapter(_HasData[BytesStateMachine]):
     """A BytesStateMachine as the engine's Machine. Results that are not bytes raise CommandFailed."""
 
     __slots__ = ("machine",)
+    heads: ClassVar[Heads] = None
 
     def __init__(self, machine: BytesStateMachine) -> None:
         self.machine = machine
@@ -402,10 +442,34 @@ class BytesMachineAdapter(_HasData[BytesStateMachine]):
         return result
 
 
+class BatchesAdapter(BytesMachineAdapter):
+    """A BytesStateMachine that defines `apply_batch` as the engine's Machine."""
+
+    __slots__ = ()
+
+    def apply(self, command: bytes, context: Context) -> bytes:
+        [result] = self.apply_batch([command], context)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def apply_batch(self, commands: list[bytes], context: Context) -> list[bytes | Exception]:
+        """Apply commands of one record, together."""
+        machine: Any = self.machine
+        machine._context = context
+        context.batch = True
+        try:
+            results: list[bytes | Exception] = machine.apply_batch(commands)
+            return results
+        finally:
+            context.batch = False
+            machine._context = None
+
+
 def adapt(machine: StateMachine | BytesStateMachine) -> Machine:
     """Return `machine` as the engine's Machine. Raises TypeError for an object of another kind."""
     if isinstance(machine, StateMachine):
         return MachineAdapter(machine)
     if isinstance(machine, BytesStateMachine):
-        return BytesMachineAdapter(machine)
+        return BatchesAdapter(machine) if hasattr(machine, "apply_batch") else BytesMachineAdapter(machine)
     raise TypeError(f"{type(machine).__name__} must derive from StateMachine or BytesStateMachine")

@@ -249,6 +249,8 @@ class Identity:
     stores      the store of every member: bound when the cluster was formed, and anew when a node is readmitted
     admitted    the members whose store came after the forming, ascending
     readmissions  how many readmissions `stores` takes into account; the higher number knows better
+    generation  which recovery from a lost quorum this store has been through last; 0: none. Lower ones are refused by
+                higher ones: what they still promise was given up
     """
 
     node_id: NodeId
@@ -257,6 +259,7 @@ class Identity:
     stores: Mapping[NodeId, bytes] = field(default_factory=dict)
     admitted: tuple[NodeId, ...] = ()
     readmissions: int = 0
+    generation: int = 0
 
     @property
     def formed(self) -> bool:
@@ -266,6 +269,24 @@ class Identity:
     def founder(self) -> bool:
         """Whether this store was there when the cluster was formed. One that came later has forgotten promises."""
         return self.node_id not in self.admitted
+
+
+_PLAN_BITS: Final = 32
+
+
+def next_generation(latest: int, plan_digest: bytes) -> int:
+    """Return the recovery generation that follows `latest`, for the plan with this digest (at least 4 bytes).
+
+    Two plans that were made from the same state have different ones, so that nodes recovered by one never talk to nodes
+    recovered by the other.
+    """
+    return ((latest >> _PLAN_BITS) + 1 << _PLAN_BITS) | int.from_bytes(plan_digest[:4], "big")
+
+
+def generation_name(generation: int) -> str:
+    """Return a recovery generation as people read it: which one, and by which plan."""
+    number, plan = generation >> _PLAN_BITS, generation & ((1 << _PLAN_BITS) - 1)
+    return f"{number}-{plan:08x}" if plan else str(generation)
 
 
 ADMITTED_RUNS: Final = 1 << 32

@@ -22,6 +22,7 @@ Schema = Mapping[str, list[Any]]
 """Of each command and query: [kind, key, [[name, type, has default] ...], result type]."""
 
 REPLICAS_MAX: Final = 31
+VERSION_MAX: Final = (1 << 31) - 1
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _RESERVED: Final = frozenset({"directory"})
 
@@ -36,6 +37,7 @@ class Declaration:
     boundaries      range mode: the first key of each shard but the first
     replicas        how many nodes each shard is kept on
     schema          the shape of its commands and queries; empty for a machine of bytes
+    version         what the class knows: the highest `since` of its commands. The directory's is the highest declared
 
     Raises InvalidRequest for anything else, naming the setting.
     """
@@ -46,6 +48,7 @@ class Declaration:
     boundaries: tuple[bytes, ...] = ()
     replicas: int = 3
     schema: Schema = field(default_factory=dict)
+    version: int = 1
 
     def __post_init__(self) -> None:
         where = f"service {self.name!r:.80}: "
@@ -57,6 +60,8 @@ class Declaration:
             raise InvalidRequest(
                 f"{where}replicas = {self.replicas!r:.40}: must be a whole number from 1 to {REPLICAS_MAX}"
             )
+        if type(self.version) is not int or not 1 <= self.version <= VERSION_MAX:
+            raise InvalidRequest(f"{where}version = {self.version!r:.40}: must be a whole number, at least 1")
         if self.mode == "hash" and self.boundaries:
             raise InvalidRequest(f"{where}boundaries are for mode 'range'; in mode 'hash' say initial_shards")
         if self.mode == "range" and self.initial_shards not in (1, len(self.boundaries) + 1):
@@ -72,15 +77,15 @@ class Declaration:
 
     def to_plain(self) -> list[Any]:
         schema = [[name, shape] for name, shape in sorted(self.schema.items())]
-        return [self.name, self.mode, self.initial_shards, list(self.boundaries), self.replicas, schema]
+        return [self.name, self.mode, self.initial_shards, list(self.boundaries), self.replicas, schema, self.version]
 
     @classmethod
     def from_plain(cls, plain: list[Any]) -> Declaration:
         """Return the declaration that `to_plain` described. Raises InvalidRequest or ValueError if there is none."""
-        name, mode, initial_shards, boundaries, replicas, schema = plain
+        name, mode, initial_shards, boundaries, replicas, schema, version = plain
         if type(boundaries) is not list or type(schema) is not list:
             raise ValueError("expected arrays of boundaries and of methods")
-        return cls(name, mode, initial_shards, tuple(boundaries), replicas, dict(map(_method_of, schema)))
+        return cls(name, mode, initial_shards, tuple(boundaries), replicas, dict(map(_method_of, schema)), version)
 
 
 def _method_of(row: Any) -> tuple[str, list[Any]]:
@@ -116,7 +121,8 @@ def combined(old: Declaration, new: Declaration) -> Declaration:
     for name, shape in new.schema.items():
         if name not in schema or len(shape[2]) > len(schema[name][2]):
             schema[name] = shape
-    return Declaration(old.name, old.mode, old.initial_shards, old.boundaries, old.replicas, schema)
+    version = max(old.version, new.version)
+    return Declaration(old.name, old.mode, old.initial_shards, old.boundaries, old.replicas, schema, version)
 
 
 def _agree(one: list[Any], other: list[Any]) -> bool:

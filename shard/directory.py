@@ -26,12 +26,12 @@ from multiraft.shard.placement import place
 from multiraft.shard.shard_map import ServiceShards, Shard, ShardMap
 from multiraft.types import FIRST_USER_GROUP, FOUNDING_INDEX, GroupId, Identity, Index, NodeId
 
-_STATE_FORMAT: Final = 3
+_STATE_FORMAT: Final = 4
 _CREATE_SERVICE: Final = "create_service"
 _REGISTER_NODE: Final = "register_node"
 _GROUP_NODES: Final = "group_nodes"
 _ADMIT: Final = "admit"
-_ARGUMENTS: Final = {_CREATE_SERVICE: 2, _REGISTER_NODE: 3, _GROUP_NODES: 3, _ADMIT: 3}
+_ARGUMENTS: Final = {_CREATE_SERVICE: 3, _REGISTER_NODE: 3, _GROUP_NODES: 3, _ADMIT: 3}
 _MAP: Final = "map"
 _NODES: Final = "nodes"
 
@@ -73,12 +73,14 @@ class GroupInfo:
 # ------------------------------------------------------------------------------- what others send and understand
 
 
-def create_service_command(declaration: Declaration, nodes: Sequence[NodeId]) -> bytes:
-    """Return the command that makes a service exist. Its result: `decode_version`.
+def create_service_command(declaration: Declaration, nodes: Sequence[NodeId], node_id: NodeId = "") -> bytes:
+    """Return the command that makes a service exist, and says what a node's program knows of it. Its result:
+    `decode_version`.
 
-    nodes  those that may host its shards, as the proposer knows them; of no effect if the service exists already
+    nodes    those that may host its shards, as the proposer knows them; of no effect if the service exists already
+    node_id  whose program's class the declaration is of; empty: nobody's
     """
-    return _packed([_CREATE_SERVICE, declaration.to_plain(), list(nodes)])
+    return _packed([_CREATE_SERVICE, declaration.to_plain(), list(nodes), node_id])
 
 
 def register_node_command(node_id: NodeId, address: str, admin_url: str = "") -> bytes:
@@ -190,7 +192,7 @@ class Directory:
             kind, arguments = parts[0], parts[1:]
         except (ValueError, TypeError, KeyError, IndexError):
             _refuse("InvalidCommand", "not an array that starts with a command's name")
-        if kind == _CREATE_SERVICE and len(arguments) == 2:
+        if kind == _CREATE_SERVICE and len(arguments) == 3:
             changed = self._create_service(*arguments)
         elif kind == _REGISTER_NODE and len(arguments) == 3:
             changed = self._register_node(*arguments)
@@ -232,7 +234,7 @@ class Directory:
         except (ValueError, TypeError, LookupError):
             return f"{len(command)} bytes that are no command of the directory"
 
-    def _create_service(self, plain: Any, nodes: Any) -> bool:
+    def _create_service(self, plain: Any, nodes: Any, node_id: Any) -> bool:
         try:
             wanted = Declaration.from_plain(plain)
         except (InvalidRequest, TypeError, ValueError) as problem:
@@ -242,8 +244,16 @@ class Directory:
             differs = difference(existing, wanted)
             if differs is not None:
                 _refuse("ServiceDiffers", f"service {wanted.name!r} was declared with {differs}")
+            active = self.map.services[wanted.name].version
+            if wanted.version < active:
+                _refuse(
+                    "VersionTooOld",
+                    f"commands of version {active} of service {wanted.name!r} are in use, and this program's class "
+                    f"knows those up to version {wanted.version}: start a later release of it",
+                )
             self.services[wanted.name] = combined(existing, wanted)
-            return self.services[wanted.name] != existing
+            declared = self._declared(wanted, node_id)
+            return declared or self.services[wanted.name] != existing
         if type(nodes) is not list or len(set(map(str, nodes))) != len(nodes) or not all(map(_is_name, nodes)):
             _refuse("InvalidDeclaration", f"service {wanted.name!r}: nodes must be different names")
         if wanted.replicas > len(nodes):
@@ -253,6 +263,16 @@ class Directory:
                 "declare fewer replicas, or add nodes first",
             )
         self._create_shards(wanted, nodes)
+        self._declared(wanted, node_id)
+        return True
+
+    def _declared(self, wanted: Declaration, node_id: Any) -> bool:
+        """A node's program knows `wanted`; return whether that was news."""
+        known = self.map.services[wanted.name]
+        told = known.declared(node_id, wanted.version) if _is_name(node_id) else known
+        if told == known:
+            return False
+        self.map = ShardMap(self.map.version + 1, {**self.map.services, wanted.name: told}, self.map.groups)
         return True
 
     def _create_shards(self, wanted: Declaration, nodes: list[NodeId]) -> None:
@@ -268,7 +288,9 @@ class Directory:
             groups[group_id] = members
             shards.append(Shard(shard_id, group_id, start, end, 1))
         self.services[wanted.name] = wanted
-        services = {**self.map.services, wanted.name: ServiceShards(wanted.mode, tuple(shards))}
+        nobody = tuple((name, 0) for name in sorted(nodes))  # who counts for what may be used
+        made = ServiceShards(wanted.mode, tuple(shards), 1, nobody)
+        services = {**self.map.services, wanted.name: made}
         self.map = ShardMap(self.map.version + 1, services, groups)
 
     def _register_node(self, node_id: Any, address: Any, admin_url: Any) -> bool:

@@ -413,6 +413,15 @@ class ServiceRoute:
     def limits(self) -> Limits:
         return self._router.limits
 
+    def check_version(self, version: int) -> None:
+        service = self._router.map.services.get(self.name)
+        if service is not None and service.version < version:
+            behind = ", ".join(service.behind(version)) or "another node"
+            raise NotReady(
+                f"service {self.name!r} is used at version {service.version} so far, and this command came with "
+                f"version {version}: start a later release of the program on {behind}"
+            )
+
     def propose(
         self, key: bytes, command: bytes, timeout_s: float | None, session: bool | Numbered = True
     ) -> Awaitable[bytes]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from multiraft.errors import InvariantViolation, WireError, invariant
 from multiraft.shard.partition import Mode, routing_key
 from multiraft.types import U64_MAX, GroupId, NodeId
 
-_MAP_FORMAT: Final = 1
+_MAP_FORMAT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,16 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class ServiceShards:
-    """All shards of one service, in order of their ranges."""
+    """All shards of one service, in order of their ranges, and which of its commands may be used.
+
+    version   commands of later versions are not called yet, since not all nodes know them; never goes back
+    versions  (node, the version of its program's class; 0: it has not declared the service), by node
+    """
 
     mode: Mode
     shards: tuple[Shard, ...]
+    version: int = 1
+    versions: tuple[tuple[NodeId, int], ...] = ()
     _starts: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -63,6 +69,16 @@ class ServiceShards:
     def find(self, key: bytes) -> Shard:
         """Return the shard that serves `key` (the user's key, before any hashing)."""
         return self.shards[bisect_right(self._starts, routing_key(self.mode, key)) - 1]
+
+    def declared(self, node_id: NodeId, version: int) -> ServiceShards:
+        """Return the service after a node has declared the version of its class: all nodes may know more now."""
+        versions = {**dict(self.versions), node_id: version}
+        known = max(self.version, min(versions.values()))
+        return replace(self, version=known, versions=tuple(sorted(versions.items())))
+
+    def behind(self, version: int) -> list[NodeId]:
+        """Return the nodes whose class does not know commands of `version`."""
+        return [node_id for node_id, known in self.versions if known < version]
 
     def by_id(self, shard_id: int) -> Shard | None:
         """Return the shard of that id; None if the service does not have it (any more)."""
@@ -98,7 +114,13 @@ class ShardMap:
             _MAP_FORMAT,
             self.version,
             [
-                [name, service.mode, [[s.shard_id, s.group_id, s.start, s.end, s.epoch] for s in service.shards]]
+                [
+                    name,
+                    service.mode,
+                    [[s.shard_id, s.group_id, s.start, s.end, s.epoch] for s in service.shards],
+                    service.version,
+                    [list(row) for row in service.versions],
+                ]
                 for name, service in sorted(self.services.items())
             ],
             [[group_id, list(nodes)] for group_id, nodes in sorted(self.groups.items())],
@@ -113,14 +135,14 @@ class ShardMap:
                 raise WireError(f"shard map of format {map_format!r:.20}; this version reads {_MAP_FORMAT}")
             return cls(
                 _u64(version),
-                {_text(name): _service(mode, shards) for name, mode, shards in _rows(services, 3)},
+                {_text(name): _service(*parts) for name, *parts in _rows(services, 5)},
                 {_u64(group_id): tuple(map(_text, _list(nodes))) for group_id, nodes in _rows(groups, 2)},
             )
         except InvariantViolation as problem:
             raise WireError(f"shard map: not so: {problem}") from problem
 
 
-def _service(mode: object, shards: object) -> ServiceShards:
+def _service(mode: object, shards: object, version: object, versions: object) -> ServiceShards:
     if mode != "hash" and mode != "range":
         raise WireError(f"shard map: {mode!r:.20} is no mode")
     return ServiceShards(
@@ -129,6 +151,8 @@ def _service(mode: object, shards: object) -> ServiceShards:
             Shard(_u64(shard_id), _u64(group_id), _blob(start), None if end is None else _blob(end), _u64(epoch))
             for shard_id, group_id, start, end, epoch in _rows(shards, 5)
         ),
+        _u64(version),
+        tuple((_text(node_id), _u64(known)) for node_id, known in _rows(versions, 2)),
     )
 
 

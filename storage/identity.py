@@ -96,11 +96,13 @@ def of_cluster(identity: Identity) -> str:
 
 
 def _is_behind(in_file: Identity, in_database: Identity) -> bool:
-    """Whether a crash while the cluster, or another store of a peer, was bound explains the difference."""
+    """Whether a crash explains the difference: while the cluster or a peer's new store was bound, or in a recovery."""
     same = in_file.node_id == in_database.node_id and in_file.store_id == in_database.store_id
     if not in_file.formed:
         return same and in_database.formed
-    return same and in_file.cluster_id == in_database.cluster_id and in_file.readmissions < in_database.readmissions
+    if not same or in_file.cluster_id != in_database.cluster_id:
+        return False
+    return in_file.readmissions < in_database.readmissions or in_file.generation < in_database.generation
 
 
 def _check_format(reader: Reader) -> None:

@@ -336,6 +336,7 @@ def encode_identity(identity: Identity) -> bytes:
         sorted(identity.stores.items()),
         identity.admitted,
         identity.readmissions,
+        identity.generation,
     ]
     return seal(IDENTITY_KEY, msgpack.packb(fields))
 
@@ -343,7 +344,7 @@ def encode_identity(identity: Identity) -> bytes:
 def decode_identity(value: bytes) -> Identity:
     """Raises CorruptRecord."""
     what = "identity of the store"
-    node_id, store_id, cluster_id, pairs, admitted, readmissions = _fields(IDENTITY_KEY, value, what, 6)
+    node_id, store_id, cluster_id, pairs, admitted, readmissions, generation = _fields(IDENTITY_KEY, value, what, 7)
     stores = {_text(k, what): _token(v, what, 1) for k, v in _pairs(pairs, what)}
     if type(admitted) is not list:
         raise CorruptRecord(f"{what}: names are not a list")
@@ -354,6 +355,7 @@ def decode_identity(value: bytes) -> Identity:
         stores,
         tuple(_text(name, what) for name in admitted),
         checked_u64(readmissions, what),
+        checked_u64(generation, what),
     )
 
 

@@ -50,6 +50,8 @@ except ImportError as problem:  # pragma: no cover - only where no wheel fits
     plyvel = None
     _plyvel_problem = str(problem)
 
+_FILTER_BITS: Final = 10
+"""Of each key: then a key is looked for in the file that has it, and hardly ever in one that has not."""
 NEW_DIR: Final = LEVELDB_DIR + ".new"
 DAMAGED_DIR: Final = LEVELDB_DIR + ".damaged"
 
@@ -136,6 +138,7 @@ def _open(path: str, database: str, limits: Limits, create: bool) -> Any:
             paranoid_checks=True,
             write_buffer_size=limits.leveldb_write_buffer_bytes,
             compression="snappy",
+            bloom_filter_bits=_FILTER_BITS,
         )
     except Exception as problem:
         refusal = _opening_failed(path, database, problem)

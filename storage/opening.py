@@ -15,7 +15,7 @@ from multiraft.config import Limits
 from multiraft.errors import StorageError, UnreadableStore
 from multiraft.storage import layout, sqlite
 from multiraft.storage.backend import Backend
-from multiraft.storage.directory import check_kind, marked_unreadable
+from multiraft.storage.directory import check_kind, kind_of, marked_unreadable
 from multiraft.storage.identity import of_cluster, read_opening, ways_out
 from multiraft.storage.leveldb import LevelBackend, open_database
 from multiraft.storage.memory import MemoryBackend, MemoryDisk
@@ -50,6 +50,19 @@ def open_sqlite(path: str, node_id: NodeId, limits: Limits, loop: asyncio.Abstra
     """Open the data directory `path` for `node_id`, kept by SQLite. Otherwise as `open_leveldb`."""
     check_kind(path, "sqlite")
     return open_store(SqliteBackend(path, sqlite.open_database(path), loop), node_id)
+
+
+def open_backend(path: str, loop: asyncio.AbstractEventLoop) -> Backend:
+    """Open the database that the data directory `path` holds, whichever kind it is, and nothing more.
+
+    Raises StorageError.
+    """
+    kind = kind_of(path)
+    if not kind:
+        raise StorageError(f"{path} is not a data directory (it holds no database); name that of a node")
+    if kind == "sqlite":
+        return SqliteBackend(path, sqlite.open_database(path), loop)
+    return LevelBackend(path, open_database(path, Limits()), loop)
 
 
 def open_memory(disk: MemoryDisk, node_id: NodeId, limits: Limits, loop: asyncio.AbstractEventLoop) -> PartitionedStore:

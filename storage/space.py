@@ -18,6 +18,7 @@ import logging
 import os
 from typing import Final
 
+from multiraft.storage.directory import DATABASE_DIRS
 from multiraft.storage.memory import MemoryDisk
 
 BALLAST_FILE: Final = "BALLAST"
@@ -50,7 +51,7 @@ class FileSpace:
     def opening_bytes(self) -> int:
         """Return about how much opening the store writes before it gives anything back: what its log holds."""
         total = _OPENING_LEAST_BYTES
-        for folder in (self.path, os.path.join(self.path, "db")):
+        for folder in (self.path, *(os.path.join(self.path, name) for name in DATABASE_DIRS.values())):
             try:
                 with os.scandir(folder) as entries:
                     total += sum(entry.stat().st_size for entry in entries if entry.name.endswith(_LOGS))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import cast
 
@@ -178,7 +179,11 @@ class PartitionedStore(DataReads):
         self._incarnation = incarnation
         self._closed_orderly = closed_orderly
         self._closing: asyncio.Task[None] | None = None
-        self._next_space: SpaceId = 0  # 0: not read yet
+        with self._naming_damage():  # read now: whoever draws an id later must not fail half way
+            raw = backend.get(layout.NEXT_SPACE_KEY)
+            self._next_space: SpaceId = (
+                1 if raw is None else layout.decode_number(layout.NEXT_SPACE_KEY, raw, "next keyspace")
+            )
 
     @property
     def identity(self) -> Identity:
@@ -215,6 +220,7 @@ class PartitionedStore(DataReads):
         stores: dict[NodeId, bytes],
         admitted: Sequence[NodeId] = (),
         readmissions: int = 0,
+        generation: int = 0,
     ) -> None:
         """Make this store part of a cluster; synced on return, in both places. Doing it again is no harm.
 
@@ -235,7 +241,8 @@ class PartitionedStore(DataReads):
                     f"{cluster_id.hex()[:8]}; name another data directory for the node of that cluster"
                 )
             return
-        bound = Identity(mine.node_id, mine.store_id, cluster_id, dict(stores), tuple(admitted), readmissions)
+        about_others = (dict(stores), tuple(admitted), readmissions, generation)
+        bound = Identity(mine.node_id, mine.store_id, cluster_id, *about_others)
         self._bind(bound, self._incarnation + (0 if bound.founder else readmissions * ADMITTED_RUNS))
 
     def bind_stores(self, stores: dict[NodeId, bytes], admitted: Sequence[NodeId], readmissions: int) -> None:
@@ -253,7 +260,7 @@ class PartitionedStore(DataReads):
                 f"{self._backend.name} was given up: another store was admitted for node {mine.node_id!r} since; "
                 "start the node with that one's directory"
             )
-        bound = Identity(mine.node_id, mine.store_id, mine.cluster_id, dict(stores), tuple(admitted), readmissions)
+        bound = replace(mine, stores=dict(stores), admitted=tuple(admitted), readmissions=readmissions)
         self._bind(bound, self._incarnation)
 
     def condemn(self, reason: str) -> None:
@@ -326,7 +333,7 @@ class PartitionedStore(DataReads):
     def _lies_in_its_space(self, scan: ReplicaScan) -> bool:
         """Whether nothing is wrong with what was found, the keyspace of its data included."""
         applied = scan.applied
-        if applied is not None and applied.space >= self._coming_space():
+        if applied is not None and applied.space >= self._next_space:
             scan.problem(
                 f"group {scan.group_id}: its data are said to lie in keyspace {applied.space}, which this store never "
                 "gave out"
@@ -410,19 +417,13 @@ class PartitionedStore(DataReads):
     def new_space(self, batch: WriteBatch) -> SpaceId:
         """Return the id of a new, empty keyspace. That it was given out rides in `batch`, which must be submitted.
 
-        The first batch that names the keyspace is that one or a later one. Raises CorruptRecord.
+        The first batch that names the keyspace is that one or a later one.
         """
-        space = self._coming_space()
+        space = self._next_space
         self._next_space = space + 1
         raw = cast(PartitionedBatch, batch).raw
         raw.put(layout.NEXT_SPACE_KEY, layout.encode_number(layout.NEXT_SPACE_KEY, space + 1))
         return space
-
-    def _coming_space(self) -> SpaceId:
-        if not self._next_space:
-            raw = self._backend.get(layout.NEXT_SPACE_KEY)
-            self._next_space = 1 if raw is None else layout.decode_number(layout.NEXT_SPACE_KEY, raw, "next keyspace")
-        return self._next_space
 
     def view(self) -> PartitionedView:
         """Return reads of keyspaces and applied indexes, all of this moment. To be closed; `close` does it, too.

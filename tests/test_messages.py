@@ -87,7 +87,7 @@ def snapshots(draw: st.DrawFn) -> InstallSnapshot:
 def forms(draw: st.DrawFn) -> Form:
     stores = draw(st.dictionaries(names, st.binary(max_size=ID_BYTES_MAX), max_size=4))
     admitted = tuple(name for name in stores if draw(st.booleans()))
-    return Form(draw(FIELDS["cluster_id"]), tuple(stores.items()), admitted, draw(u64))
+    return Form(draw(FIELDS["cluster_id"]), tuple(stores.items()), admitted, draw(u64), draw(u64))
 
 
 def of_kind(kind: Any) -> st.SearchStrategy[Message]:
@@ -156,7 +156,7 @@ GOLDEN: list[tuple[Message, str]] = [
     (LeadAsk(), "18"),
     (LeadAll(((1, 2, 3),)), f"16,{1:016x}{2:016x}{3:016x}"),
     (LeadDelta(((1, 2, 3),), ((4, 5),)), f"17,{1:016x}{2:016x}{3:016x},{4:016x}{5:016x}"),
-    (Form(b"\xcc", (("a", b"\xaa"), ("b", b"\xbb")), ("b",), 3), f"1e{3:016x},cc,61,aa,00,62,bb,01"),
+    (Form(b"\xcc", (("a", b"\xaa"), ("b", b"\xbb")), ("b",), 3, 4), f"1e{3:016x}{4:016x},cc,61,aa,00,62,bb,01"),
     (Formed(b"\xcc"), "1f,cc"),
     (Request(b"\x01", "m", 2, 3), f"28{2:016x}{3:016x},01,6d"),
     (Response(b"\x01", 2), f"29{2:016x},01"),

@@ -17,7 +17,7 @@ import pytest
 from multiraft.config import Limits
 from multiraft.consistency import Consistency
 from multiraft.engine.machine import Context
-from multiraft.errors import CommandFailed, InvalidRequest, NotRunning
+from multiraft.errors import CommandFailed, InvalidRequest, NotReady, NotRunning
 from multiraft.remote import SHARDS_AT_ONCE, ServiceBinding
 from multiraft.service import bind_service
 from multiraft.sessions import Numbered
@@ -45,6 +45,10 @@ class Shop(StateMachine):
     @command(key="name")
     def remove(self, name: str) -> None:
         del self.stock[name]
+
+    @command(key="name", since=2)
+    def rename(self, name: str, to: str) -> None:
+        self.stock[to] = self.stock.pop(name)
 
     @query(key="name")
     def find(self, name: str) -> Stock | None:
@@ -84,6 +88,9 @@ class LocalCaller:
     async def _answer(self, result: bytes, timeout_s: float | None) -> bytes:
         self.timeouts.append(timeout_s)
         return result
+
+    def check_version(self, version: int) -> None:
+        raise NotReady(f"nobody knows version {version} yet")
 
     def propose(
         self, key: bytes, command: bytes, timeout_s: float | None, session: bool | Numbered
@@ -283,3 +290,13 @@ def test_a_handle_is_no_class_and_says_what_it_has() -> None:
     assert repr(shop.add) == "<command Shop.add of service 'shop'>"
     with pytest.raises(TypeError, match="must be a class that derives from StateMachine"):
         bind_service(typing.cast(Any, Echo), "echo", ServiceBinding("echo"))
+
+
+async def test_a_command_of_a_later_version_asks_whether_all_know_it_and_others_do_not() -> None:
+    caller = LocalCaller()
+    shop = handle(caller)
+    await shop.add("nail", place="bin")
+    with pytest.raises(NotReady, match="nobody knows version 2 yet"):
+        await shop.rename("nail", "screw")
+    assert caller.keys == [b"nail"]
+    assert await shop.find("nail") is not None

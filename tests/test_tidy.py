@@ -18,7 +18,7 @@ import pytest
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 FRAMEWORK: Final = ("multiraft", "shard", "storage", "transport")
-PRODUCT: Final = (*FRAMEWORK, "examples", "benchmarks", "soak")
+PRODUCT: Final = (*FRAMEWORK, "examples", "benchmarks")
 ALL: Final = (*PRODUCT, "tests")
 
 FILE_LINES: Final = 500

@@ -60,10 +60,9 @@ class AiohttpTransport(FileTransport):
         incarnation: int,
         rng: random.Random,
         *,
-        generation: int = 0,
         loop: AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(config, store_identity, incarnation, rng, generation)
+        super().__init__(config, store_identity, incarnation, rng)
         self._wanted_loop = loop
         self._handshake_s = config.limits.handshake_timeout_ms / 1000
         self._frame_limit_bytes = config.limits.frame_bytes + _FRAME_SLACK_BYTES

@@ -31,7 +31,7 @@ from typing import Final
 
 from multiraft.errors import WireError
 from multiraft.transport.wire import ID_BYTES_MAX
-from multiraft.types import RUN_ID_BYTES, RUNS_KEPT, NodeId
+from multiraft.types import RUN_ID_BYTES, RUNS_KEPT, NodeId, generation_name
 
 MAGIC: Final = b"MRAFT\x00\r\n"
 VERSION_MIN: Final = 1
@@ -174,5 +174,6 @@ def judge(own: Hello, other: Hello, members: Collection[NodeId], dialled: NodeId
         text = f"node {peer!r} is of cluster {other.cluster_id.hex()}, node {own.node_id!r} of {own.cluster_id.hex()}"
         raise Refusal("cluster", text + "; check members and data directories", peer)
     if other.generation < own.generation:
-        text = f"node {peer!r} is of recovery generation {other.generation}, the cluster is at {own.generation}"
-        raise Refusal("generation", text + "; remove its data directory and add it anew", peer)
+        text = f"node {peer!r} is of recovery generation {generation_name(other.generation)}, the cluster is at "
+        text += f"{generation_name(own.generation)}; remove its data directory and readmit it"
+        raise Refusal("generation", text, peer)

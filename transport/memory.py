@@ -48,10 +48,9 @@ class MemoryTransport(FileTransport):
         incarnation: int,
         rng: random.Random,
         *,
-        generation: int = 0,
         loop: AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(config, store_identity, incarnation, rng, generation)
+        super().__init__(config, store_identity, incarnation, rng)
         self._network = network
         self._own_loop = loop
         self._late: set[TimerHandle] = set()

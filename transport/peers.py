@@ -102,7 +102,6 @@ class PeerTransport:
     store_identity  what this node says of itself, and knows of its peers' stores; `set_identity` replaces it
     incarnation     of this node's store; at least 1
     rng             for the jitter of reconnecting
-    generation      recovery generation of the cluster
     """
 
     def __init__(
@@ -111,13 +110,11 @@ class PeerTransport:
         store_identity: Identity,
         incarnation: int,
         rng: random.Random,
-        generation: int = 0,
     ) -> None:
         self._config = config
         self._known = Known(store_identity)
         self._runs: tuple[bytes, ...] = ()
         self._incarnation = incarnation
-        self._generation = generation
         self._rng = rng
         self._message_bytes = max_message_bytes(config.limits)
         self._peers = {name: address for name, address in config.members.items() if name != config.node_id}
@@ -253,7 +250,7 @@ class PeerTransport:
             store_id=self._known.identity.store_id,
             cluster_id=self._known.identity.cluster_id,
             incarnation=self._incarnation,
-            generation=self._generation,
+            generation=self._known.identity.generation,
             frame_bytes=self._config.limits.frame_bytes,
             message_bytes=self._message_bytes,
             readmissions=self._known.identity.readmissions,

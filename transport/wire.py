@@ -50,7 +50,7 @@ from multiraft.records import decode_record
 from multiraft.types import U64_MAX
 
 _U8: Final = struct.Struct(">B")
-_FORM: Final = struct.Struct(">BQ")
+_FORM: Final = struct.Struct(">BQQ")
 _LED: Final = struct.Struct(">QQQ")
 _REMOVED: Final = struct.Struct(">QQ")
 _APPEND: Final = struct.Struct(">BQQQQQQQ")
@@ -139,7 +139,7 @@ def _encode_form(message: Form) -> tuple[bytes, ...]:
         for node_id, store_id in message.stores
         for part in (node_id.encode(), store_id, b"\x01" if node_id in message.stores_admitted else b"\x00")
     ]
-    return (_FORM.pack(Form.CODE, message.stores_readmissions), message.cluster_id, *rows)
+    return (_FORM.pack(Form.CODE, message.stores_readmissions, message.stores_recovery), message.cluster_id, *rows)
 
 
 def _encode_request(message: Request) -> tuple[bytes, ...]:
@@ -275,13 +275,13 @@ def _decode_lead_ask(parts: list[Any]) -> LeadAsk:
 def _decode_form(parts: list[Any]) -> Form:
     if len(parts) % 3 != 2:
         raise WireError("form: a node without its store")
-    _, readmissions = _FORM.unpack(parts[0])
+    _, readmissions, generation = _FORM.unpack(parts[0])
     names = [_text(name) for name in parts[2::3]]
     if not all(part in (b"\x00", b"\x01") for part in parts[4::3]):
         raise WireError("form: a flag is not a flag")
     admitted = tuple(name for name, flag in zip(names, parts[4::3], strict=True) if flag == b"\x01")
     stores = tuple(zip(names, map(_id, parts[3::3]), strict=True))
-    return Form(_id(parts[1]), stores, admitted, readmissions)
+    return Form(_id(parts[1]), stores, admitted, readmissions, generation)
 
 
 def _decode_formed(parts: list[Any]) -> Formed:

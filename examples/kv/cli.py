@@ -174,12 +174,17 @@ def node(
 # ------------------------------------------------------------------------------------------------------- its use
 
 
-def _with_client(context: click.Context, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
-    """Run `work` with a client; what goes wrong ends the process with one line."""
+def _with_client(
+    context: click.Context, work: Callable[[Client], Coroutine[Any, Any, T]], *, exactly_once: bool = False
+) -> T:
+    """Run `work` with a client; what goes wrong ends the process with one line.
+
+    exactly_once  for what must not be done twice; it costs a session in every shard
+    """
     urls, timeout_s = context.obj
 
     async def run() -> T:
-        async with Client(urls, timeout_s=timeout_s) as client:
+        async with Client(urls, timeout_s=timeout_s, exactly_once=exactly_once) as client:
             return await work(client)
 
     try:
@@ -266,7 +271,11 @@ def cas(context: click.Context, key: str, value: str, expect: str | None, ttl_s:
     """Store VALUE under KEY if it holds what is expected; print what it holds then."""
     wanted = None if expect is None else os.fsencode(expect)
     ttl_ms = _milliseconds(ttl_s)
-    swap = _with_client(context, lambda client: client.compare_and_set(key, wanted, os.fsencode(value), ttl_ms=ttl_ms))
+    swap = _with_client(
+        context,
+        lambda client: client.compare_and_set(key, wanted, os.fsencode(value), ttl_ms=ttl_ms),
+        exactly_once=True,
+    )
     if swap.current is not None:
         _print_bytes(swap.current)
     sys.exit(0 if swap.swapped else EXIT_ABSENT)
@@ -278,7 +287,7 @@ def cas(context: click.Context, key: str, value: str, expect: str | None, ttl_s:
 @click.pass_context
 def increment(context: click.Context, key: str, amount: int) -> None:
     """Add AMOUNT (1) to the number under KEY; print the sum."""
-    click.echo(_with_client(context, lambda client: client.increment(key, amount)))
+    click.echo(_with_client(context, lambda client: client.increment(key, amount), exactly_once=True))
 
 
 @cli.command()

@@ -4,8 +4,8 @@ It is given the URLs of one or more nodes and uses them in turn: any node answer
 of three things, and the client acts on it:
 
     certainly not done   tried again, at another node, until the time is up
-    unknown              tried again if doing it twice is the same as doing it once (get, put, delete, batch);
-                         a compare-and-set or an increment raises OutcomeUnknown instead
+    unknown              tried again under the same number, so that it is done once however many attempts arrive;
+                         a client that numbers nothing tries again only what may be done twice (get, put, delete, batch)
     done, or refused     returned, or raised
 
 Rules of this file: every attempt is counted, also when it ends in an error; nothing is retried past the deadline.
@@ -20,7 +20,8 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -29,12 +30,21 @@ import aiohttp
 from yarl import URL
 
 from examples.kv.machine import Life, Swap
-from multiraft.errors import CommandFailed, DeadlineExceeded, InvalidRequest, OutcomeUnknown
+from examples.kv.numbering import Number, Numbers
+from multiraft.errors import (
+    CommandFailed,
+    DeadlineExceeded,
+    InvalidRequest,
+    OutcomeUnknown,
+    ReplyForgotten,
+    SessionExpired,
+)
 
 _AVOID_S: Final = 0.5
 """How long a node that could not be reached is passed over."""
 _BACKOFF_S: Final = (0.02, 0.5)
 _NOT_DONE: Final = "not_committed"
+_EXPIRED: Final = 410
 
 
 @dataclass(slots=True)
@@ -61,10 +71,21 @@ class _Failure:
     message: str
 
 
+@dataclass(slots=True)
+class _Undone:
+    """The keys of a batch that were not written: those to be tried again, and those whose session has ended."""
+
+    keys: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+    failure: _Failure = field(default_factory=lambda: _Failure(_NOT_DONE, ""))
+
+
 class Client:
     """Use as `async with Client(urls) as client`.
 
     urls               "http://host:port" of one or more nodes
+    exactly_once       number all changes, in a session of this client's own; False: an increment or compare-and-set
+                       raises OutcomeUnknown as soon as nobody can tell whether it happened
     timeout_s          a call gives up after this long, all attempts together
     attempt_timeout_s  one attempt is given up after this long
     connections        kept open at most, over all nodes
@@ -74,6 +95,7 @@ class Client:
         self,
         urls: Sequence[str],
         *,
+        exactly_once: bool = True,
         timeout_s: float = 30.0,
         attempt_timeout_s: float = 10.0,
         connections: int = 64,
@@ -88,6 +110,9 @@ class Client:
         self._attempt_timeout = aiohttp.ClientTimeout(total=attempt_timeout_s)
         self._connections = connections
         self._session: aiohttp.ClientSession | None = None
+        self._exactly_once = exactly_once
+        self._numbers: Numbers | None = None
+        self._opening = asyncio.Lock()
 
     async def __aenter__(self) -> Client:
         connector = aiohttp.TCPConnector(limit=self._connections)
@@ -110,21 +135,22 @@ class Client:
 
     async def put(self, key: str, value: bytes, *, ttl_ms: int | None = None) -> None:
         """Store `value` under `key`, for good or for `ttl_ms` milliseconds; retried when its outcome is unknown."""
-        await self._call("PUT", key_path(key) + _ttl(ttl_ms), value)
+        with suppress(ReplyForgotten):  # it was done, and has no other answer
+            await self._change("PUT", key_path(key) + _ttl(ttl_ms), value)
 
     async def delete(self, key: str) -> bool:
         """Remove `key`; say whether the last attempt found it there."""
-        _, body = await self._call("DELETE", key_path(key))
+        _, body = await self._change("DELETE", key_path(key))
         return bool(json.loads(body)["deleted"])
 
     async def expire(self, key: str, ttl_ms: int) -> bool:
         """Have `key` end in `ttl_ms` milliseconds; say whether it is there."""
-        _, body = await self._call("POST", key_path(key, "/expire/") + _ttl(ttl_ms))
+        _, body = await self._change("POST", key_path(key, "/expire/") + _ttl(ttl_ms))
         return bool(json.loads(body)["found"])
 
     async def persist(self, key: str) -> bool:
         """Have `key` stay; say whether it is there."""
-        _, body = await self._call("POST", key_path(key, "/persist/"))
+        _, body = await self._change("POST", key_path(key, "/persist/"))
         return bool(json.loads(body)["found"])
 
     async def ttl(self, key: str) -> Life:
@@ -146,7 +172,7 @@ class Client:
         """Store `value` if `key` holds `expected` (None: is absent). Raises OutcomeUnknown when nobody can tell."""
         question = {"expected": None if expected is None else to_base64(expected), "value": to_base64(value)}
         path = key_path(key, "/cas/") + _ttl(ttl_ms)
-        _, body = await self._call("POST", path, json.dumps(question).encode(), idempotent=False)
+        _, body = await self._change("POST", path, json.dumps(question).encode(), idempotent=False)
         answer = json.loads(body)
         current = answer["current"]
         return Swap(bool(answer["swapped"]), None if current is None else base64.b64decode(current))
@@ -154,7 +180,7 @@ class Client:
     async def increment(self, key: str, amount: int = 1) -> int:
         """Add `amount` to the number under `key`. Raises OutcomeUnknown, CommandFailed when it is no number."""
         path = f"{key_path(key, '/increment/')}?by={amount}"
-        _, body = await self._call("POST", path, b"", idempotent=False)
+        _, body = await self._change("POST", path, b"", idempotent=False)
         return int(json.loads(body)["value"])
 
     async def scan(self, prefix: str = "", page: int = 1_000) -> AsyncIterator[tuple[str, bytes]]:
@@ -178,34 +204,97 @@ class Client:
         What was not done, or may not have been, is sent again. Raises CommandFailed, OutcomeUnknown or
         DeadlineExceeded when something of it is left undone; the rest is done.
         """
-        left = dict(writes)
         deadline = time.monotonic() + self._timeout_s
-        attempt = 0
+        left = dict(writes)
         while left:
-            status, body = await self._call("POST", "/batch", encode_batch(left), deadline=deadline)
+            async with self._number(deadline) as number:
+                left = await self._batch(left, number, deadline)
+
+    async def _batch(
+        self, left: dict[str, bytes | None], number: Number | None, deadline: float
+    ) -> dict[str, bytes | None]:
+        """Have `left` done under one number; return what is to be done under another one, its session having ended."""
+        ended: dict[str, bytes | None] = {}
+        attempt = 0
+        unknown = False
+        while left:
+            try:
+                status, body = await self._call("POST", "/batch", encode_batch(left), number=number, deadline=deadline)
+            except ReplyForgotten:
+                return ended
+            except SessionExpired:
+                self._forget(number)
+                return {**ended, **left}
             if status != 207:
-                return
-            left, failure = self._undone(left, json.loads(body)["shards"])
+                return ended
+            undone = self._undone(json.loads(body)["shards"])
+            if undone.ended:
+                self._forget(number)
+            ended.update((key, left[key]) for key in undone.ended)
+            left = {key: left[key] for key in undone.keys}
             if left:
-                await self._pause(deadline, attempt, failure)
+                unknown = unknown or undone.failure.outcome == "unknown"
+                if number is not None:
+                    number.asked = unknown
+                await self._pause(deadline, attempt, undone.failure, unknown)
                 self.counts.retries += 1
                 attempt += 1
+        return ended
 
-    def _undone(
-        self, sent: Mapping[str, bytes | None], shards: list[dict[str, Any]]
-    ) -> tuple[dict[str, bytes | None], _Failure]:
-        left: dict[str, bytes | None] = {}
-        failure = _Failure(_NOT_DONE, "")
+    def _undone(self, shards: list[dict[str, Any]]) -> _Undone:
+        undone = _Undone()
         for shard in shards:
             outcome = shard["outcome"]
-            if outcome == "committed":
+            if outcome in ("committed", "forgotten"):
                 continue
             if outcome == "failed":
                 raise CommandFailed("batch", f"shard {shard['shard_id']}: {shard['error']}")
-            failure = _Failure(outcome, shard["error"])
+            if shard["status"] == _EXPIRED:
+                undone.ended += shard["keys"]
+                continue
             self.counts.unknown += outcome == "unknown"
-            left.update((key, sent[key]) for key in shard["keys"])
-        return left, failure
+            undone.keys += shard["keys"]
+            if undone.failure.outcome != "unknown":
+                undone.failure = _Failure(outcome, shard["error"])
+        return undone
+
+    # ------------------------------------------------------------------------------------------------ exactly once
+
+    @asynccontextmanager
+    async def _number(self, deadline: float) -> AsyncIterator[Number | None]:
+        """Yield the number of one change; None where this client numbers nothing."""
+        if not self._exactly_once:
+            yield None
+            return
+        async with self._opening:
+            if self._numbers is None:
+                _, body = await self._call("POST", "/session", b"", deadline=deadline)
+                self._numbers = Numbers(bytes.fromhex(json.loads(body)["session"]))
+            numbers = self._numbers
+        number = numbers.begin()
+        try:
+            yield number
+        finally:
+            numbers.end(number)
+
+    def _forget(self, number: Number | None) -> None:
+        """The session of `number` has ended: the next change begins another one."""
+        if number is not None and self._numbers is number.session:
+            self._numbers = None
+
+    async def _change(
+        self, method: str, path: str, body: bytes | None = None, *, idempotent: bool = True
+    ) -> tuple[int, bytes]:
+        """Have one change done, under a number. Raises as `_call`, and ReplyForgotten."""
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            async with self._number(deadline) as number:
+                try:
+                    return await self._call(method, path, body, idempotent=idempotent, number=number, deadline=deadline)
+                except SessionExpired:  # it was not done
+                    self._forget(number)
+
+    # ------------------------------------------------------------------------------------------------------ calling
 
     async def _call(
         self,
@@ -214,32 +303,40 @@ class Client:
         body: bytes | None = None,
         *,
         idempotent: bool = True,
+        number: Number | None = None,
         deadline: float | None = None,
     ) -> tuple[int, bytes]:
         """Return (status, body) of an answer below 400. Raises _Absent where the store says that a key is not there."""
         if deadline is None:
             deadline = time.monotonic() + self._timeout_s
         attempt = 0
+        unknown = False
         while True:
             url = self._next_url()
-            result = await self._attempt(method, url, path, body)
+            result = await self._attempt(method, url, path, body, number.header() if number is not None else {})
             if not isinstance(result, _Failure):
                 return result
             if method != "GET" and result.outcome == "unknown":
                 self.counts.unknown += 1
-                if not idempotent:
+                unknown = True
+                if number is not None:
+                    number.asked = True
+                elif not idempotent:
                     raise OutcomeUnknown(f"{result.message}; it may or may not have happened: read before trying again")
-            await self._pause(deadline, attempt, result)
+            await self._pause(deadline, attempt, result, unknown)
             self.counts.retries += 1
             attempt += 1
 
-    async def _attempt(self, method: str, url: str, path: str, body: bytes | None) -> tuple[int, bytes] | _Failure:
+    async def _attempt(
+        self, method: str, url: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[int, bytes] | _Failure:
         if self._session is None:
             raise RuntimeError("use `async with Client(...)`")
         self.counts.attempts += 1
         try:
             data = body if body is None else io.BytesIO(body)  # aiohttp sends a large one in pieces that way
-            async with self._session.request(method, URL(url + path, encoded=True), data=data) as response:
+            target = URL(url + path, encoded=True)
+            async with self._session.request(method, target, data=data, headers=headers) as response:
                 content = await response.read()
         except aiohttp.ClientConnectorError as problem:
             self._avoid[url] = time.monotonic() + _AVOID_S
@@ -259,12 +356,15 @@ class Client:
                 break
         return self._urls[self._turn]
 
-    async def _pause(self, deadline: float, attempt: int, failure: _Failure) -> None:
-        """Wait before the next attempt. Raises what the last one came to if there is no time for another."""
+    async def _pause(self, deadline: float, attempt: int, failure: _Failure, unknown: bool) -> None:
+        """Wait before the next attempt. Raises what all came to if there is no time for another.
+
+        unknown  one of them may have happened
+        """
         first_s, longest_s = _BACKOFF_S
         wait_s = min(longest_s, first_s * 2 ** min(attempt, 10)) * random.uniform(0.5, 1.0)
         if time.monotonic() + wait_s >= deadline:
-            if failure.outcome == "unknown":
+            if unknown:
                 raise OutcomeUnknown(failure.message)
             raise DeadlineExceeded(f"gave up after {attempt + 1} attempts; the last one: {failure.message}")
         await asyncio.sleep(wait_s)
@@ -280,6 +380,10 @@ def _refusal(url: str, status: int, content: bytes) -> _Failure:
         message, outcome = f"{url}: HTTP {status}", "unknown"
     if outcome == "failed":
         raise CommandFailed(f"HTTP {status}", message)
+    if outcome == "forgotten":
+        raise ReplyForgotten(message)
+    if status == _EXPIRED:
+        raise SessionExpired(message)
     if status < 500:
         raise _Absent(message) if status == 404 and outcome == _NOT_DONE else InvalidRequest(message)
     return _Failure(outcome, message)

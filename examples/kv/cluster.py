@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Self
 
 NODE_IDS: Final = ("a", "b", "c")
 _PORTS: Final = range(11_000, 31_000)
@@ -72,12 +72,13 @@ class Cluster:
 
     directory  holds each node's data and what it wrote to stderr; made when missing
     options    further options of every node
+    node_ids   their names
     """
 
-    def __init__(self, directory: Path, options: Sequence[str] = ()) -> None:
+    def __init__(self, directory: Path, options: Sequence[str] = (), node_ids: Sequence[str] = NODE_IDS) -> None:
         self.directory = directory
         self._options = list(options)
-        ports = free_ports(2 * len(NODE_IDS))
+        ports = free_ports(2 * len(node_ids))
         self.nodes = {
             name: NodeProcess(
                 name,
@@ -86,7 +87,7 @@ class Cluster:
                 directory / name,
                 directory / f"{name}.err",
             )
-            for at, name in enumerate(NODE_IDS)
+            for at, name in enumerate(node_ids)
         }
 
     @property
@@ -94,7 +95,7 @@ class Cluster:
         """The HTTP API of every node, running or not."""
         return [node.url for node in self.nodes.values()]
 
-    async def __aenter__(self) -> Cluster:
+    async def __aenter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
         try:
             await self.start(*self.nodes)

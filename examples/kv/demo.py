@@ -1,13 +1,15 @@
 """The demo: three nodes, a load, crashes, and a comparison of every record with what was acknowledged.
 
     1  three node processes start on free loopback ports: 16 shards, 3 replicas of each
-    2  the load begins; in its middle the node that leads most groups is killed with SIGKILL
+    2  the load begins, and beside it somebody counts; in its middle the node that leads most groups is killed with
+       SIGKILL
     3  the time is taken until every shard takes writes again; the killed node comes back and catches up
     4  everything is read back from every node, and from every replica, and compared
     5  all three are killed at once, restarted, and everything is compared again
 
-Rules of this file: a record is expected back from the moment it was acknowledged, not before; the exit code is 0
-only if every record was acknowledged and none is missing anywhere; no process outlives the demo.
+Rules of this file: a record is expected back from the moment it was acknowledged, not before; a counter is expected to
+have counted each acknowledged increment once, and no other; the exit code is 0 only if every record was acknowledged
+and none is missing anywhere; no process outlives the demo.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from multiraft.errors import MultiRaftError
 
 BATCH: Final = 20
 CONCURRENCY: Final = 16
+COUNTERS: Final = 4
 KILL_AT: Final = 0.4
 """The share of the records after whose acknowledgement the node is killed."""
 EXIT_LOST: Final = 1
@@ -59,6 +62,7 @@ class Outcome:
     """What the closing screen tells."""
 
     acknowledged: dict[str, bytes] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
     expected: int = 0
     report: Report = field(default_factory=Report)
     before_crash_per_s: float = 0.0
@@ -168,6 +172,7 @@ class _Demo:
                 bar = progress.add_task("acknowledged", total=len(self.records))
                 began = time.monotonic()
                 loading = asyncio.create_task(self._load(client, progress, bar))
+                counting = asyncio.create_task(self._count(client, loading))
                 half_way = asyncio.create_task(self._half_way.wait())
                 try:
                     await asyncio.wait([loading, half_way], return_when=asyncio.FIRST_COMPLETED)
@@ -176,10 +181,11 @@ class _Demo:
                     outcome.before_crash_per_s = len(outcome.acknowledged) / (time.monotonic() - began)
                     victim = await self._crash_busiest(progress.console, probes)
                     outcome.report = await loading
+                    await counting
                 finally:
-                    for task in (loading, half_way):
+                    for task in (loading, half_way, counting):
                         task.cancel()
-                    await asyncio.gather(loading, half_way, return_exceptions=True)
+                    await asyncio.gather(loading, half_way, counting, return_exceptions=True)
             counts = client.counts
             outcome.attempts, outcome.retries, outcome.unknown = counts.attempts, counts.retries, counts.unknown
         self._say(
@@ -198,6 +204,17 @@ class _Demo:
                 self._half_way.set()
 
         return await load(client, self.records, batch=BATCH, concurrency=CONCURRENCY, acknowledged=note)
+
+    async def _count(self, client: Client, loading: asyncio.Task[Report]) -> None:
+        """Increment some counters for as long as the load lasts; what is expected of them is what was acknowledged."""
+
+        async def work(key: str) -> None:
+            while not loading.done():
+                await client.increment(key)
+                self.outcome.counts[key] += 1
+
+        await asyncio.gather(*[work(f"count/{number}") for number in range(COUNTERS)])
+        self.outcome.acknowledged.update((key, b"%d" % count) for key, count in self.outcome.counts.items())
 
     async def _crash_busiest(self, console: Console, probes: dict[int, str]) -> str:
         """Kill the node that leads most; take the time until every shard takes a write again. Returns its id."""
@@ -360,7 +377,8 @@ class _Demo:
                 "requests",
                 f"{outcome.attempts:,} attempts, {outcome.retries} of them retries",
             ),
-            ("", f"{outcome.unknown} writes to a shard of unknown outcome, written again"),
+            ("", f"{outcome.unknown} writes to a shard of unknown outcome, asked again under their number: done once"),
+            ("counted", f"{outcome.counts.total():,} increments of {len(outcome.counts)} counters meanwhile"),
             ("writes/s", f"{outcome.before_crash_per_s:,.0f} before the crash, {report.records_per_s:,.0f} with it"),
             ("latency", f"{latency} for {BATCH} records"),
             ("failover", f"every shard took a write {outcome.writable_s:.2f} s after SIGKILL"),

@@ -17,7 +17,8 @@
     GET    /count               {"keys": how many there are}
     POST   /batch               {"put": {key: base64}, "delete": [key]}; atomic for the keys of one shard, not beyond
                                 -> {"committed": writes, "shards": [{"shard_id", "outcome", "writes", ...}]};
-                                207 when a shard's part was not committed, which then also names its keys and why
+                                207 when a shard's part was not committed, which then also names its keys, why, and
+                                the status that it would have been answered with alone
     GET    /watch               ?prefix= after= heartbeat_ms= -> server-sent events: see feed.py
     GET    /replica/{group}     this node's own replica, as JSON lines: for inspection: see replica.py
     GET    /admin/...           the admin API
@@ -28,6 +29,11 @@ Every error is {"error", "hint", "outcome"}, and the outcome says what became of
     not_committed   400 404 405 410 413 503 507: certainly not done
     failed          409: done, and refused by the store in the same way on every replica; nothing changed
     unknown         504 500: may or may not have been done
+    forgotten       504: done, once, under the number that was given; its answer is not kept any more
+
+Exactly once: POST /session -> {"session": ID}. A change that carries the header `Session: ID:SEQUENCE:LOWEST[:first]`
+is done once, however often it is sent to whichever nodes, as numbering.py tells. A session that was not used for an
+hour is answered with 410, and the change was not done: begin another one.
 
 Rules of this file: whatever is too large or makes no sense is refused before anything is proposed.
 """
@@ -39,7 +45,7 @@ import heapq
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 from aiohttp import web
 
@@ -59,11 +65,13 @@ from examples.kv.inputs import (
     writes_of,
 )
 from examples.kv.machine import KEY_LIMIT_BYTES, KV, SERVICE, VALUE_LIMIT_BYTES, Page
+from examples.kv.numbering import HEADER, read_number
 from examples.kv.replica import Replicas
 from examples.kv.token import TOKEN_LIMIT
 from multiraft.admin.api import admin_app
 from multiraft.errors import MultiRaftError
 from multiraft.node import Node
+from multiraft.remote import RemoteCommand
 
 BATCH_LIMIT_BYTES: Final = 16 * 1024 * 1024
 """Largest body of POST /batch: one of the largest values fits."""
@@ -73,6 +81,8 @@ STALE_LIMIT_MS: Final = 3_600_000
 _SCAN_SHARE: Final = 64
 _CLOSE_S: Final = 1.0
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _log = logging.getLogger(__name__)
@@ -90,6 +100,7 @@ def kv_app(node: Node, store: type[KV], *, allow_planted_loss: bool = False) -> 
     app.add_routes(
         [
             web.get("/", api.index),
+            web.post("/session", api.session),
             web.get("/kv/{key:(?s:.*)}", api.get),
             web.put("/kv/{key:(?s:.*)}", api.put),
             web.delete("/kv/{key:(?s:.*)}", api.delete),
@@ -136,6 +147,10 @@ class _Api:
         ]
         return _json({"node_id": self._node.node_id, "routes": [*routes, "GET /admin/"]})
 
+    async def session(self, request: web.Request) -> web.Response:
+        parameters_of(request)
+        return _json({"session": (await self._node.open_session(SERVICE)).hex()})
+
     # ---------------------------------------------------------------------------------------------- one key
 
     async def get(self, request: web.Request) -> web.Response:
@@ -158,12 +173,12 @@ class _Api:
         ttl_ms = ttl_of(parameters_of(request, "ttl_ms"))
         key = key_of(request, "/kv/")
         value = await body_of(request, VALUE_LIMIT_BYTES, "the value")
-        await self._store.put(key, value, ttl_ms)
+        await _numbered(request, self._store.put)(key, value, ttl_ms)
         return web.Response(status=204)
 
     async def delete(self, request: web.Request) -> web.Response:
         parameters_of(request)
-        return _json({"deleted": await self._store.delete(key_of(request, "/kv/"))})
+        return _json({"deleted": await _numbered(request, self._store.delete)(key_of(request, "/kv/"))})
 
     async def compare_and_set(self, request: web.Request) -> web.Response:
         ttl_ms = ttl_of(parameters_of(request, "ttl_ms"))
@@ -171,13 +186,14 @@ class _Api:
         asked = fields_of(await body_of(request, _CAS_LIMIT_BYTES, "the body"), "expected", "value")
         value = from_base64("value", asked.get("value"))
         expected = None if asked.get("expected") is None else from_base64("expected", asked["expected"])
-        swap = await self._store.compare_and_set(key, expected, value, ttl_ms)
+        swap = await _numbered(request, self._store.compare_and_set)(key, expected, value, ttl_ms)
         return _json({"swapped": swap.swapped, "current": None if swap.current is None else to_base64(swap.current)})
 
     async def increment(self, request: web.Request) -> web.Response:
         by = parameters_of(request, "by").get("by", "1")
         amount = whole_number("by", by, -(1 << 63), (1 << 63) - 1)
-        return _json({"value": await self._store.increment(key_of(request, "/increment/"), amount)})
+        key = key_of(request, "/increment/")
+        return _json({"value": await _numbered(request, self._store.increment)(key, amount)})
 
     async def ttl(self, request: web.Request) -> web.Response:
         parameters_of(request)
@@ -191,11 +207,13 @@ class _Api:
         ttl_ms = ttl_of(parameters_of(request, "ttl_ms"))
         if ttl_ms is None:
             raise ApiError(400, "ttl_ms is missing", "POST /expire/KEY?ttl_ms=1000; POST /persist/KEY lets a key stay")
-        return _json({"found": await self._store.expire(key_of(request, "/expire/"), ttl_ms)})
+        key = key_of(request, "/expire/")
+        return _json({"found": await _numbered(request, self._store.expire)(key, ttl_ms)})
 
     async def persist(self, request: web.Request) -> web.Response:
         parameters_of(request)
-        return _json({"found": await self._store.persist(key_of(request, "/persist/"))})
+        key = key_of(request, "/persist/")
+        return _json({"found": await _numbered(request, self._store.persist)(key)})
 
     # -------------------------------------------------------------------------------------------- many keys
 
@@ -232,19 +250,33 @@ class _Api:
         parts: dict[int, dict[str, bytes | None]] = {}
         for key, value in writes.items():
             parts.setdefault(shards.find(key.encode()).shard_id, {})[key] = value
-        results = await asyncio.gather(*[self._write(shard_id, part) for shard_id, part in parts.items()])
+        write = _numbered(request, self._store.batch)
+        results = await asyncio.gather(*[_write(write, shard_id, part) for shard_id, part in parts.items()])
         committed = sum(result["writes"] for result in results if result["outcome"] == "committed")
         status = 200 if committed == len(writes) else 207
         return _json({"committed": committed, "shards": results}, status)
 
-    async def _write(self, shard_id: int, writes: dict[str, bytes | None]) -> dict[str, Any]:
-        """Write one shard's part of a batch; an error is part of the answer, since other parts may be done."""
-        try:
-            await self._store.batch(next(iter(writes)), writes)
-            return {"shard_id": shard_id, "outcome": "committed", "writes": len(writes)}
-        except MultiRaftError as error:
-            problem = explain(error)
-            return {"shard_id": shard_id, "writes": len(writes), "keys": list(writes), **problem.body()}
+
+async def _write(
+    write: RemoteCommand[[str, dict[str, bytes | None]], int], shard_id: int, writes: dict[str, bytes | None]
+) -> dict[str, Any]:
+    """Write one shard's part of a batch; an error is part of the answer, since other parts may be done.
+
+    All parts of a batch may carry one number: each shard knows numbers of its own.
+    """
+    try:
+        await write(next(iter(writes)), writes)
+        return {"shard_id": shard_id, "outcome": "committed", "writes": len(writes)}
+    except MultiRaftError as error:
+        problem = explain(error)
+        told = {"shard_id": shard_id, "writes": len(writes), "keys": list(writes), "status": problem.status}
+        return {**told, **problem.body()}
+
+
+def _numbered(request: web.Request, command: RemoteCommand[P, R]) -> RemoteCommand[P, R]:
+    """Return `command` under the number that the request gives it, if it gives one. Raises InvalidRequest."""
+    text = request.headers.get(HEADER)
+    return command if text is None else command.with_options(session=read_number(text))
 
 
 # --------------------------------------------------------------------------------------------- what goes out

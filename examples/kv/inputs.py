@@ -24,6 +24,8 @@ from multiraft.errors import (
     NotCommitted,
     OutcomeUnknown,
     Overloaded,
+    ReplyForgotten,
+    SessionExpired,
 )
 from multiraft.types import GroupId
 
@@ -38,7 +40,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An error as a client sees it; `outcome` is one of not_committed, failed, unknown."""
+    """An error as a client sees it; `outcome` is one of not_committed, failed, unknown, forgotten."""
 
     status: int
     error: str
@@ -58,6 +60,8 @@ def explain(error: Exception) -> Problem:
 
 
 _EXPLAINED: Final[tuple[tuple[type[MultiRaftError], int, str, str], ...]] = (
+    (SessionExpired, 410, "begin another session: POST /session", "not_committed"),
+    (ReplyForgotten, 504, "it was done once; its answer is kept no more: read instead", "forgotten"),
     (InvalidRequest, 400, "correct the request", "not_committed"),
     (Overloaded, 503, "slow down, then try again", "not_committed"),
     (DiskFull, 507, "free some space on the disk that it names; it goes on by itself", "not_committed"),

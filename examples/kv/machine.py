@@ -34,6 +34,7 @@ from examples.kv.layout import (
     key_name,
     unpack_events,
 )
+from multiraft.diskmachine import DiskStateMachine
 from multiraft.keyspace import Keyspace
 from multiraft.statemachine import StateMachine, command, query
 
@@ -134,9 +135,12 @@ class News:
 
 
 class KV(StateMachine):
-    """Keys are text, values are bytes."""
+    """Keys are text, values are bytes. What it derives its `data` from decides where a shard lies."""
 
-    data: Keyspace
+    @property
+    def data(self) -> Keyspace:
+        """Where everything lies."""
+        raise NotImplementedError("use DiskKV or MemoryKV")
 
     # ----------------------------------------------------------------------------------------------- commands
 
@@ -345,3 +349,9 @@ class KV(StateMachine):
             change.put(key, held.value, self._deadline(change, ttl_ms))
         change.finish()
         return held is not None
+
+
+class DiskKV(DiskStateMachine, KV):
+    """A shard whose data lie in the node's database: larger than memory perhaps, and there at once after a start."""
+
+    __slots__ = ()

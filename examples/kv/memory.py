@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Protocol
 
 from examples.kv.machine import KV
-from multiraft.keyspace import check_pair
+from multiraft.keyspace import Keyspace, check_pair
 
 _FEW: Final = 64
 """So many changes are put in place one by one; more are sorted in."""
@@ -22,17 +22,27 @@ _FEW: Final = 64
 class MemoryKV(KV):
     """A shard whose data live in memory, in `values`."""
 
-    __slots__ = ("data",)
+    __slots__ = ("_keyspace",)
 
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}
-        self.data = PlainKeyspace(self)
+        self._keyspace = PlainKeyspace(self)
+
+    @property
+    def data(self) -> Keyspace:
+        return self._keyspace
+
+
+class HasValues(Protocol):
+    """A machine whose whole state is one dict."""
+
+    values: dict[bytes, bytes]
 
 
 class PlainKeyspace:
-    """The keyspace that `MemoryKV.values` is. The machine may replace that dict, as it does when it is restored."""
+    """The keyspace that a machine's `values` is. The machine may replace that dict, as it does when it is restored."""
 
-    def __init__(self, owner: MemoryKV) -> None:
+    def __init__(self, owner: HasValues) -> None:
         self._owner = owner
         self._of: dict[bytes, bytes] | None = None
         self._parts: dict[int, _Part] = {}

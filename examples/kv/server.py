@@ -28,7 +28,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from examples.kv.http import kv_app, kv_runner
-from examples.kv.machine import KV, SERVICE
+from examples.kv.machine import KV, SERVICE, DiskKV
 from examples.kv.memory import MemoryKV
 from examples.kv.sweeping import Sweeper
 from multiraft.config import NodeConfig, parse_address
@@ -71,7 +71,7 @@ def run(config: NodeConfig, options: Options) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     work = _serve(config, options)
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(work)
     except ConfigError as problem:
         return report(problem, EXIT_USAGE)
@@ -85,7 +85,8 @@ def report(problem: Exception, code: int) -> int:
     return code
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return what makes the event loop: uvloop's where it is installed."""
     try:
         import uvloop
     except ImportError:
@@ -109,7 +110,7 @@ async def _serve(config: NodeConfig, options: Options) -> int:
     listener = _listen(http, config.insecure)
     try:
         node = Node(kv_config(config))
-        kind: type[KV] = MemoryKV
+        kind: type[KV] = MemoryKV if options.in_memory else DiskKV
         store = node.service(SERVICE, kind, initial_shards=options.shards, replicas=options.replicas)
         runner = kv_runner(kv_app(node, store, allow_planted_loss=options.allow_planted_loss))
         await node.start()

@@ -19,7 +19,7 @@ from typing import Final, NoReturn
 
 import click
 
-from multiraft.admin import member_commands, mending_commands, pages, storage_commands
+from multiraft.admin import member_commands, mending_commands, pages, recover_commands, storage_commands
 from multiraft.admin.client import (
     DEFAULT_URL,
     AdminClient,
@@ -105,6 +105,7 @@ def cli(context: click.Context, url: str | None, timeout: float | None) -> None:
       multiraft member replace 17 n2 n4         move a replica; also add, remove, ...
       multiraft transfer 17 n3                  have n3 lead it
       multiraft storage data/n1                 the directory of a stopped node; also verify, repair, compact
+      multiraft recover --help                  when a quorum is lost for good
       multiraft --url 10.0.0.7:7101 status --watch 2
     """
     context.obj = Options(url, timeout)
@@ -236,6 +237,7 @@ cli.add_command(mending_commands.group)
 cli.add_command(member_commands.members)
 cli.add_command(member_commands.member)
 cli.add_command(member_commands.transfer)
+cli.add_command(recover_commands.recover)
 
 cli.add_command(sim)
 

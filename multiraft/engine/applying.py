@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from multiraft.engine.doing import Doing
 from multiraft.engine.replica import Replica
 from multiraft.types import DIRECTORY_GROUP
 
@@ -16,20 +17,27 @@ if TYPE_CHECKING:
     from multiraft.engine.engine import Engine
 
 _CACHE_MIN_BYTES: Final = 16 * 1024
+_OVERLONG: Final = 4
+"""A slice that took so many times what it may is followed by a rest, of this share of it, at most so long."""
+_REST_SHARE: Final = 0.1
+_REST_MOST_S: Final = 0.02
 
 
 class Applying:
-    """The replicas of one engine that have committed entries to apply."""
+    """The replicas of one engine that have committed entries to apply; `doing` says which one does."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._queue: deque[Replica] = deque()
+        self.doing = Doing()
         self._stopwatch = engine.clocks.effort
         self._slice_s = engine.limits.apply_slice_ms / 1e3
+        self._resting = False
 
     @property
     def pending(self) -> bool:
-        return bool(self._queue)
+        """Whether a slice is to be applied now."""
+        return bool(self._queue) and not self._resting
 
     def add(self, replica: Replica) -> None:
         """Have `replica` apply up to its `committed`."""
@@ -45,18 +53,22 @@ class Applying:
         engine, queue = self._engine, self._queue
         cache_bytes = max(_CACHE_MIN_BYTES, engine.limits.log_cache_bytes // max(1, len(engine.replicas)))
         stopwatch = self._stopwatch
-        until_s = stopwatch() + self._slice_s
+        began_s = stopwatch()
+        until_s = began_s + self._slice_s
         while queue and stopwatch() < until_s:
             replica = queue.popleft()
             replica.apply_queued = False
             if replica.broken is not None or engine.ondisk.waits(replica) or replica.being_taken:
                 continue
+            self.doing.begin(replica)
             try:
                 more = replica.apply_slice(until_s)
                 engine.ondisk.hand_out(replica)
             except Exception as problem:
                 engine.broke(replica, problem)
                 continue
+            finally:
+                self.doing.replica = None
             if more:
                 self.add(replica)
             if replica.halted is not None:
@@ -64,3 +76,19 @@ class Applying:
             engine.containing.applied(replica)
             engine.snapshotting.consider(replica)
             replica.core.log.trim(cache_bytes)
+        took_s = stopwatch() - began_s
+        if queue and took_s > _OVERLONG * self._slice_s:
+            self._rest(min(_REST_SHARE * took_s, _REST_MOST_S))
+
+    def _rest(self, rest_s: float) -> None:
+        """One command held the loop for too long, and there is more to apply: first let everything else have its turn.
+
+        What comes from peers, and what goes to them, takes several rounds of the loop, and each would have such a
+        command in it: they would take this node for silent.
+        """
+        self._resting = True
+        self._engine.loop.call_later(rest_s, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = False
+        self._engine.wake()

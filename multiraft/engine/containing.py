@@ -68,6 +68,7 @@ class Containing:
     def open(self, replica: Replica, stored: StoredReplica) -> None:
         """Take up a replica from disk, with the halt that it may have had; before its machine gets its state."""
         replica.on_halt = partial(self._has_halted, replica)
+        replica.executor.doing = self._engine.applying.doing
         halt = stored.halt
         if halt is not None:
             replica.halted = halt

@@ -56,6 +56,7 @@ from multiraft.errors import (
     NotLeader,
     NotRunning,
     OutcomeUnknown,
+    StorageError,
 )
 from multiraft.messages import NodeMessage
 from multiraft.ports import Clocks, Store, Transport
@@ -108,6 +109,7 @@ class Engine:
         self._look = self.observing.look
         self._on_failed = on_failed
         self._running = False
+        self._turning = False
         self._turn_scheduled = False
         self._dirty: list[Replica] = []
         self._deadlines: deque[Proposals] = deque()
@@ -169,6 +171,7 @@ class Engine:
         self.upkeep.stop()
         self.following.stop()
         self.transfers.stop()
+        self.ondisk.files.stop()
         self.writer.stop()
         for replica in self.replicas.values():
             replica.fail_everything(reason)
@@ -315,12 +318,15 @@ class Engine:
         if not self._running:
             return
         began_s = self.clocks.effort()
+        self._turning = True
         try:
             self._pass()
         except Exception as problem:
             log.critical("the engine met a bug and ends", exc_info=problem)
             self._end(problem)
             return
+        finally:
+            self._turning = False
         self.pacing.wake_at(min(self._next_beat_s, self.wheel.next_deadline()))
         self.pacing.turn_took(began_s)
 
@@ -358,6 +364,11 @@ class Engine:
             yield
         except (InvariantViolation, CorruptRecord) as problem:
             self.broke(replica, problem)
+        except StorageError as problem:  # as in a turn, where a read that fails ends the node, too
+            if self._turning:
+                raise
+            log.critical("a read failed; this node ends: %s", problem)
+            self._end(problem)
         else:
             self.note(replica, now)
 

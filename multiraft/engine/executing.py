@@ -16,8 +16,19 @@ from typing import Any, Final, TypeAlias
 
 import msgpack
 
-from multiraft.engine.keyspace import SESSIONS
-from multiraft.engine.machine import Context, Diverged, Machine, UnknownCommand, command_failed, environmental
+from multiraft.engine.doing import Doing
+from multiraft.engine.keyspace import SESSIONS, MachineOnDisk
+from multiraft.engine.machine import (
+    ApplyBatch,
+    Context,
+    Diverged,
+    Heads,
+    Machine,
+    UnknownCommand,
+    batch_of,
+    command_failed,
+    environmental,
+)
 from multiraft.engine.rolling import RollingHash
 from multiraft.engine.sessions import Result, SessionTable
 from multiraft.errors import CommandFailed, InvalidRequest
@@ -29,6 +40,7 @@ Run: TypeAlias = Callable[[bytes, Context], Result]
 Control: TypeAlias = Callable[[list[Any], Context], Result]
 
 CHECK: Final = 2
+_NO_HEADS: Final[Heads] = {}
 _TEXT_CHARACTERS: Final = 200
 log: Final = logging.getLogger("multiraft.engine")
 
@@ -41,19 +53,38 @@ class Executor:
     controls         by its code: what runs a CONTROL entry
     sessions         the clients, and what was replied to them
     rolling          what all results have come to
+    heads            see `machine.Heads`
+    doing            where it is told what is done now
     failed_commands  how many commands raised, since the start
     """
 
-    __slots__ = ("controls", "failed_commands", "group_id", "machine", "rolling", "runs", "sessions")
+    __slots__ = (
+        "controls",
+        "doing",
+        "failed_commands",
+        "group_id",
+        "heads",
+        "machine",
+        "rolling",
+        "runs",
+        "sessions",
+    )
 
     def __init__(self, group_id: GroupId, machine: Machine) -> None:
         self.group_id = group_id
         self.machine = machine
+        self.heads = _heads_of(machine)
+        self.doing = Doing()
         self.failed_commands = 0
         self.sessions = SessionTable()
         self.rolling = RollingHash()
         self.runs: dict[int, Run] = {COMMANDS: self.command, SESSION: self.numbered, CONTROL: self.control}
         self.controls: dict[int, Control] = {REGISTER: self.register, CHECK: self._check}
+
+    @property
+    def batch(self) -> ApplyBatch | None:
+        """What applies many commands at once; None: the machine takes them one by one."""
+        return batch_of(self.machine)
 
     def changes_beside(self) -> Iterable[tuple[bytes, bytes | None]]:
         """Return what entries have changed of the sessions since the last time, for the data of a machine on disk.
@@ -72,9 +103,9 @@ class Executor:
     def anew(self, machine: Machine) -> Executor:
         """Return one for `machine`, which has applied nothing yet, or goes on from the data of this one."""
         executor = Executor(self.group_id, machine)
-        executor.failed_commands = self.failed_commands
         if self.sessions.tracked:  # with what is on its way to the data
             executor.sessions = self.sessions
+        executor.failed_commands, executor.doing = self.failed_commands, self.doing
         return executor
 
     def command(self, command: bytes, context: Context) -> Result:
@@ -91,6 +122,16 @@ class Executor:
         if type(result) is not bytes:
             return CommandFailed("TypeError", f"apply returned {type(result).__name__}, not bytes")
         return result
+
+    def query(self, query: bytes) -> bytes:
+        """Have the machine answer."""
+        doing = self.doing
+        doing.calls += 1
+        doing.asked = (self.group_id, query)
+        try:
+            return self.machine.query(query)
+        finally:
+            doing.asked = None
 
     def numbered(self, entry: bytes, context: Context) -> Result:
         """Apply the command of a session, unless it was applied before. Otherwise as `command`."""
@@ -134,8 +175,19 @@ class Executor:
         return b""
 
     def refuses(self, kind: int, entry: bytes) -> str | None:
-        """Why an entry of this kind must not be proposed: the machine's class would not know it. None: it may be."""
-        return self.machine.refuses(entry if kind == COMMANDS else entry[HEAD.size :])
+        """Why an entry of this kind must not be proposed: the machine's class would not know it. None: it may be.
+
+        On the hot path: a call as it is usually written is looked up where it stands.
+        """
+        heads = self.heads
+        if heads is None:
+            return None
+        at = 0 if kind == COMMANDS else HEAD.size
+        if len(entry) > at + 1:
+            most = heads.get(entry[at + 1 : at + 2 + (entry[at + 1] & 0x1F)])
+            if most is not None and 0x90 < entry[at] <= most:
+                return None
+        return self.machine.refuses(entry[at:] if at else entry)
 
     def text_of(self, kind: int, entry: bytes) -> str:
         """Return an entry of a record of this kind as an operator reads it, on one line. Never raises."""
@@ -145,6 +197,12 @@ class Executor:
             return "an entry of the group's own"
         text = self.machine.describe(entry)
         return text if len(text) <= _TEXT_CHARACTERS else f"{text[:_TEXT_CHARACTERS]}..."
+
+
+def _heads_of(machine: Machine) -> Heads:
+    inner: object = machine.machine if isinstance(machine, MachineOnDisk) else machine
+    heads: Heads = getattr(inner, "heads", _NO_HEADS)
+    return heads
 
 
 def check_entry(index: Index, value: int) -> bytes:

@@ -297,6 +297,9 @@ class Fetching:
             del self._fetches[fetch.group_id]
             self._installing[fetch.group_id] = fetch
             now = self._engine.pacing.now()
+            if fetch.replica.data is not None:
+                self._engine.ondisk.files.take_in(fetch.replica, fetch.replica.data, fetch.message)
+                return
             with self._engine.touching(fetch.replica, now):
                 fetch.replica.core.step(fetch.message, now)
 

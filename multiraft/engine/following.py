@@ -101,7 +101,7 @@ class Following:
         if self.age_s(since_s) > stale_s:
             return self.read(group_id, query)
         future: Future[Seen] = self._loop.create_future()
-        answer_from(replica.machine, query, since_s, future)
+        answer_from(replica.executor, query, since_s, future)
         return future
 
     def since_s(self, replica: Replica) -> float:
@@ -183,7 +183,7 @@ class Following:
                 continue
             local.confirmed(index, asked_s)
             if replica.broken is None and replica.halted is None:
-                local.applied(replica.applied, replica.machine)
+                local.applied(replica.applied, replica.executor)
             if local.wants_to_ask:
                 self._want(replica)
 

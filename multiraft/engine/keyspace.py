@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final, TypeAlias, TypeVar
 
-from multiraft.engine.machine import Context, Machine
+from multiraft.engine.machine import ApplyBatch, Context, Machine, batch_of
 from multiraft.errors import ReadFailed, StorageError
 from multiraft.keyspace import Keyspace, check_pair
 from multiraft.ports import DataReader, WriteBatch
@@ -310,22 +310,33 @@ class MachineOnDisk:
 
     def apply(self, command: bytes, context: Context) -> bytes:
         """Apply one command. Raises what it raises, having dropped what it wrote; StorageError: a read failed."""
+        self._begin()
+        try:
+            result = self.machine.apply(command, context)
+        except BaseException:
+            self._drop()
+            raise
+        self._keep()
+        return result
+
+    def _begin(self) -> None:
         data = self.replica_data
         if data.failed is not None:
             raise data.failed
         data.begin()
-        try:
-            result = self.machine.apply(command, context)
-        except BaseException:
-            data.drop()
-            if data.failed is not None:
-                raise data.failed from None
-            raise
+
+    def _drop(self) -> None:
+        data = self.replica_data
+        data.drop()
+        if data.failed is not None:
+            raise data.failed from None
+
+    def _keep(self) -> None:
+        data = self.replica_data
         if data.failed is not None:
             data.drop()
             raise data.failed
         data.keep()
-        return result
 
     def query(self, query: bytes) -> bytes:
         """Answer a question. Raises ReadFailed when the data cannot be read; the next command will not be applied."""
@@ -350,6 +361,33 @@ class MachineOnDisk:
 
     def restore(self, state: bytes) -> None:
         raise TypeError("a machine on disk is restored by filling a keyspace")
+
+
+class BatchesOnDisk(MachineOnDisk):
+    """The same of a machine that takes many commands at once: what a batch wrote is kept if it ends well as a whole."""
+
+    __slots__ = ("_apply_batch",)
+
+    def __init__(self, machine: Machine, data: ReplicaData, apply_batch: ApplyBatch) -> None:
+        super().__init__(machine, data)
+        self._apply_batch = apply_batch
+
+    def apply_batch(self, commands: list[bytes], context: Context) -> list[bytes | Exception]:
+        """Apply commands. Raises what they raise together, having dropped what they wrote; StorageError."""
+        self._begin()
+        try:
+            results = self._apply_batch(commands, context)
+        except BaseException:
+            self._drop()
+            raise
+        self._keep()
+        return results
+
+
+def on_disk(machine: Machine, data: ReplicaData) -> Machine:
+    """Return `machine` with `data` for its data."""
+    apply_batch = batch_of(machine)
+    return MachineOnDisk(machine, data) if apply_batch is None else BatchesOnDisk(machine, data, apply_batch)
 
 
 def _first(keys: list[bytes], start: bytes, stop: bytes, reverse: bool) -> bytes | None:

@@ -58,7 +58,7 @@ class Leases:
         self.reads += 1
         future: Future[bytes] = self._loop.create_future()
         try:
-            future.set_result(replica.machine.query(query))
+            future.set_result(replica.executor.query(query))
         except Exception as problem:
             fail_future(future, query_failed(problem))
         return future

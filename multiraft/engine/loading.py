@@ -48,6 +48,7 @@ class Loading:
         self._reader = FileReader(manifest)
         self._offset = 0
         self._chunks: Iterator[bytes] = iter(())
+        self._held = False
 
     def begin(self) -> None:
         """Read the first piece."""
@@ -56,6 +57,16 @@ class Loading:
     def stop(self) -> None:
         """Nobody wants it any more."""
         self._ended = None
+
+    def hold(self) -> None:
+        """Give on no more for now; what takes it has no room."""
+        self._held = True
+
+    def go_on(self) -> None:
+        """After `hold`: give on what follows, soon."""
+        if self._held:
+            self._held = False
+            self._loop.call_soon(self._go_on)
 
     def _was_read(self, piece: bytes | Exception) -> None:
         if self._ended is None:
@@ -71,12 +82,16 @@ class Loading:
 
     def _go_on(self) -> None:
         """Give on what was read, for a slice; then the rest, or the next piece."""
+        if self._held:
+            return
         until_s = self._stopwatch() + self._slice_s
         try:
             for chunk in self._chunks:
                 if self._ended is None:
                     return
                 self._feed(chunk)
+                if self._held:
+                    return
                 if self._stopwatch() >= until_s:
                     self._loop.call_soon(self._go_on)
                     return

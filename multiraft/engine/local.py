@@ -18,9 +18,9 @@ from asyncio import Future
 from collections import deque
 from collections.abc import Callable
 from math import inf
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from multiraft.engine.machine import Machine, query_failed
+from multiraft.engine.machine import query_failed
 from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, fail_all, fail_future
 from multiraft.errors import MultiRaftError, Overloaded
 from multiraft.types import Index
@@ -36,7 +36,13 @@ class Seen(NamedTuple):
     since_s: float
 
 
-def answer_from(machine: Machine, query: bytes, since_s: float, future: Future[Seen]) -> None:
+class Answers(Protocol):
+    """Whoever answers from what is applied here."""
+
+    def query(self, query: bytes) -> bytes: ...
+
+
+def answer_from(machine: Answers, query: bytes, since_s: float, future: Future[Seen]) -> None:
     """Put `query` to `machine`; `future` gets the answer, or what the query raised."""
     try:
         future.set_result(Seen(machine.query(query), since_s))
@@ -72,7 +78,7 @@ class Batch:
         self.queries.append(query)
         self.futures.append(future)
 
-    def answer(self, machine: Machine) -> None:
+    def answer(self, machine: Answers) -> None:
         for query, future in zip(self.queries, self.futures, strict=True):
             if not future.done():
                 answer_from(machine, query, self.since_s, future)
@@ -151,7 +157,7 @@ class LocalReads:
         self.asking = False
         self.problem = problem
 
-    def applied(self, index: Index, machine: Machine) -> None:
+    def applied(self, index: Index, machine: Answers) -> None:
         """The replica has applied everything up to `index`: answer what waited for that."""
         while self._confirmed and self._confirmed[0][0] <= index:
             _, asked_s, batches = self._confirmed.popleft()

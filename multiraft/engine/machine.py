@@ -12,9 +12,9 @@ Rules of this file: no I/O, no time; nothing here knows of services, keys or typ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from random import Random
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from multiraft.errors import CommandFailed, MultiRaftError, StorageError
 from multiraft.keyspace import Keyspace
@@ -22,6 +22,9 @@ from multiraft.types import GroupId, Index, Term
 
 _DETAIL_CHARACTERS: Final = 1_000
 _PIECE_BYTES: Final = 64 * 1024
+
+
+ApplyBatch: TypeAlias = "Callable[[list[bytes], Context], list[bytes | Exception]]"
 
 
 class Halting(Exception):
@@ -51,6 +54,10 @@ class Diverged(Halting):
         self.value = value
 
 
+class BatchFailed(Halting):
+    """A batch of commands has failed as a whole; which commands were in it is this replica's own affair."""
+
+
 class Context:
     """The entry that is being applied; the same on every replica. Valid during the one `apply` that it is given to.
 
@@ -58,15 +65,17 @@ class Context:
     term      the term of the leader that appended it
     group_id  the group
     time_ms   the leader's clock when it appended the entry, milliseconds since 1970, never going back within a group
+    batch     many commands are applied at once; `index` is that of the first one, and its place another on each replica
     """
 
-    __slots__ = ("_random", "_random_of", "group_id", "index", "term", "time_ms")
+    __slots__ = ("_random", "_random_of", "batch", "group_id", "index", "term", "time_ms")
 
     def __init__(self, index: Index, term: Term, group_id: GroupId, time_ms: int) -> None:
         self.index = index
         self.term = term
         self.group_id = group_id
         self.time_ms = time_ms
+        self.batch = False
         self._random: Random | None = None
         self._random_of: Index = 0
 
@@ -82,7 +91,12 @@ class Context:
 
     @property
     def random(self) -> Random:
-        """Chance that is the same on every replica: seeded by the group and the entry, for this one command."""
+        """Chance that is the same on every replica: seeded by the group and the entry, for this one command.
+
+        Raises RuntimeError in a batch of commands, of which every replica has its own.
+        """
+        if self.batch:
+            raise RuntimeError("context.random is there for one command at a time, and not in apply_batch")
         if self._random is None or self._random_of != self.index:
             self._random = Random((self.group_id << 64) | self.index)
             self._random_of = self.index
@@ -90,6 +104,12 @@ class Context:
 
     def __repr__(self) -> str:
         return f"Context(index={self.index}, term={self.term}, group_id={self.group_id}, time_ms={self.time_ms})"
+
+
+Heads: TypeAlias = "Mapping[bytes, int] | None"
+"""A machine's attribute `heads`: by the name of each command that it knows, as msgpack packs it, the highest first byte
+of a call of it, which holds the number of arguments; None: it refuses nothing. What is not there is asked of `refuses`.
+"""
 
 
 class Machine(Protocol):
@@ -106,6 +126,8 @@ class Machine(Protocol):
 
         Called once per entry, in order of index. What it raises is judged by `environmental`.
         """
+
+    # A machine that takes commands many at a time has `apply_batch(commands, context)`, too: see `batch_of`.
 
     def refuses(self, command: bytes) -> str | None:
         """Why this class does not know the command, which must not be proposed then; None: it does, or may."""
@@ -214,3 +236,13 @@ def halt_kind(failure: BaseException) -> str:
 def query_failed(failure: Exception) -> MultiRaftError:
     """Return what the caller of a query gets when the query raised `failure`: a refusal of its own kind, or that."""
     return failure if isinstance(failure, MultiRaftError) else command_failed(failure)
+
+
+def batch_of(machine: Machine) -> ApplyBatch | None:
+    """Return what takes many commands at once; None: the machine takes them one by one.
+
+    It returns a result for each, bytes or an Exception, and is only called with commands of one record. The context's
+    index is that of the first one.
+    """
+    apply_batch: ApplyBatch | None = getattr(machine, "apply_batch", None)
+    return apply_batch

@@ -18,15 +18,18 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from multiraft import failpoints
+from multiraft.engine.diskfiles import DiskFiles
 from multiraft.engine.keyspace import ReplicaData
 from multiraft.engine.machine import Machine
-from multiraft.engine.pairs import STORED, pack_pairs, unpack_pairs
+from multiraft.engine.pairs import STORED
+from multiraft.engine.pairstream import read_pairs
 from multiraft.engine.replica import Replica
 from multiraft.engine.spaces import Spaces
 from multiraft.errors import CorruptRecord, StartError, StorageError
 from multiraft.messages import InstallSnapshot
-from multiraft.ports import LogReader, Store, StoreView, WriteBatch
+from multiraft.ports import LogReader, Store, WriteBatch
 from multiraft.records import Record
+from multiraft.snapshot_file import is_manifest
 from multiraft.types import INDEX_MAX, Applied, GroupId, Index, Snapshot, StoredReplica, Term
 
 if TYPE_CHECKING:
@@ -39,16 +42,16 @@ class OnDisk:
     """The machines on disk of one engine.
 
     spaces  the keyspaces that are going
+    files   the states that go to other nodes, and come from them
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.spaces = Spaces(engine)
+        self.files = DiskFiles(engine)
         self._trailing = engine.limits.trailing_entries
         self._entries = engine.limits.snapshot_entries
-        self._sendable_bytes = engine.limits.entry_bytes
-        # What is sent to whoever asks before the next beat.
-        self._made: dict[GroupId, Snapshot] = {}
+        self._bytes = engine.limits.snapshot_bytes
 
     # ------------------------------------------------------------------------------------------- coming to be
 
@@ -91,7 +94,7 @@ class OnDisk:
     def reader_of(self, data: ReplicaData | None) -> LogReader:
         """Return what a replica's core reads its log and its snapshot by."""
         store = self._engine.store
-        return store if data is None else _Reader(store, self._made)
+        return store if data is None else _Reader(store, self.files)
 
     # ------------------------------------------------------------------------------------------------- applying
 
@@ -125,19 +128,29 @@ class OnDisk:
         """Let the log start higher, if what is applied of it has become long enough."""
         core = replica.core
         length = replica.applied - core.log.start.index
-        if length <= self._entries:
+        if length <= self._entries and replica.log_bytes < self._bytes:
             replica.snapshot_due = core.log.start.index + self._entries + 1
-        elif data.durable.index - self._trailing <= core.log.start.index or not self._replace(replica, data):
+            return
+        held = self.files.held(replica)
+        if held is not None and held <= core.log.start.index:
+            replica.snapshot_due = replica.applied + 1 + self._entries // 4
+            replica.log_bytes = 0
+            return
+        start = data.durable.index - min(self._trailing, length // 2)
+        start = start if held is None else min(start, held)
+        if start <= core.log.start.index or not self._replace(replica, data, data.durable.index - start):
             self._engine.writer.sync()
+        else:
+            replica.log_bytes = 0
 
-    def _replace(self, replica: Replica, data: ReplicaData, trailing: Index | None = None) -> bool:
+    def _replace(self, replica: Replica, data: ReplicaData, trailing: Index) -> bool:
         core, index = replica.core, data.durable.index
         if index <= core.snapshot_index or core.membership.index > index or not core.may_compact():
             return False
         if failpoints.armed is not None:
             failpoints.armed(failpoints.SNAPSHOT_BEFORE_SAVE)
         with self._engine.touching(replica, self._engine.pacing.now()):
-            core.compact(STORED, self._trailing if trailing is None else trailing, core.begin_snapshot(index))
+            core.compact(STORED, trailing, core.begin_snapshot(index))
         return True
 
     def note_durable(self, replica: Replica, data: ReplicaData) -> str:
@@ -151,52 +164,6 @@ class OnDisk:
             return ""
         return "the membership changes, or another snapshot is on its way to the disk; retry shortly"
 
-    # ------------------------------------------------------------------------------------------------- to others
-
-    def tick(self) -> None:
-        """A beat is due: what was made for the last one is old."""
-        self._made.clear()
-
-    def make(self, replica: Replica) -> bool:
-        """Make what a follower needs that the log cannot help; return whether it is there."""
-        group_id, core = replica.group_id, replica.core
-        made = self._made.get(group_id)
-        if made is not None and made.index >= core.snapshot_index:
-            return True
-        stored = self._engine.store.read_snapshot(group_id)
-        if stored is None:
-            return False
-        if not stored.data:  # the founding
-            self._made[group_id] = stored
-            return True
-        view = self._engine.store.view()
-        try:
-            applied = view.read_applied(group_id)
-            # The membership in effect is that of `applied`, unless it took effect after it.
-            if applied is None or core.membership.index > applied.index:
-                return False
-            data = self._packed(replica, view, applied)
-        finally:
-            view.close()
-        if data is None:
-            return False
-        self._made[group_id] = Snapshot(applied.index, applied.term, core.membership, data)
-        return True
-
-    def _packed(self, replica: Replica, view: StoreView, applied: Applied) -> bytes | None:
-        items: list[bytes] = []
-        size_bytes = 0
-        for key, value in view.iterate_data(applied.space):
-            items += key, value
-            size_bytes += len(key) + len(value) + 10
-            if size_bytes > self._sendable_bytes:
-                problem = f"its data have more than {self._sendable_bytes} bytes, as entry_bytes allows for a message"
-                if replica.snapshot_problem is None:
-                    log.warning("group %d: a follower cannot be sent the state: %s", replica.group_id, problem)
-                replica.snapshot_problem = problem
-                return None
-        return pack_pairs(applied, items)
-
     # --------------------------------------------------------------------------------------------- from a leader
 
     def takes(self, replica: Replica, message: InstallSnapshot) -> bool:
@@ -205,7 +172,9 @@ class OnDisk:
         if data is None or (message.index, message.index_term) in data.arriving:
             return True
         try:
-            unpack_pairs(message.data)
+            if is_manifest(message.data):
+                return self.files.understands(message)
+            read_pairs(message.data)
         except CorruptRecord as problem:
             if replica.halted is None:
                 replica.halt(
@@ -256,9 +225,9 @@ class OnDisk:
 class _Reader:
     """A LogReader whose snapshot is what was made to be sent."""
 
-    def __init__(self, store: Store, made: dict[GroupId, Snapshot]) -> None:
+    def __init__(self, store: Store, files: DiskFiles) -> None:
         self._store = store
-        self._made = made
+        self._files = files
 
     def read_records(self, group_id: GroupId, first: Index, last: Index, limit_bytes: int) -> list[Record]:
         return self._store.read_records(group_id, first, last, limit_bytes)
@@ -270,4 +239,4 @@ class _Reader:
         return self._store.read_firsts(group_id, first, last)
 
     def read_snapshot(self, group_id: GroupId) -> Snapshot | None:
-        return self._made.get(group_id)
+        return self._files.snapshot_of(group_id)

@@ -1,6 +1,6 @@
 """The state of a machine on disk as a stream of bytes: what a snapshot file of kind "disk" holds, chunk by chunk.
 
-    format (1 byte) | the replicated clock, milliseconds (8, big-endian) | the rolling hash (4) | pairs
+    format 129 (1 byte) | the replicated clock, milliseconds (8, big-endian) | the rolling hash (4) | pairs
     pair   bytes of key (4) | bytes of value (4) | key | value
 
 A key begins with the byte of its part of the keyspace: what the machine wrote, or the sessions beside it. Keys ascend,
@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from multiraft.errors import CorruptRecord
 
-PAIRS_FORMAT: Final = 0x82
+PAIRS_FORMAT: Final = 0x81
 """Apart from the formats of what one message carries, and of manifests: the first byte tells."""
 CHUNK_BYTES: Final = 64 * 1024
 _HEAD: Final = struct.Struct(">BQI")
@@ -42,6 +42,27 @@ def pair_chunks(time_ms: int, value: int, pairs: Iterable[tuple[bytes, bytes]]) 
             gathered, size_bytes = [], 0
     if gathered:
         yield b"".join(gathered)
+
+
+class Sent(NamedTuple):
+    """What a whole stream says: the replicated clock, the rolling hash, and all pairs."""
+
+    time_ms: int
+    hash: int
+    pairs: list[tuple[bytes, bytes]]
+
+
+def read_pairs(stream: bytes) -> Sent:
+    """Return what a stream that is here as a whole says; an empty one, as of a founding, says nothing.
+
+    Raises CorruptRecord.
+    """
+    if not stream:
+        return Sent(0, 0, [])
+    loader = PairLoader(len(stream))
+    pairs = loader.feed(stream)
+    loader.finish()
+    return Sent(loader.time_ms, loader.hash, pairs)
 
 
 class PairLoader:
@@ -74,7 +95,10 @@ class PairLoader:
         at, pairs = 0, []
         if not self._began:
             if left and left[0] != PAIRS_FORMAT:
-                raise CorruptRecord(f"a keyspace's stream is of format {left[0]}; this version reads {PAIRS_FORMAT}")
+                raise CorruptRecord(
+                    f"a snapshot's data is of format {left[0]}; a machine on disk takes {PAIRS_FORMAT}. The leader's "
+                    "machine may be one in memory: declare the service alike on all nodes"
+                )
             if len(left) < _HEAD.size:
                 return []
             _, self.time_ms, self.hash = _HEAD.unpack_from(left)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from math import inf
 from typing import Final
 
 from multiraft import failpoints
+from multiraft.engine.batching import Batches
 from multiraft.engine.executing import Executor
-from multiraft.engine.keyspace import MachineOnDisk, ReplicaData
+from multiraft.engine.keyspace import ReplicaData, on_disk
 from multiraft.engine.loading import Loading
 from multiraft.engine.local import LocalReads
 from multiraft.engine.machine import Context, Machine, environmental, halt_kind, query_failed, said
@@ -33,7 +34,7 @@ from multiraft.errors import (
 )
 from multiraft.ports import Clock, Clocks
 from multiraft.raft import LEADER, Raft
-from multiraft.records import FOR_MACHINES, SESSION, Record
+from multiraft.records import CONTROL, FOR_MACHINES, SESSION, Record
 from multiraft.types import GroupId, Halt, Index, NodeId, ReplicaDescriptor, ReplicaId, Term
 
 _READ_BYTES: Final = 1024 * 1024
@@ -131,7 +132,7 @@ class Replica:
         self.opened_last: Index = core.last_index
         self.group_id: GroupId = descriptor.group_id
         self.core = core
-        self.executor = Executor(descriptor.group_id, machine if data is None else MachineOnDisk(machine, data))
+        self.executor = Executor(descriptor.group_id, machine if data is None else on_disk(machine, data))
         self.budget = budget
         self.slow_command_s = slow_command_s
         self.stopwatch = stopwatch
@@ -172,10 +173,8 @@ class Replica:
 
         Entries after that are applied again; nobody waits for what comes of them.
         """
-        if self.local is not None:  # what it knows of its age is true no longer
-            self.local.fail(self.stopped)
-            self.local = None
-        self.executor = self.executor.anew(machine if self.data is None else MachineOnDisk(machine, self.data))
+        self.local = None  # what it knows of its age is true no longer; nobody waits for a halted one
+        self.executor = self.executor.anew(machine if self.data is None else on_disk(machine, self.data))
         self.executor.rolling.restart(index, 0)
         self.context = Context(index, 0, self.group_id, 0)
         self.applied = index
@@ -263,12 +262,15 @@ class Replica:
                     break
                 if failpoints.armed is not None:
                     failpoints.armed(failpoints.APPLY_AFTER)
+                if self.stopwatch() > until_s:
+                    more = self.applied < self.may_apply
+                    break
         if self.applied > core.applied:  # one that is made anew from an old snapshot comes from below
             core.applied_to(self.applied)
         if self.confirmed:
             self._answer_confirmed()
         if self.local is not None:
-            self.local.applied(self.applied, self.machine)
+            self.local.applied(self.applied, self.executor)
         self.on_applied(self)
         return more
 
@@ -308,7 +310,12 @@ class Replica:
         callers_base = batch.first if batch is not None else 0
         executor, context = self.executor, self.context
         run, chain = executor.runs[record.kind], executor.rolling.chain
+        ahead: Sized = ()
+        if record.kind != CONTROL and executor.batch is not None:
+            batches = Batches(executor, record.kind, entries, base, last)
+            run, ahead = batches.run, batches.ahead
         executor.rolling.begin(self.applied + 1)
+        executor.doing.record = record
         stopwatch = self.stopwatch
         began_s = stopwatch()
         for index in range(self.applied + 1, last + 1):
@@ -335,7 +342,7 @@ class Replica:
             now_s = stopwatch()
             if now_s - began_s > self.slow_command_s:
                 self._slow(index, (now_s - began_s) * 1e3, executor.text_of(record.kind, entries[index - base]))
-            if now_s > until_s and index < last:
+            if now_s > until_s and index < last and not ahead:
                 return False
             began_s = now_s
         return True
@@ -378,7 +385,7 @@ class Replica:
         self.committed = max(self.committed, index)
         self.context.time_ms = max(self.context.time_ms, time_ms)
         if self.local is not None:
-            self.local.applied(index, self.machine)
+            self.local.applied(index, self.executor)
         self.on_applied(self)
 
     def halt(self, index: Index, doing: str, problem: BaseException, command: str = "", kind: str = "") -> None:
@@ -417,7 +424,7 @@ class Replica:
 
     def _answer_confirmed(self) -> None:
         confirmed = self.confirmed
-        query = self.machine.query
+        query = self.executor.query
         while confirmed and confirmed[0][0] <= self.applied:
             _, reads = confirmed.popleft()
             for body, future in zip(reads.queries, reads.futures, strict=True):

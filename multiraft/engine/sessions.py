@@ -141,6 +141,11 @@ class SessionTable:
             return Overloaded(f"sequence {session.lowest} is still outstanding; retry {sequence} when it is not")
         return None
 
+    def surely_new(self, client: bytes, sequence: int, lowest: int) -> bool:
+        """Whether a command is to be applied whatever the replies are to commands of this client under way."""
+        session = self.clients.get(client)
+        return session is not None and lowest <= session.lowest <= sequence and sequence not in session.replies
+
     def keep(self, client: bytes, sequence: int, result: Result) -> None:
         """The command was applied, with this result; a refusal (any error but CommandFailed) is not kept."""
         reply: Reply

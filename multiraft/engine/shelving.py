@@ -105,7 +105,9 @@ class Shelving:
             return False
         group_id, index = found
         replica = self._engine.replicas.get(group_id)
-        if name in self._coming or self._named.get(group_id) == name or self.keeps(name):
+        if name in self._coming or self._named.get(group_id) == name:
+            return True
+        if self.keeps(name) or self._engine.ondisk.files.wants(name):
             return True
         if replica is None:
             return False

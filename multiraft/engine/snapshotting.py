@@ -24,6 +24,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from multiraft import failpoints
+from multiraft.engine.diskfiles import HELD_TIMES
 from multiraft.engine.loading import Loading
 from multiraft.engine.replica import Replica
 from multiraft.engine.saving import Saving
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 _RESTORE: Final = "restore"
 _DAMAGED: Final = "damaged"
+_STATE_SHARE: Final = 4
+"""No snapshot before the log since the last one is this part of what that one took."""
 _TOKENS: Final = 1 << 32
 _LONG: Final = 4
 """A log that is so many times too long is replaced, however large the state is."""
@@ -53,6 +56,7 @@ class Snapshotting:
         self._entries = limits.snapshot_entries
         self._bytes = limits.snapshot_bytes
         self._trailing = limits.trailing_entries
+        self._held_entries = HELD_TIMES * limits.snapshot_entries
         self._inline_bytes = min(limits.snapshot_inline_bytes, limits.entry_bytes)
         self._slice_s = limits.apply_slice_ms / 1e3
         self._sendable_bytes = self._left_bytes = limits.outbox_bytes // 4
@@ -65,7 +69,7 @@ class Snapshotting:
         """Whether a group may send a snapshot before the next beat. One that may not is asked again then."""
         if self._left_bytes > 0:
             replica = self._engine.replicas.get(group_id)
-            if replica is None or replica.data is None or self._engine.ondisk.make(replica):
+            if replica is None or replica.data is None or self._engine.ondisk.files.make(replica):
                 return True
         self._held_up.add(group_id)
         return False
@@ -76,7 +80,7 @@ class Snapshotting:
     def tick(self) -> None:
         """A beat is due: more may be sent."""
         self._left_bytes = self._sendable_bytes
-        self._engine.ondisk.tick()
+        self._engine.ondisk.files.tick(self._engine.pacing.now())
         held_up, self._held_up = self._held_up, set()
         for group_id in sorted(held_up):
             replica = self._engine.replicas.get(group_id)
@@ -106,7 +110,10 @@ class Snapshotting:
         if failpoints.armed is not None:
             failpoints.armed(failpoints.SNAPSHOT_AFTER_SAVE)
         core, snapshot = replica.core, write.snapshot
-        self._engine.shelving.stored(replica, snapshot)
+        if replica.data is None:
+            self._engine.shelving.stored(replica, snapshot)
+        elif write.installs:  # it is in the keyspace
+            self._engine.shelving.unwanted(snapshot.data)
         counts = replica.applied < snapshot.index if write.adopts else core.log.start.index == snapshot.index
         done = partial(self._in_place, replica, snapshot.index, write.adopts)
         if not write.installs:
@@ -204,10 +211,13 @@ class Snapshotting:
     @property
     def pending(self) -> bool:
         """Whether there is a state of which more can be taken now."""
+        if self._engine.ondisk.files.pending:
+            return True
         return any(replica.saving is not None and not replica.saving.waits for replica in self._taking)
 
     def run(self) -> None:
         """Take of the states that are being taken, for one slice in all, each in its turn."""
+        self._engine.ondisk.files.run()
         stopwatch = self._engine.clocks.effort
         until_s = stopwatch() + self._slice_s
         for _ in range(len(self._taking)):
@@ -237,10 +247,12 @@ class Snapshotting:
         length = applied - core.log.start.index
         if length <= self._entries and replica.log_bytes < self._bytes:
             replica.snapshot_due = core.log.start.index + self._entries + 1
-        elif replica.log_bytes < replica.saved_bytes // 4 and length <= _LONG * self._entries:
-            replica.snapshot_due = applied + 1 + self._entries // 4  # a large state is not written for a few entries
+        elif core.awaited > 0 and applied - core.awaited <= self._held_entries:
+            replica.snapshot_due = applied + 1 + self._entries // 4  # a follower will need the log from there on
+        elif replica.log_bytes < replica.saved_bytes // _STATE_SHARE and length <= _LONG * self._entries:
+            replica.snapshot_due = applied + 1 + self._entries // 4
         elif applied > core.snapshot_index and applied == core.applied and core.may_compact():
-            self._begin(replica, self._trailing)
+            self._begin(replica, min(self._trailing, length // 2))
 
     def take_now(self, replica: Replica) -> str:
         """Take a snapshot of what is applied; the log stays. Return why not yet; empty: it is there."""
@@ -255,11 +267,12 @@ class Snapshotting:
             return "the membership changes, or another snapshot is on its way to the disk; retry shortly"
         if core.snapshot_index == core.applied:
             return ""
-        problem = replica.snapshot_problem
         self._begin(replica, core.applied)
         if replica.saving is not None:
             return "a snapshot is being taken; retry shortly"
-        return "" if replica.snapshot_problem == problem else f"no snapshot can be taken: {replica.snapshot_problem}"
+        if core.may_compact():  # nothing is on its way to the disk
+            return f"no snapshot can be taken: {replica.snapshot_problem}"
+        return ""
 
     def _begin(self, replica: Replica, trailing: Index) -> None:
         """Begin to take a snapshot of what is applied; a small one is complete by the return."""
@@ -318,6 +331,7 @@ class Snapshotting:
 
     def left(self, replica: Replica) -> None:
         """The replica lives here no longer."""
+        self._engine.ondisk.files.left(replica)
         self._stop_saving(replica)
         if replica.loading is not None:
             replica.loading.stop()

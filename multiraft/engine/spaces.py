@@ -30,7 +30,12 @@ class Spaces:
         self._after = b""
 
     def begin(self) -> None:
-        """Go on with what a crash has interrupted: whatever no replica names goes."""
+        """Go on with what a crash has interrupted: whatever no replica names goes.
+
+        Not while a group here is damaged: it may have named what nobody seems to name, and that may be the last copy.
+        """
+        if len(self._engine.residents.quarantine):
+            return
         named = {replica.data.space for replica in self._engine.replicas.values() if replica.data is not None}
         for space in self._engine.store.spaces():
             if space not in named:

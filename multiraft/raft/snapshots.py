@@ -143,11 +143,14 @@ class Snapshots(Replication):
     def offer_snapshot(self, replica_id: ReplicaId, least: Index) -> bool:
         """Send the newest snapshot to a follower that asks for state, not for entries; what it is sent else goes on.
 
-        Return whether it is on its way: not where this replica does not lead, the other one is no member, or the newest
-        snapshot is of an entry before `least`. Raises CorruptRecord.
+        Return whether it is on its way: not where this replica does not lead, the other one is no member, the newest
+        snapshot is of an entry before `least`, or enough was sent for now: then ask again. Raises CorruptRecord.
         """
         peer = self.progress.get(replica_id)
         if self.role is not LEADER or peer is None or replica_id == self.replica_id or self.snapshot_index < least:
+            return False
+        gate = self._settings.snapshot_gate
+        if gate is not None and not gate.opens(self.group_id):
             return False
         snapshot = self.log.read_snapshot()
         if snapshot is None or snapshot.index < least:
@@ -159,6 +162,13 @@ class Snapshots(Replication):
     def installing(self) -> bool:
         """Whether a voter was sent a snapshot that it has not answered yet."""
         return any(peer.state is SNAPSHOT and self.membership.is_voter(peer.replica_id) for peer in self._peers)
+
+    @property
+    def awaited(self) -> Index:
+        """The lowest index of a snapshot that a follower was sent and has not answered; 0: there is none."""
+        if self.role is not LEADER:
+            return 0
+        return min((peer.pending for peer in self._peers if peer.state is SNAPSHOT and peer.pending), default=0)
 
     def ask_after_snapshots(self, now: float) -> None:
         """Probe followers that have left a snapshot unanswered for long. Call it now and then; cheap where none has."""

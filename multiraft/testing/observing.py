@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from multiraft.engine.engine import Engine
-from multiraft.engine.machine import Context, Machine
+from multiraft.engine.machine import Context, Machine, environmental
 from multiraft.engine.replica import Replica
 from multiraft.errors import CommandFailed, CorruptRecord, StorageError
 from multiraft.messages import NodeMessage
+from multiraft.node import Node
 from multiraft.raft import LEADER
 from multiraft.records import COMMANDS, SESSION
 from multiraft.storage import MemoryDisk
@@ -75,7 +76,8 @@ class ObservedMachine:
         self._group_id = group_id
         self._observer = observer
         self._applications = observer.applications.setdefault(group_id, Applications())
-        self._state = getattr(machine, "machine", None)
+        self._data = machine.data
+        self._state: object = getattr(machine, "machine", None) if machine.data is None else self
         self._outcome: bytes | str | None = None
 
     def outcome(self) -> bytes | str | None:
@@ -93,13 +95,25 @@ class ObservedMachine:
             self._applied(command, context, str(problem))
             raise
         except Exception as problem:
-            self._applied(command, context, f"{type(problem).__name__}: {problem}")
+            if not environmental(problem):  # else it is this replica's alone, which halts
+                self._applied(command, context, f"{type(problem).__name__}: {problem}")
             raise
         self._applied(command, context, result)
         return result
 
     def query(self, query: bytes) -> bytes:
         return self._machine.query(query)
+
+    def _digest(self) -> bytes:
+        """Return a digest of the state; of a machine on disk, of its data and nothing else."""
+        if self._data is None:
+            return digest(self._state)
+        disk = self._observer.disk(self._node_id)
+        failure, disk._read_failure = disk._read_failure, None  # it is for the node, not for who looks at it
+        try:
+            return digest(list(self._data.range()))
+        finally:
+            disk._read_failure = failure
 
     def _applied(self, command: bytes, context: Context, result: bytes | str) -> None:
         index = context.index
@@ -110,7 +124,7 @@ class ObservedMachine:
             seen = Applied(self._node_id, context.term, zlib.crc32(command), result)
             self._applications.by_index[index] = seen
             if self._state is not None and index >= self._applications.next_look:
-                seen.state = digest(self._state)
+                seen.state = self._digest()
                 self._applications.next_look = index + 1 + len(self._applications.by_index) // _STATE_COST
             return
         where = f"group {self._group_id}, index {index}: command {describe(command)}"
@@ -124,7 +138,7 @@ class ObservedMachine:
                 f"non-deterministic apply: {where} returned {seen.result!r:.120} on node {seen.node_id}, but "
                 f"{result!r:.120} on node {self._node_id}"
             )
-        elif seen.state is not None and self._state is not None and seen.state != digest(self._state):
+        elif seen.state is not None and self._state is not None and seen.state != self._digest():
             self._observer.report(
                 f"non-deterministic apply: {where} left another state on node {self._node_id} than on node "
                 f"{seen.node_id}"
@@ -274,6 +288,16 @@ def _answer_of(done: Future[bytes]) -> bytes | BaseException:
 def engine_leads(engine: Engine) -> dict[GroupId, Term]:
     """Return what the engine's replicas lead, and in which terms."""
     return {group_id: replica.core.term for group_id, replica in engine.replicas.items() if replica.leads}
+
+
+def retry_halted(node: Node | None, say: Callable[[str], None]) -> None:
+    """A failed read has halted machines on disk, which stays so over a restart, until somebody has them retried."""
+    if node is None:
+        return
+    for group_id, replica in node._here().engine.replicas.items():
+        if replica.halted is not None and READ_FAILED in replica.halted.reason:
+            say(f"retry group {group_id} on {node.node_id}")
+            node.retry(group_id)
 
 
 class ObservedCluster(MemoryCluster):

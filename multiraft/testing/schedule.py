@@ -32,6 +32,7 @@ from multiraft.failpoints import FAILPOINTS, Action
 from multiraft.testing.churn import Churn
 from multiraft.testing.cluster import MemoryCluster
 from multiraft.testing.losing import Losing
+from multiraft.testing.observing import retry_halted
 from multiraft.testing.trace import Trace
 from multiraft.testing.virtual import VirtualLoop
 from multiraft.types import GroupId, NodeId
@@ -138,6 +139,7 @@ class Schedule(Losing):
                 await self._stop_one(name)
             if name not in cluster.nodes:
                 await self.start_one(name)
+            retry_halted(cluster.nodes.get(name), self._say)
         if self._changing:
             await asyncio.wait(self._changing)  # each has its own time
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from multiraft.engine.machine import Context, command_failed
 from multiraft.errors import CommandFailed, MultiRaftError, NotCommitted, OutcomeUnknown
+from multiraft.keyspace import KeepsData
 from multiraft.methods import Method, decode_call
 from multiraft.node import Node
 from multiraft.statemachine import StateMachine, methods_of
@@ -85,7 +86,7 @@ class MachineState:
 
     def __init__(self, machine: StateMachine) -> None:
         self.machine = machine
-        self.key = digest(machine)
+        self.key = digest(list(machine.data.range()) if isinstance(machine, KeepsData) else machine)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, MachineState) and self.key == other.key
@@ -117,6 +118,8 @@ class MachineModel:
         except Exception as problem:
             failed = command_failed(problem)
             result = Failed(failed.exception, failed.detail)
+            if isinstance(machine, KeepsData):
+                return result, state  # what it wrote is dropped
         machine._context = None
         return result, state if method.kind == "query" else MachineState(machine)
 

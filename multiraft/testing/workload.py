@@ -11,6 +11,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any, Final
 
+from multiraft.diskmachine import DiskStateMachine
 from multiraft.statemachine import StateMachine, command, query
 from multiraft.testing.simulated_service import Call, Failed
 from multiraft.testing.simulation import Simulation
@@ -57,8 +58,62 @@ class Registers(StateMachine):
         return self.values.get(name, 0)
 
 
+class RegistersOnDisk(DiskStateMachine):
+    """The same on disk, each under its name; a failed command leaves nothing of what it did."""
+
+    def _value(self, name: str) -> int:
+        return int(self.data.get(name.encode()) or b"0")
+
+    def _set(self, name: str, value: int) -> None:
+        if value:
+            self.data.put(name.encode(), b"%d" % value)
+        else:
+            self.data.delete(name.encode())
+
+    @command(key="name")
+    def put(self, name: str, value: int, padding: str) -> int:
+        """Set; return what was there before."""
+        before = self._value(name)
+        self._set(name, value)
+        self.data.put(b"padding " + name.encode(), padding.encode())
+        return before
+
+    @command(key="name")
+    def add(self, name: str, amount: int, padding: str) -> int:
+        """Add; return the sum."""
+        self._set(name, self._value(name) + amount)
+        return self._value(name)
+
+    @command(key="name")
+    def swap(self, name: str, expected: int, value: int) -> bool:
+        """Set, if it is as expected; return whether it was."""
+        if self._value(name) != expected:
+            return False
+        self._set(name, value)
+        return True
+
+    @command(key="name")
+    def fail(self, name: str, value: int) -> int:
+        """Delete all that there is, set, then raise."""
+        for key in list(self.data.keys()):
+            self.data.delete(key)
+        self._set(name, value)
+        raise ValueError(f"set to {value}, and failed")
+
+    @query(key="name")
+    def get(self, name: str) -> int:
+        stop = name.encode() + b"\0"
+        return sum(int(value) for _, value in self.data.range(name.encode(), stop))
+
+
 class RegisterModel:
-    """One register. Its state is its number."""
+    """One register. Its state is its number.
+
+    keeps_failed  what a failed command has changed stays changed
+    """
+
+    def __init__(self, keeps_failed: bool = True) -> None:
+        self._keeps_failed = keeps_failed
 
     def init(self) -> int:
         return 0
@@ -72,13 +127,18 @@ class RegisterModel:
         if method == "add":
             return state + arguments[1], state + arguments[1]
         if method == "fail":
-            return Failed("ValueError", f"set to {arguments[1]}, and failed"), arguments[1]
+            failed = Failed("ValueError", f"set to {arguments[1]}, and failed")
+            return failed, arguments[1] if self._keeps_failed else state
         return (True, arguments[2]) if state == arguments[1] else (False, state)
 
 
 async def registers(simulation: Simulation) -> None:
     """The body of `multiraft sim`."""
-    handle = simulation.service("registers", Registers, model=RegisterModel())
+    handle: Any
+    if Random(f"machines of {simulation.seed}").random() < 0.5:
+        handle = simulation.service("registers", Registers, model=RegisterModel())
+    else:
+        handle = simulation.service("registers", RegistersOnDisk, model=RegisterModel(keeps_failed=False))
     seen: dict[str, int] = {}
     written = 0
 

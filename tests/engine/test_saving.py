@@ -275,7 +275,13 @@ async def test_a_file_is_given_on_in_slices_between_which_others_run(rig: Rig) -
     turns: list[int] = []
     ended = asyncio.Event()
     Loading(
-        rig.files, manifest, lambda chunk: fed.append(len(chunk)), lambda _: ended.set(), rig.loop, rig.stopwatch, 2.0
+        rig.files,
+        manifest,
+        lambda chunk: fed.append(len(chunk)),
+        lambda _: ended.set(),
+        rig.loop,
+        rig.stopwatch,
+        2.0,
     ).begin()
     while not ended.is_set():
         turns.append(len(fed))
@@ -323,13 +329,42 @@ async def test_what_is_stopped_is_given_no_more(rig: Rig) -> None:
     manifest = await on_file(rig, noise(2_000_000))
     fed: list[bytes] = []
     ended: list[object] = []
-    loading = Loading(rig.files, manifest, fed.append, ended.append, rig.loop, rig.stopwatch, 2.0)
+    begun = asyncio.Event()
+
+    def feed(chunk: bytes) -> None:
+        fed.append(chunk)
+        begun.set()
+
+    loading = Loading(rig.files, manifest, feed, ended.append, rig.loop, rig.stopwatch, 2.0)
     loading.begin()
-    while not fed:  # noqa: ASYNC110 - whichever comes first
-        await asyncio.sleep(0)
+    await begun.wait()
+    assert not ended
     loading.stop()
     before = len(fed)
     await rig.settle()
     await rig.settle()
     assert len(fed) == before
     assert ended == []
+
+
+async def test_what_is_held_is_given_no_more_until_there_is_room(rig: Rig) -> None:
+    state = noise(1_000_000)
+    manifest = await on_file(rig, state)
+    fed: list[bytes] = []
+    ended: list[object] = []
+
+    def feed(chunk: bytes) -> None:
+        fed.append(chunk)
+        loading.hold()
+
+    loading = Loading(rig.files, manifest, feed, ended.append, rig.loop, rig.stopwatch, 2.0)
+    loading.begin()
+    while not ended:
+        before = len(fed)
+        await rig.settle()
+        await rig.settle()
+        assert len(fed) <= before + 1
+        loading.go_on()
+        loading.go_on()
+    assert ended == [None]
+    assert b"".join(fed) == state

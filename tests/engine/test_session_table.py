@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from random import Random
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from multiraft.engine.executing import Executor
 from multiraft.engine.machine import Context
 from multiraft.engine.sessions import REPLY_OVERHEAD_BYTES, SessionLoader, SessionTable
-from multiraft.engine.snapshotting import pack_state, unpack_state
+from multiraft.engine.states import StateLoader, state_chunks
 from multiraft.errors import (
     CommandFailed,
     CorruptRecord,
@@ -276,11 +277,17 @@ class TestForms:
         for step, group in enumerate(self.busy(seed)):
             if step % 9:
                 continue
-            saved = unpack_state(pack_state(group.context.time_ms, 7, group.table, group.machine.snapshot()))
-            assert (saved.time_ms, saved.hash, saved.state) == (group.context.time_ms, 7, group.machine.snapshot())
-            assert whole(saved.sessions) == whole(group.table)
+            data = b"".join(state_chunks(group.executor, group.context.time_ms))
+            restored = Executor(group.executor.group_id, copy.deepcopy(group.machine))
+            loader = StateLoader(restored)
+            for at in range(0, len(data), 100):
+                loader.feed(data[at : at + 100])
+            loader.finish()
+            assert (loader.time_ms, loader.hash) == (group.context.time_ms, group.executor.rolling.value)
+            assert restored.machine.snapshot() == group.machine.snapshot()
+            assert whole(restored.sessions) == whole(group.table)
             # What a replica that was restored does from here on is what the others do.
-            group.executor.sessions = saved.sessions
+            group.executor.sessions = restored.sessions
 
     @pytest.mark.parametrize("seed", range(20))
     def test_restored_and_other_replicas_go_on_alike(self, seed: int) -> None:
@@ -357,12 +364,14 @@ class TestForms:
         ):
             with pytest.raises(CorruptRecord):
                 SessionLoader().feed(b"".join(wrong))
-        data = pack_state(5, 0, group.table, b"state")
-        for end in range(len(data) - len(b"state")):
+        data = b"".join(state_chunks(group.executor, 5))
+        for end in range(len(data) - len(group.machine.snapshot())):
+            loader = StateLoader(group.executor)
+            loader.feed(data[:end])
             with pytest.raises(CorruptRecord):
-                unpack_state(data[:end])
+                loader.finish()
         with pytest.raises(CorruptRecord, match="format 01"):
-            unpack_state(b"\x01" + data[1:])
+            StateLoader(group.executor).feed(b"\x01" + data[1:])
 
     def test_pairs_that_are_no_table_are_refused(self, group: Group) -> None:
         group.ask(ANN, 1)

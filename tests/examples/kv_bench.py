@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from examples.kv.machine import KV
+from examples.kv.machine import KV, DiskKV
 from examples.kv.memory import MemoryKV
 from multiraft.engine.machine import Context
-from multiraft.keyspace import Keyspace, MemoryKeyspace
 
-
-class OnKeyspace(KV):
-    """A machine on the keyspace that the framework gives to one without a cluster."""
-
-    def __init__(self) -> None:
-        self.data: Keyspace = MemoryKeyspace()
-
-
-KINDS: Final[tuple[type[KV], ...]] = (MemoryKV, OnKeyspace)
+KINDS: Final[tuple[type[KV], ...]] = (MemoryKV, DiskKV)
 
 
 class Bench:

@@ -18,7 +18,8 @@ from examples.kv.sweeping import Sweeper
 from multiraft.config import Limits, NodeConfig
 from multiraft.node import Node
 
-LIMITS: Final = Limits(beat_ms=20, election_timeout_ms=150)
+LIMITS: Final = Limits(beat_ms=50, election_timeout_ms=500, snapshot_entries=0)
+"""No snapshots: the thread that writes them would begin in whichever test makes the log long enough."""
 Stored: TypeAlias = tuple[Node, type[KV]]
 """A node, and the store's handle there."""
 

@@ -70,7 +70,7 @@ def test_nothing_is_lost(directory: Path) -> None:
         assert words in said
     for node in "abc":
         for view in ("served", "replicas"):
-            assert said.count(f"{node}, {view}: 616 records, as acknowledged") == 2  # 16 probes, one for each shard
+            assert said.count(f"{node}, {view}: 620 records, as acknowledged") == 2  # with 16 probes and 4 counters
     assert "\nlost          0" in said
 
 

@@ -1,4 +1,4 @@
-"""The HTTP API, by a real aiohttp client, on three real nodes in this process.
+"""The HTTP API, by a real aiohttp client, on three real nodes in this process; shards on disk, and in memory.
 
 One cluster serves all tests of this file; each test uses keys of its own.
 """
@@ -24,7 +24,7 @@ from examples.kv.client import Client, key_path
 from examples.kv.cluster import free_ports
 from examples.kv.http import BATCH_LIMIT_BYTES, kv_app
 from examples.kv.inputs import explain
-from examples.kv.machine import KEY_LIMIT_BYTES, KV, VALUE_LIMIT_BYTES
+from examples.kv.machine import KEY_LIMIT_BYTES, KV, VALUE_LIMIT_BYTES, DiskKV
 from examples.kv.memory import MemoryKV
 from multiraft import errors
 from multiraft.config import NodeConfig
@@ -42,12 +42,18 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("http")
 
 
+@pytest.fixture(scope="module", params=[DiskKV, MemoryKV])
+def kind(request: pytest.FixtureRequest) -> type[KV]:
+    chosen: type[KV] = request.param
+    return chosen
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def nodes(directory: Path) -> AsyncIterator[list[Stored]]:
+async def nodes(directory: Path, kind: type[KV]) -> AsyncIterator[list[Stored]]:
     """Three nodes that are ready, and the store's handle on each."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     await asyncio.to_thread(int)  # the thread is this fixture's, not of the first test that needs one
-    async with three_nodes(directory, MemoryKV, shards=SHARDS) as nodes:
+    async with three_nodes(directory / kind.__name__, kind, shards=SHARDS) as nodes:
         yield nodes
 
 
@@ -192,7 +198,9 @@ async def test_every_write_is_on_every_replica(http: aiohttp.ClientSession, urls
         }
 
 
-async def test_a_loss_is_planted_only_where_that_is_allowed(http: aiohttp.ClientSession, urls: Urls) -> None:
+async def test_a_loss_is_planted_only_where_that_is_allowed(
+    http: aiohttp.ClientSession, urls: Urls, kind: type[KV]
+) -> None:
     await ask(http, "PUT", urls[0] + "/kv/planted", b"1")
     _, body, _ = await ask(http, "GET", urls[0] + "/admin/route?key=planted&service=kv")
     path = f"/replica/{json.loads(body)['group_id']}"
@@ -201,6 +209,10 @@ async def test_a_loss_is_planted_only_where_that_is_allowed(http: aiohttp.Client
     commit = next(row["commit"] for row in json.loads(body)["groups"] if path.endswith(f"/{row['group_id']}"))
     await ask(http, "GET", f"{urls[2]}{path}?applied={commit}")
     status, body, _ = await ask(http, "DELETE", f"{urls[2]}{path}/planted")
+    if kind is DiskKV:
+        assert (status, json.loads(body)["outcome"]) == (400, "not_committed")
+        assert "on disk lets nothing but commands write" in json.loads(body)["error"]
+        return
     assert (status, json.loads(body)) == (200, {"dropped": True})
     held = [b'["planted"' in (await ask(http, "GET", f"{url}{path}?applied={commit}"))[1] for url in urls]
     assert held == [True, True, False]
@@ -252,6 +264,34 @@ async def test_keys_are_counted(urls: Urls) -> None:
         before = await client.count()
         await client.batch({f"count/{number}": b"" for number in range(40)})
         assert await client.count() == before + 40
+
+
+async def test_a_numbered_change_is_done_once_by_whichever_nodes(http: aiohttp.ClientSession, urls: Urls) -> None:
+    _, body, _ = await ask(http, "POST", urls[0] + "/session")
+    session = json.loads(body)["session"]
+    for number, how in enumerate(("increment/once", "increment/once", "kv/once/put", "cas/once/cas"), 1):
+        method = "PUT" if how.startswith("kv") else "POST"
+        data = b'{"value": "MQ=="}' if how.startswith("cas") else b""
+        answers = []
+        for at, url in enumerate((*urls, urls[0])):
+            header = f"{session}:{number}:{number}" + (":first" if at == 0 else "")
+            async with http.request(method, f"{url}/{how}", data=data, headers={"Session": header}) as response:
+                answers.append((response.status, await response.read()))
+        assert answers == [answers[0]] * 4
+        assert answers[0][0] in (200, 204)
+    assert (await ask(http, "GET", urls[1] + "/kv/once"))[1] == b"2"
+    batch = json.dumps({"put": {f"once/{number}": "MQ==" for number in range(20)}}).encode()
+    for header in (f"{session}:9:9:first", f"{session}:9:9"):
+        async with http.post(urls[0] + "/batch", data=batch, headers={"Session": header}) as response:
+            assert (response.status, (await response.json())["committed"]) == (200, 20)
+        async with Client(urls) as client:
+            await client.batch({f"once/{number}": b"2" for number in range(20)})
+    assert (await ask(http, "GET", urls[1] + "/kv/once/7"))[1] == b"2"  # the late copy has changed nothing
+    async with http.put(urls[0] + "/kv/bad", data=b"", headers={"Session": "none"}) as response:
+        assert (response.status, (await response.json())["outcome"]) == (400, "not_committed")
+    unknown = {"Session": f"{'ff' * 16}:1:1:first"}
+    async with http.put(urls[0] + "/kv/bad", data=b"", headers=unknown) as response:
+        assert (response.status, (await response.json())["outcome"]) == (410, "not_committed")
 
 
 async def test_the_admin_api_is_there(http: aiohttp.ClientSession, urls: Urls) -> None:

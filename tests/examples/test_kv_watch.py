@@ -18,7 +18,7 @@ from examples.kv import change, feed
 from examples.kv.client import Client
 from examples.kv.feed import Feed
 from examples.kv.http import kv_app
-from examples.kv.memory import MemoryKV
+from examples.kv.machine import DiskKV
 from examples.kv.token import read_token
 from examples.kv.watch import Happening, WatchTooOldError, watch
 from multiraft.errors import InvalidRequest
@@ -33,7 +33,7 @@ Urls = list[str]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def nodes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[list[Stored]]:
-    async with three_nodes(tmp_path_factory.mktemp("watch"), MemoryKV, shards=SHARDS) as nodes:
+    async with three_nodes(tmp_path_factory.mktemp("watch"), DiskKV, shards=SHARDS) as nodes:
         yield nodes
 
 
@@ -255,7 +255,7 @@ async def test_a_watch_goes_on_at_another_node_when_one_stops(client: Client, no
 
 
 async def test_shards_that_live_elsewhere_are_watched_too(tmp_path: Path) -> None:
-    async with three_nodes(tmp_path, MemoryKV, shards=3, replicas=1) as nodes:
+    async with three_nodes(tmp_path, DiskKV, shards=3, replicas=1) as nodes:
         node, store = nodes[0]
         assert sum(node.router.has_replica(shard.group_id) for shard in node.shard_map.services["kv"].shards) == 1
         async with served(kv_app(node, store)) as url, Client([url]) as client, watching([url]) as watcher:

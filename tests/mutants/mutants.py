@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from multiraft.errors import invariant
+from tests.mutants.containment_mutants import CONTAINMENT_MUTANTS
 from tests.mutants.core_mutants import CORE_MUTANTS
 from tests.mutants.core_rules_mutants import CORE_RULES_MUTANTS
 from tests.mutants.engine_mutants import ENGINE_MUTANTS
@@ -32,6 +33,7 @@ MUTANTS: Final = (
     *SESSIONS_MUTANTS,
     *READS_MUTANTS,
     *STORES_MUTANTS,
+    *CONTAINMENT_MUTANTS,
 )
 
 invariant(len({one.name for one in MUTANTS}) == len(MUTANTS), "two mutants have the same name")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import msgpack
@@ -123,7 +124,8 @@ def test_a_halted_replica_stays_so_over_restarts_and_takes_part_in_all_else(play
     play(scenario)
 
 
-def test_a_retry_makes_the_machine_anew_so_that_half_a_command_is_not_done_twice(play: Play) -> None:
+@pytest.mark.parametrize("inline_bytes", [0, 65_536])
+def test_a_retry_makes_the_machine_anew_so_that_half_a_command_is_not_done_twice(play: Play, inline_bytes: int) -> None:
     async def scenario(ledgers: Any) -> None:
         cluster = ledgers.cluster
         leader, follower, _ = await roles(ledgers)
@@ -143,7 +145,8 @@ def test_a_retry_makes_the_machine_anew_so_that_half_a_command_is_not_done_twice
         await write(ledgers, follower, b"4")
         await all_have(ledgers, [b"1", b"2", b"3", b"4"])
 
-    play(scenario, limits=Limits(request_timeout_ms=3_000, snapshot_entries=4, trailing_entries=1))
+    short = Limits(request_timeout_ms=3_000, snapshot_entries=4, trailing_entries=1, snapshot_inline_bytes=inline_bytes)
+    play(scenario, limits=short)
 
 
 def test_a_replica_that_is_retried_forgets_how_fresh_it_was(play: Play) -> None:
@@ -240,7 +243,8 @@ def test_an_interrupt_of_the_process_is_nothing_that_is_kept(play: Play) -> None
 # ---------------------------------------------------------------------------------------------------------- rebuilt
 
 
-def test_a_rebuilt_replica_has_the_others_state_and_kept_its_log(play: Play) -> None:
+@pytest.mark.parametrize("inline_bytes", [0, 65_536])
+def test_a_rebuilt_replica_has_the_others_state_and_kept_its_log(play: Play, inline_bytes: int) -> None:
     async def scenario(ledgers: Any) -> None:
         cluster = ledgers.cluster
         leader, follower, other = await roles(ledgers)
@@ -266,7 +270,7 @@ def test_a_rebuilt_replica_has_the_others_state_and_kept_its_log(play: Play) -> 
         assert replica_of(ledgers, follower).halted is None
         await all_have(ledgers, [*kept, b"8"])
 
-    play(scenario)
+    play(scenario, limits=Limits(request_timeout_ms=3_000, snapshot_inline_bytes=inline_bytes))
 
 
 @pytest.mark.parametrize("keep", range(5))
@@ -414,9 +418,10 @@ def test_a_start_from_a_snapshot_goes_on_with_its_hash(play: Play) -> None:
     async def scenario(ledgers: Any) -> None:
         cluster = ledgers.cluster
         await write(ledgers, "a", *[b"%d" % number for number in range(30)])
-        for name in cluster.names:
-            await cluster.stop(name)
-            await cluster.start(name)
+        follower = (await roles(ledgers))[1]
+        await cluster.stop(follower)
+        await cluster.start(follower)
+        assert replica_of(ledgers, follower).core.snapshot_index > 10
         await write(ledgers, "a", *[b"%d" % number for number in range(30)])
         await all_have(ledgers, ledgers.kept("a"))
         assert len({replica_of(ledgers, name).executor.rolling.value for name in cluster.names}) == 1
@@ -425,3 +430,42 @@ def test_a_start_from_a_snapshot_goes_on_with_its_hash(play: Play) -> None:
 
     limits = Limits(request_timeout_ms=3_000, check_entries=10, snapshot_entries=12, trailing_entries=6)
     play(scenario, limits=limits)
+
+
+# ------------------------------------------------------------------------------------------------- held for too long
+
+
+def test_commands_that_hold_the_loop_one_after_the_other_leave_room_between(play: Play) -> None:
+    """Else a node that applies a few of them, each in a record of its own, is silent while all of them last."""
+
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        leader, follower, _ = await roles(ledgers)
+        fail_at(ledgers, follower, b"first", OSError("it failed"))
+        await write(ledgers, leader, b"first", *[b"%d" % number for number in range(6)])
+        replica, engine = replica_of(ledgers, follower), engine_of(ledgers, follower)
+        await cluster.until(lambda: replica.halted is not None and replica.committed >= replica.halted.index + 6)
+        spent_s, applied_s = 0.0, []
+
+        def stopwatch() -> float:
+            return spent_s
+
+        replica.stopwatch = engine.applying._stopwatch = stopwatch
+        cluster.nodes[follower].retry(GROUP)
+        machine = cluster.nodes[follower].local_machine(GROUP)
+        apply = type(machine).apply
+
+        def brood(given: bytes) -> bytes:
+            nonlocal spent_s
+            spent_s += 0.3
+            applied_s.append(asyncio.get_running_loop().time())
+            result: bytes = apply(machine, given)
+            return result
+
+        machine.apply = brood
+        await all_have(ledgers, ledgers.kept(leader))
+        assert len(applied_s) == 7
+        assert all(later - earlier >= 0.01 for earlier, later in pairwise(applied_s))
+        assert replica.slow_commands == 7
+
+    play(scenario)

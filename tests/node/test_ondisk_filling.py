@@ -13,7 +13,7 @@ import pytest
 from multiraft.engine import filling
 from multiraft.engine.filling import Filling
 from multiraft.engine.incoming import Incoming
-from multiraft.engine.pairs import unpack_pairs
+from multiraft.engine.pairstream import read_pairs
 from multiraft.messages import InstallSnapshot
 from tests.node.conftest import Ledgers
 from tests.node.shelves import GROUP, SHORT, disk, propose, replica_of, settled, store_of, stored
@@ -43,17 +43,16 @@ class FilledFirst:
         engine = incoming._engine
         replica = engine.replicas[message.group_id]
         assert replica.data is not None
-        pairs = unpack_pairs(message.data)
-        items = iter(pairs.items)
+        sent = read_pairs(message.data)
         one = Filling(engine, replica.data, lambda: None)
-        for pair in zip(items, items, strict=True):
+        for pair in sent.pairs:
             one.feed([pair])
 
         def filled() -> None:
             self.finished += 1
             self._step(incoming, node_id, _as_file(message), engine.pacing.now())
 
-        one.finish(message.index, message.index_term, pairs.time_ms, pairs.hash, filled)
+        one.finish(message.index, message.index_term, sent.time_ms, sent.hash, filled)
 
 
 @pytest.mark.parametrize("place", ["space.filled", "space.switched", "snapshot.after-save", None])

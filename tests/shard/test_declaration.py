@@ -28,6 +28,8 @@ COUNTERS = Declaration("counters", initial_shards=4, schema={"add": ADD})
         ({"mode": "random"}, "mode = 'random': must be 'hash' or 'range'"),
         ({"replicas": 0}, "replicas = 0: must be a whole number from 1 to 31"),
         ({"replicas": True}, "replicas = True"),
+        ({"version": 0}, "version = 0: must be a whole number, at least 1"),
+        ({"version": True}, "version = True"),
         ({"initial_shards": 0}, "service 's': initial_shards = 0"),
         ({"boundaries": (b"a",)}, "boundaries are for mode 'range'"),
         ({"mode": "range", "initial_shards": 3, "boundaries": (b"a",)}, "are given by boundaries"),
@@ -41,7 +43,7 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], words: st
 
 
 def test_the_wire_keeps_everything() -> None:
-    wanted = Declaration("s", "range", 3, (b"a", b"b"), 2, {"add": ADD, "total": TOTAL})
+    wanted = Declaration("s", "range", 3, (b"a", b"b"), 2, {"add": ADD, "total": TOTAL}, 7)
     assert Declaration.from_plain(wanted.to_plain()) == wanted
     assert len(wanted.ranges()) == 3
 

@@ -93,9 +93,18 @@ def test_a_newer_release_adds_its_methods() -> None:
         (create_service_command(Declaration("new"), ["a", "b"]), "TooFewNodes", "wants 3 replicas, but there are 2"),
         (create_service_command(Declaration("new"), ["a", "b", "b"]), "InvalidDeclaration", "different names"),
         (create_service_command(Declaration("new"), ["a", "b", ""]), "InvalidDeclaration", "different names"),
-        (msgpack.packb(["create_service", [], NODES]), "InvalidDeclaration", ""),
-        (msgpack.packb(["create_service", ["n", "hash", 0, [], 3, []], NODES]), "InvalidDeclaration", "initial_shards"),
-        (msgpack.packb(["create_service", ["n", "hash", 1, [], 3, [5]], NODES]), "InvalidDeclaration", ""),
+        (
+            msgpack.packb(["create_service", ["n", "hash", 1, [], 3, [], 0], NODES, "a"]),
+            "InvalidDeclaration",
+            "version",
+        ),
+        (msgpack.packb(["create_service", [], NODES, "a"]), "InvalidDeclaration", ""),
+        (
+            msgpack.packb(["create_service", ["n", "hash", 0, [], 3, [], 1], NODES, "a"]),
+            "InvalidDeclaration",
+            "initial_shards",
+        ),
+        (msgpack.packb(["create_service", ["n", "hash", 1, [], 3, [5], 1], NODES, "a"]), "InvalidDeclaration", ""),
         (register_node_command("", "127.0.0.1:1"), "InvalidNode", ""),
         (msgpack.packb(["register_node", "a", "b", None]), "InvalidNode", ""),
         (group_nodes_command(99, 5, ["a"]), "UnknownGroup", "99"),
@@ -139,6 +148,33 @@ def test_a_later_versions_command_halts_it_and_is_never_proposed(parts: list[Any
     assert directory.snapshot() == state
     assert directory.refuses(create_service_command(COUNTERS, NODES)) is None
     assert directory.refuses(b"") is None  # which is no command of any version, and fails the same everywhere
+
+
+def test_what_all_nodes_know_may_be_used_and_never_goes_back() -> None:
+    def declares(node_id: str, version: int) -> bytes:
+        return create_service_command(replace(COUNTERS, version=version), NODES, node_id)
+
+    directory = applied(create_service_command(COUNTERS, NODES), declares("a", 2), declares("b", 3))
+    service = directory.map.services["counters"]
+    assert service.version == 1
+    assert service.behind(2) == ["c"]
+    assert service.behind(3) == ["a", "c"]
+    version = directory.map.version
+    directory.apply(declares("b", 3), CONTEXT)
+    assert directory.map.version == version
+    directory.apply(declares("c", 2), CONTEXT)
+    assert directory.map.version == version + 1
+    assert directory.map.services["counters"].version == 2
+    with pytest.raises(CommandFailed, match=r"commands of version 2 .* are in use, .* up to version 1"):
+        directory.apply(declares("a", 1), CONTEXT)
+    directory.apply(declares("b", 2), CONTEXT)  # as far as nobody uses more, a program may be taken back
+    directory.apply(create_service_command(replace(COUNTERS, version=2), NODES, "d"), CONTEXT)
+    service = directory.map.services["counters"]
+    assert (service.version, dict(service.versions)) == (2, {"a": 2, "b": 2, "c": 2, "d": 2})
+    assert directory.services["counters"].version == 3
+    again = Directory()
+    again.restore(directory.snapshot())
+    assert again.map == directory.map
 
 
 def test_nodes_are_registered_and_move() -> None:

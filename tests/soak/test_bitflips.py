@@ -11,7 +11,7 @@ import pytest
 
 from multiraft.storage import layout
 from multiraft.types import HardState
-from soak.bitflips import VICTIM, Base, Flip, draw, judge, load, run, summary
+from tests.soak.bitflips import VICTIM, Base, Flip, draw, judge, load, run, summary
 
 
 @pytest.mark.timeout(240)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from examples.kv.cluster import Cluster
-from soak.disks import Load, SoakError, fail_syncs, fill_disks_or_pretend
+from tests.soak.disks import Load, SoakError, fail_syncs, fill_disks_or_pretend
 
 ROUNDS = 2
 

@@ -24,6 +24,7 @@ from multiraft.errors import CorruptRecord, StorageError
 from multiraft.ports import Store
 from multiraft.records import COMMANDS, encode_record
 from multiraft.storage import inspect_directory, open_durable, open_sqlite
+from multiraft.storage.identity import ways_out
 from multiraft.types import HardState, LogStart, ReplicaDescriptor, founding_membership
 
 if TYPE_CHECKING:
@@ -240,10 +241,7 @@ async def test_damage_is_refused_with_the_ways_out(filled: Path, tmp_path: Path,
         await values_of(path)
     text = str(caught.value)
     assert re.search(expected, text)
-    assert text.endswith(
-        f"Put back a copy made since its node last ran; or give up its contents: remove {path}, start the node, and "
-        "readmit it on another one (`multiraft member readmit NODE`)"
-    )
+    assert text.endswith(ways_out(str(path)))
     assert "\n" not in text
 
 

@@ -315,3 +315,12 @@ async def test_an_unsynced_write_that_fails_is_final_as_any_other(place: Place) 
     with pytest.raises(StorageError):
         await place.write(store, store.batch())
     assert store.read_data(space, b"k") == b"1"
+
+
+async def test_a_damaged_counter_of_keyspaces_is_refused_when_the_store_is_opened(place: Place) -> None:
+    store = place.open()
+    await with_data(store, (b"k", b"v"))
+    await store.close()
+    place.poke(layout.NEXT_SPACE_KEY, b"?")
+    with pytest.raises(CorruptRecord, match="is damaged: next keyspace: only 1 bytes"):
+        place.open()

@@ -14,6 +14,7 @@ import random
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -163,7 +164,7 @@ class World(ABC):
         )
         identity = identity or Identity(name, store_id or f"store of {name}".encode(), cluster_id)
         ear = Ear()
-        peer = Peer(self.make(config, identity, incarnation, generation), ear)
+        peer = Peer(self.make(config, replace(identity, generation=generation), incarnation), ear)
         peer.transport.remember(runs, seen or {})
         if on_connected is not None:
             ear.on_connected = lambda node_id: on_connected(peer, node_id)
@@ -188,7 +189,7 @@ class World(ABC):
         return self.listens[name]
 
     @abstractmethod
-    def make(self, config: NodeConfig, identity: Identity, incarnation: int, generation: int) -> Transport: ...
+    def make(self, config: NodeConfig, identity: Identity, incarnation: int) -> Transport: ...
 
     @abstractmethod
     def address(self, dialler: str, target: str) -> str:
@@ -215,9 +216,9 @@ class MemoryWorld(World):
         super().__init__()
         self.network = MemoryNetwork()
 
-    def make(self, config: NodeConfig, identity: Identity, incarnation: int, generation: int) -> Transport:
+    def make(self, config: NodeConfig, identity: Identity, incarnation: int) -> Transport:
         rng = random.Random(config.node_id)
-        return MemoryTransport(self.network, config, identity, incarnation, rng, generation=generation)
+        return MemoryTransport(self.network, config, identity, incarnation, rng)
 
     def address(self, dialler: str, target: str) -> str:
         return self.listens[target]
@@ -244,8 +245,8 @@ class SocketWorld(World):
                 proxy = self._proxies[dialler, target] = Proxy(self.listens[target])
                 await proxy.start()
 
-    def make(self, config: NodeConfig, identity: Identity, incarnation: int, generation: int) -> Transport:
-        return AiohttpTransport(config, identity, incarnation, random.Random(config.node_id), generation=generation)
+    def make(self, config: NodeConfig, identity: Identity, incarnation: int) -> Transport:
+        return AiohttpTransport(config, identity, incarnation, random.Random(config.node_id))
 
     def address(self, dialler: str, target: str) -> str:
         return self._proxies[dialler, target].address

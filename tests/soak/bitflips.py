@@ -37,7 +37,7 @@ from typing import Final
 from multiraft.errors import MultiRaftError, StartError
 from multiraft.storage import inspect_directory
 from multiraft.types import GroupId, HardState, ReplicaId
-from soak.herd import NAMES, Herd
+from tests.soak.herd import NAMES, Herd
 
 VICTIM: Final = "c"
 CLASSES: Final = ("refused", "healed", "without effect", "WRONG")

@@ -1,0 +1,34 @@
+"""After a lost quorum: what the surviving nodes still have becomes the cluster, for all groups at once.
+
+    collect_directory(path)      what one stopped survivor has; its directory is not changed
+    make_plan(collected)         per group: what survives, what may be lost, what may be newly committed
+    apply_plan(plan, path, ...)  makes it so, on one survivor
+    verify_directories(paths)    whether the survivors agree
+
+All are plain calls that block while they read or write. Raise RecoveryRefused and StorageError.
+"""
+
+from __future__ import annotations
+
+from multiraft.recovery.applying import Applied, apply_plan
+from multiraft.recovery.collecting import collect_directory, collect_store
+from multiraft.recovery.documents import load_document, save_document
+from multiraft.recovery.facts import NodeFacts, ReplicaFacts
+from multiraft.recovery.planning import make_plan
+from multiraft.recovery.plans import GroupPlan, Plan
+from multiraft.recovery.verifying import verify_directories
+
+__all__ = [
+    "Applied",
+    "GroupPlan",
+    "NodeFacts",
+    "Plan",
+    "ReplicaFacts",
+    "apply_plan",
+    "collect_directory",
+    "collect_store",
+    "load_document",
+    "make_plan",
+    "save_document",
+    "verify_directories",
+]

@@ -1,0 +1,35 @@
+"""Nodes of the soak programs as processes on this machine; all end with the block, however it ends.
+
+Rules of this file: a node is ended by its own process id only.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from examples.kv.cluster import Cluster, NodeProcess
+
+
+class SoakCluster(Cluster):
+    """As `Cluster`, of tests.soak.node."""
+
+    def command(self, node_id: str) -> list[str]:
+        words = super().command(node_id)
+        return [sys.executable, "-m", "tests.soak.node", *words[words.index("node") + 1 :]]
+
+    def port(self, node_id: str) -> int:
+        """Where a node answers questions."""
+        return int(self.nodes[node_id].http.rpartition(":")[2])
+
+
+def memory_mib(node: NodeProcess) -> dict[str, float]:
+    """Return what the system says of a node's memory, in MiB: RssAnon, RssFile, VmHWM. Empty where it does not run."""
+    if node.process is None or node.process.returncode is not None:
+        return {}
+    found: dict[str, float] = {}
+    for line in Path(f"/proc/{node.process.pid}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in ("RssAnon", "RssFile", "VmHWM"):
+            found[name] = int(value.split()[0]) / 1024
+    return found

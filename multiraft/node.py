@@ -35,7 +35,7 @@ from multiraft.services import BytesService, Services
 from multiraft.shard import Router, ServiceRoute, ShardMap
 from multiraft.shard.partition import Mode
 from multiraft.statemachine import BytesStateMachine, StateMachine
-from multiraft.status import read_log, replica_state, shards_by_group, tombstones
+from multiraft.status import damaged_state, read_log, replica_state, shards_by_group, tombstones
 from multiraft.storage import FileSpace, open_durable, salvage
 from multiraft.transport import AiohttpTransport
 from multiraft.types import GroupId, Identity, Membership, NodeId
@@ -462,14 +462,14 @@ class Node(Mending, Exporting):
         shards = shards_by_group(running.router.map)
         live = running.engine.replicas
         rows = [replica_state(replica, self.node_id, shards.get(group_id)) for group_id, replica in live.items()]
-        rows += [running.damaged_state(group_id) for group_id in running.damaged_groups()]
+        rows += [damaged_state(running.engine, running.router.map, group_id) for group_id in running.damaged_groups()]
         return sorted(rows, key=lambda row: int(row["group_id"]))
 
     def group_status(self, group_id: GroupId) -> dict[str, Any]:
         """Describe one replica on this node. Raises KeyError when there is none, NotRunning."""
         running = self._here()
         if group_id in running.damaged_groups():
-            return running.damaged_state(group_id)
+            return damaged_state(running.engine, running.router.map, group_id)
         replica = running.engine.replicas[group_id]
         return replica_state(replica, self.node_id, shards_by_group(running.router.map).get(group_id))
 

@@ -14,6 +14,7 @@ from tests.mutants.core_rules_mutants import CORE_RULES_MUTANTS
 from tests.mutants.engine_mutants import ENGINE_MUTANTS
 from tests.mutants.liveness_mutants import LIVENESS_MUTANTS
 from tests.mutants.membership_mutants import MEMBERSHIP_MUTANTS
+from tests.mutants.ondisk_mutants import ONDISK_MUTANTS
 from tests.mutants.reads_mutants import READS_MUTANTS
 from tests.mutants.sessions_mutants import SESSIONS_MUTANTS
 from tests.mutants.snapshot_mutants import SNAPSHOT_MUTANTS
@@ -30,6 +31,7 @@ MUTANTS: Final = (
     *MEMBERSHIP_MUTANTS,
     *SNAPSHOT_MUTANTS,
     *TRANSFER_MUTANTS,
+    *ONDISK_MUTANTS,
     *SESSIONS_MUTANTS,
     *READS_MUTANTS,
     *STORES_MUTANTS,

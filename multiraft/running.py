@@ -12,7 +12,6 @@ from asyncio import Future
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from random import Random
 from typing import Any, Final
 
@@ -34,7 +33,7 @@ from multiraft.reporting import Reporting
 from multiraft.services import Services
 from multiraft.shard import Directory, Router
 from multiraft.standing import Standing
-from multiraft.status import damaged_state, group_counts, peer_states, process_use, shards_by_group
+from multiraft.status import damaged_state, engine_state, package_version, process_use, shards_by_group
 from multiraft.types import (
     DIRECTORY_GROUP,
     NOBODY,
@@ -467,46 +466,21 @@ class Running:
         return damaged_state(self.engine, damage, group_id, service, shards_by_group(self.router.map).get(group_id))
 
     def status(self) -> dict[str, Any]:
-        engine, config = self.engine, self._config
-        store, transport = self.store, self.transport
-        if store is None or transport is None:
+        if self.store is None or self.transport is None:
             raise NotRunning("the node is not running")
-        busy, lag_s = engine.pacing.load()
+        identity, store = self.store.identity, self.store
         return {
-            "node_id": config.node_id,
+            "node_id": self._config.node_id,
             "incarnation": store.incarnation,
-            "cluster_id": store.identity.cluster_id.hex(),
-            "store_id": store.identity.store_id.hex(),
-            "generation": generation_name(store.identity.generation),
+            "cluster_id": identity.cluster_id.hex(),
+            "store_id": identity.store_id.hex(),
+            "generation": generation_name(identity.generation),
             "uptime_s": round(self._setup.clocks.real() - self._began_s, 3),
             "version": package_version(),
-            "listen": config.listen,
+            "listen": self._config.listen,
             "started_orderly": store.closed_orderly,
             "process": process_use(),
             "refused_by": dict(self.standing.refusals),
-            "peers": peer_states(engine, dict(config.members)),
-            "groups": group_counts(engine),
-            "loop": {"lag_ms": round(lag_s * 1e3, 3), "busy": round(busy, 4), "turns": engine.pacing.turns},
-            "writer": {
-                "busy": round(engine.writer.load(), 4),
-                "in_flight": engine.writer.in_flight,
-                "syncs": store.syncs,
-            },
             "disk": self.free_space.state(),
-            "proposals": {"pending": engine.budget.count, "pending_bytes": engine.budget.used_bytes},
-            "reads": {
-                "by_lease": engine.leases.reads,
-                "questions": engine.following.asked,
-                "waiting_here": engine.following.budget.count,
-            },
-            "transfers": engine.transfers.status(),
-            "counters": {**engine.counters, **engine.transfers.fetching.counters, **transport.counters()},
+            **engine_state(self.engine, dict(self._config.members), store, self.transport),
         }
-
-
-def package_version() -> str:
-    """Return the installed version of multiraft; "unknown" where it runs uninstalled."""
-    try:
-        return version("multiraft")
-    except PackageNotFoundError:
-        return "unknown"

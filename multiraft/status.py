@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import resource
+from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from typing import Any, Final
 
 from multiraft.engine.engine import Engine
 from multiraft.engine.replica import Replica
 from multiraft.errors import CorruptRecord
+from multiraft.ports import Store, Transport
 from multiraft.raft import Role
 from multiraft.records import COMMANDS, CONTROL, NOOP, SESSION
 from multiraft.sessions import HEAD
@@ -40,6 +42,37 @@ def process_use() -> dict[str, Any]:
         "pid": os.getpid(),
         "cpu_s": round(used.ru_utime + used.ru_stime, 3),
         "max_rss_bytes": used.ru_maxrss * 1024,
+    }
+
+
+def package_version() -> str:
+    """Return the installed version of multiraft; "unknown" where it runs uninstalled."""
+    try:
+        return version("multiraft")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def engine_state(engine: Engine, addresses: dict[NodeId, str], store: Store, transport: Transport) -> dict[str, Any]:
+    """Describe what an engine does, and what is on its way in and out of it."""
+    busy, lag_s = engine.pacing.load()
+    return {
+        "peers": peer_states(engine, addresses),
+        "groups": group_counts(engine),
+        "loop": {"lag_ms": round(lag_s * 1e3, 3), "busy": round(busy, 4), "turns": engine.pacing.turns},
+        "writer": {
+            "busy": round(engine.writer.load(), 4),
+            "in_flight": engine.writer.in_flight,
+            "syncs": store.syncs,
+        },
+        "proposals": {"pending": engine.budget.count, "pending_bytes": engine.budget.used_bytes},
+        "reads": {
+            "by_lease": engine.leases.reads,
+            "questions": engine.following.asked,
+            "waiting_here": engine.following.budget.count,
+        },
+        "transfers": engine.transfers.status(),
+        "counters": {**engine.counters, **engine.transfers.fetching.counters, **transport.counters()},
     }
 
 

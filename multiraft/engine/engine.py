@@ -149,8 +149,6 @@ class Engine:
         self.leases = Leases(self, settings, loop)
         self.following = Following(self, transport, settings, loop)
         self.transfers = Transfers(self, store, transport)
-        self.shelving.keeps = self.transfers.protects
-        self.transfers.serving.released = self.shelving.sweep_soon
 
     # ------------------------------------------------------------------------------------------------- lifecycle
 

@@ -22,6 +22,8 @@ class Transfers:
     def __init__(self, engine: Engine, store: Store, transport: Transport) -> None:
         self.serving = Serving(engine, store.files)
         self.fetching = Fetching(engine, store.files, transport)
+        engine.shelving.keeps = self.protects
+        self.serving.released = engine.shelving.sweep_soon
 
     def tick(self, now: float) -> None:
         """Once a beat."""

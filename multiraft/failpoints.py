@@ -90,9 +90,9 @@ SNAPSHOT_BEFORE_RESTORE: Final = _place(52, "snapshot.before-restore", "one that
 SNAPSHOT_AFTER_RESTORE: Final = _place(
     53, "snapshot.after-restore", "one that a leader sent was restored; none was told"
 )
-DATA_FILE_MADE: Final = _place(56, "data.file-made", "a follower's file of a keyspace is on disk; nobody was told")
 SPACE_FILLED: Final = _place(54, "space.filled", "a keyspace holds what a leader sent; nothing names it yet")
 SPACE_SWITCHED: Final = _place(55, "space.switched", "a replica's data are the new ones; the old ones still lie there")
+DATA_FILE_MADE: Final = _place(56, "data.file-made", "a follower's file of a keyspace is on disk; nobody was told")
 MEMBERSHIP_IN_EFFECT: Final = _place(60, "membership.in-effect", "a membership has taken effect; only its core knows")
 CLOSE_BEFORE_RECORD: Final = _place(
     70, "close.before-record", "a stop has ended all else; no closing record is written"

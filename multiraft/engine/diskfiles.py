@@ -131,7 +131,7 @@ class DiskFiles:
         """Make what a follower needs that the log cannot help; return whether it is here. Asked again, it goes on."""
         engine, group_id, now = self._engine, replica.group_id, self._engine.pacing.now()
         made = self._made.get(group_id)
-        if made is not None and made.snapshot.index >= replica.core.log.start.index:
+        if made is not None and self._will_do(made):
             made.used_s = now
             return True
         if made is not None:
@@ -146,6 +146,13 @@ class DiskFiles:
         if may_begin and now >= self._due_s.get(group_id, now):
             self._begin(replica)
         return group_id in self._made
+
+    def _will_do(self, made: _Made) -> bool:
+        """Whether what was made is new enough, or so far on its way that a new one would come later."""
+        index, core = made.snapshot.index, made.replica.core
+        if index < core.log.start.index:
+            return False
+        return index >= core.snapshot_index or bool(made.name and self._engine.transfers.protects(made.name))
 
     def _begin(self, replica: Replica) -> None:
         engine, group_id, core = self._engine, replica.group_id, replica.core

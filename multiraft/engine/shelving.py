@@ -1,7 +1,8 @@
 """Which snapshot files of a node are still wanted, and the end of those that are not.
 
-    wanted   the one that a group's stored snapshot names; one that is about to be named; one that is being written,
-             sent or fetched; and one of an entry beyond the group's commit here, for an interrupted fetch may go on
+    wanted   the one that a group's stored snapshot names, and any of a damaged replica; one that is about to be named;
+             one that is being made, sent or fetched; and one of an entry beyond the group's commit here, for an
+             interrupted fetch may go on
     the rest is deleted: left over from a crash, or of a snapshot that a later one has replaced
 
 Rules of this file: nothing is deleted before what replaces it is on disk.
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from multiraft.engine.replica import Replica
-from multiraft.errors import CorruptRecord, StorageError
+from multiraft.errors import CorruptRecord, NoSuchFile, StorageError
 from multiraft.snapshot_file import decode_manifest, group_and_index, is_manifest
 from multiraft.types import GroupId, Snapshot
 
@@ -59,6 +60,14 @@ class Shelving:
         old = self._named.pop(group_id, None)
         if old is not None:
             self._delete(old)
+
+    def lost(self, replica: Replica) -> bool:
+        """Whether the file that a replica's stored snapshot names is not there."""
+        name = self._named.get(replica.group_id)
+        try:
+            return name is not None and self._engine.store.files.size(name) < 0
+        except NoSuchFile:
+            return True
 
     def unwanted(self, data: bytes) -> None:
         """What was saved will not be stored."""
@@ -109,6 +118,6 @@ class Shelving:
             return True
         if self.keeps(name) or self._engine.ondisk.files.wants(name):
             return True
-        if replica is None:
-            return False
+        if replica is None:  # a damaged one's may be all that is left of its group
+            return self._engine.residents.quarantine.of(group_id) is not None
         return index > replica.core.commit or (replica.saving is not None and replica.saving.name == name)

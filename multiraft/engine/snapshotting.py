@@ -94,13 +94,15 @@ class Snapshotting:
 
         Not where it could not be taken over before: that stays so until it is retried.
         """
+        snapshot = None
+        if replica.data is None:
+            snapshot = self._engine.store.read_snapshot(replica.group_id)
+            self._engine.shelving.opened(replica, snapshot)
         if replica.halted is not None and replica.halted.kind == _RESTORE:
             return
         if replica.data is not None:
             self._engine.ondisk.resume(replica, replica.data)
             return
-        snapshot = self._engine.store.read_snapshot(replica.group_id)
-        self._engine.shelving.opened(replica, snapshot)
         if snapshot is not None and snapshot.data:
             replica.applied = 0  # until it has the state: nobody may be answered from an empty one
             self._restore(replica, snapshot, lambda: self._engine.applying.add(replica))
@@ -159,6 +161,7 @@ class Snapshotting:
             if is_manifest(snapshot.data):
                 engine = self._engine
                 manifest = decode_manifest(snapshot.data)
+                replica.saved_bytes = manifest.raw_bytes
                 effort = engine.clocks.effort
                 replica.loading = Loading(
                     engine.store.files, manifest, loader.feed, ended, engine.loop, effort, self._slice_s, done
@@ -247,12 +250,17 @@ class Snapshotting:
         length = applied - core.log.start.index
         if length <= self._entries and replica.log_bytes < self._bytes:
             replica.snapshot_due = core.log.start.index + self._entries + 1
-        elif core.awaited > 0 and applied - core.awaited <= self._held_entries:
-            replica.snapshot_due = applied + 1 + self._entries // 4  # a follower will need the log from there on
-        elif replica.log_bytes < replica.saved_bytes // _STATE_SHARE and length <= _LONG * self._entries:
+        elif self._may_wait(replica, length) and not self._engine.shelving.lost(replica):
             replica.snapshot_due = applied + 1 + self._entries // 4
         elif applied > core.snapshot_index and applied == core.applied and core.may_compact():
             self._begin(replica, min(self._trailing, length // 2))
+
+    def _may_wait(self, replica: Replica, length: int) -> bool:
+        """Whether a log of that length can stay: a follower needs it, or the state is too large to be written yet."""
+        awaited = replica.core.awaited
+        if awaited and replica.applied - awaited <= self._held_entries:
+            return True
+        return replica.log_bytes < replica.saved_bytes // _STATE_SHARE and length <= _LONG * self._entries
 
     def take_now(self, replica: Replica) -> str:
         """Take a snapshot of what is applied; the log stays. Return why not yet; empty: it is there."""

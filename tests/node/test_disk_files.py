@@ -313,3 +313,25 @@ def test_a_replica_that_is_removed_while_it_takes_a_state_in_leaves_nothing(
         assert stored(ledgers, leader) == commands
 
     disk(scenario, play, limits=FILES)
+
+
+def test_what_was_made_long_ago_is_made_anew_for_who_asks_now(play: Callable[..., None]) -> None:
+    async def scenario(ledgers: Ledgers) -> None:
+        cluster = ledgers.cluster
+        leader = await ledgers.leader()
+        commands = await propose(ledgers, 1, 60)
+        files, replica = files_of(ledgers, leader), replica_of(ledgers, leader)
+        await cluster.until(lambda: files.make(replica))
+        first = files.snapshot_of(GROUP)
+        assert files.make(replica)
+        assert files.snapshot_of(GROUP) is first
+        commands += await propose(ledgers, 61, 100)
+        assert replica.core.log.start.index <= first.index < replica.core.snapshot_index
+        assert not files.make(replica)
+        await cluster.until(lambda: files.make(replica))
+        assert files.snapshot_of(GROUP).index >= replica.core.snapshot_index
+        assert len(on_shelf(ledgers, leader)) == 1
+        await all_collected(ledgers)
+        await settled(ledgers, commands)
+
+    disk(scenario, play, limits=FILES)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from multiraft import Limits, NotReady
+from multiraft.engine import snapshotting
 from multiraft.membership import pack_membership
 from multiraft.messages import InstallSnapshot
 from multiraft.ports import FILE_PIECE_BYTES
@@ -30,8 +31,9 @@ Show = Callable[..., None]
 
 
 @pytest.fixture
-def show() -> Show:
-    """Run a scenario on a started and ready cluster of albums."""
+def show(monkeypatch: pytest.MonkeyPatch) -> Show:
+    """Run a scenario on a started and ready cluster of albums; newer snapshots come while older ones are sent."""
+    monkeypatch.setattr(snapshotting, "HELD_TIMES", 0)
 
     def run(scenario: Callable[[Albums], Coroutine[Any, Any, None]], limits: Limits = LIMITS, **options: Any) -> None:
         async def main() -> None:

@@ -488,6 +488,10 @@ async def test_beyond_loopback_when_asked_for(cluster: Cluster) -> None:
 def test_the_calls_have_names_that_fit_the_wire(cluster: Cluster) -> None:
     admin_app(cluster.nodes["n1"])
     assert sorted(cluster.nodes["n1"].handlers) == [
+        "admin.export",
+        "admin.export_drop",
+        "admin.export_read",
+        "admin.export_state",
         "admin.group",
         "admin.groups",
         "admin.log",

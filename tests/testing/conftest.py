@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from multiraft import BytesService, BytesStateMachine, Limits, MultiRaftError, Node
+from multiraft import BytesDiskStateMachine, BytesService, BytesStateMachine, Limits, MultiRaftError, Node
 from multiraft.testing import MemoryCluster, run_virtual
 
 
@@ -31,21 +31,41 @@ class Kept(BytesStateMachine):
         self.kept = state.split()
 
 
+class KeptOnDisk(BytesDiskStateMachine):
+    """The same on disk."""
+
+    def apply(self, command: bytes) -> bytes:
+        count = int(self.data.get(b"count") or b"0") + 1
+        self.data.put(b"count", b"%d" % count)
+        self.data.put(b"word %06d" % count, command)
+        return b"%d" % count
+
+    def query(self, query: bytes) -> bytes:
+        return b" ".join(word for _, word in self.data.range(b"word ", b"word!"))
+
+
 class Fleet:
     """A cluster whose nodes serve "kept" on groups from 16; `services` are the handles by node name."""
 
     GROUP = 16
 
-    def __init__(self, names: str = "abc", shards: int = 1, **options: Any) -> None:
+    def __init__(self, names: str = "abc", shards: int = 1, on_disk: bool = False, **options: Any) -> None:
         self.services: dict[str, BytesService] = {}
         self.shards = shards
+        self.machine: type[BytesStateMachine] = KeptOnDisk if on_disk else Kept
         self.acknowledged: list[bytes] = []
-        limits = Limits(request_timeout_ms=2_000, apply_slice_ms=1_000, snapshot_entries=30, trailing_entries=5)
+        limits = Limits(
+            request_timeout_ms=2_000,
+            apply_slice_ms=1_000,
+            snapshot_entries=30,
+            trailing_entries=5,
+            snapshot_inline_bytes=options.pop("inline_bytes", 64 * 1024),
+        )
         options.setdefault("limits", limits)
         self.cluster = MemoryCluster(self._declare, tuple(names), **options)
 
     def _declare(self, node: Node) -> None:
-        self.services[node.node_id] = node.bytes_service("kept", Kept, initial_shards=self.shards, replicas=3)
+        self.services[node.node_id] = node.bytes_service("kept", self.machine, initial_shards=self.shards, replicas=3)
 
     async def leader(self) -> str:
         """Wait until exactly one node leads group 16, and return it."""

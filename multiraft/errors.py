@@ -21,6 +21,7 @@
         StorageError          the store is damaged, locked, of another node, or cannot be written
           CorruptRecord       what is stored is not what was written
             UnreadableStore   parts of it cannot be read at all; the rest can
+      BackupRefused           a backup is damaged, not whole, or does not fit to where it is to go
       RecoveryRefused         what survives does not fit together, or not to the plan; nothing was written
       NotRunning              called before start or after stop
       NoSuchFile              a peer does not have the file of a snapshot any more
@@ -151,6 +152,10 @@ class StorageError(StartError):
 
 class CorruptRecord(StorageError):
     """Stored or received bytes are not what was written: a checksum, length or format does not hold."""
+
+
+class BackupRefused(MultiRaftError):
+    """A backup is damaged, not whole, or does not fit to where it is to go; nothing was made of it."""
 
 
 class UnreadableStore(CorruptRecord):

@@ -21,7 +21,7 @@ from typing import Final
 from multiraft.engine.residents import Residents
 from multiraft.errors import ChangeRefused, MultiRaftError, NotRunning
 from multiraft.members import Members
-from multiraft.shard import Router
+from multiraft.shard import Router, decode_map, map_query
 from multiraft.types import DIRECTORY_GROUP, NOBODY, Damage, GroupId, NodeId
 
 _TRY_S: Final = 10.0
@@ -50,22 +50,31 @@ class Healing:
             )
         pause_s = _FIRST_PAUSE_S
         while len(self._quarantine):
+            if self._quarantine.of(DIRECTORY_GROUP) is None and self._quarantine.stretches:
+                await self._learn_groups()
             groups = self._groups()
-            if DIRECTORY_GROUP in groups:
-                groups = [DIRECTORY_GROUP]
+            if self._quarantine.of(DIRECTORY_GROUP) is not None:
+                groups = [DIRECTORY_GROUP] if DIRECTORY_GROUP not in self._replaced else []
             done = await asyncio.gather(*[self._heal(group_id) for group_id in groups])
             pause_s = _FIRST_PAUSE_S if any(done) else min(2 * pause_s, _LONGEST_PAUSE_S)
             await asyncio.sleep(pause_s)
 
     def _groups(self) -> list[GroupId]:
-        """Return the groups to be healed: those that are known to be damaged, or may be and are to live here."""
-        found = {damage.first for damage in self._quarantine if damage.first == damage.last}
-        for group_id, nodes in self._router.map.groups.items():
-            if self._node_id in nodes and self._quarantine.of(group_id) is not None:
-                found.add(group_id)
-        if self._quarantine.of(DIRECTORY_GROUP) is not None:
-            found.add(DIRECTORY_GROUP)
-        return sorted(found - self._replaced)
+        """Return the groups that are known to be damaged, and are not replaced yet."""
+        return sorted({damage.first for damage in self._quarantine if damage.first == damage.last} - self._replaced)
+
+    async def _learn_groups(self) -> None:
+        """Ask the directory, linearizably, which groups there are: what was never made cannot have been lost."""
+        try:
+            answer = await self._router.call(DIRECTORY_GROUP, "read", map_query(), _TRY_S)
+            known = decode_map(answer)
+        except NotRunning:
+            raise
+        except MultiRaftError as problem:
+            log.warning("it is not known yet of which groups something was lost: %s", problem)
+            return
+        if known is not None:
+            self._residents.know(known.groups)
 
     async def _heal(self, group_id: GroupId) -> bool:
         """Have one group replace its replica here; return whether it has."""

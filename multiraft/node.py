@@ -23,6 +23,7 @@ from multiraft.config import Limits, NodeConfig
 from multiraft.consistency import Consistency
 from multiraft.engine.replica import Replica
 from multiraft.errors import InvalidRequest, MultiRaftError, NotReady, NotRunning, StorageError
+from multiraft.exporting import Exporting
 from multiraft.free_space import SPACE_CALL
 from multiraft.group import CallKind, Group, Unsubscribe
 from multiraft.mending import Mending
@@ -34,7 +35,7 @@ from multiraft.services import BytesService, Services
 from multiraft.shard import Router, ServiceRoute, ShardMap
 from multiraft.shard.partition import Mode
 from multiraft.statemachine import BytesStateMachine, StateMachine
-from multiraft.status import read_log, replica_state, shards_by_group, tombstones
+from multiraft.status import damaged_state, read_log, replica_state, shards_by_group, tombstones
 from multiraft.storage import FileSpace, open_durable, salvage
 from multiraft.transport import AiohttpTransport
 from multiraft.types import GroupId, Identity, Membership, NodeId
@@ -63,7 +64,7 @@ def _aiohttp_transport(config: NodeConfig, identity: Identity, incarnation: int,
     return AiohttpTransport(config, identity, incarnation, rng)
 
 
-class Node(Mending):
+class Node(Mending, Exporting):
     """One node of a cluster.
 
         node = Node(NodeConfig(node_id="a", data_dir="data/a", listen="127.0.0.1:7001", members={...}))
@@ -94,6 +95,7 @@ class Node(Mending):
         rng: Random | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
+        super().__init__()
         self.config = config
         self._setup = Setup(
             config,
@@ -243,6 +245,7 @@ class Node(Mending):
         self._ending = True
         self._setup.services.bind(None)
         try:
+            await self._end_exports()
             await running.close("the node is stopping")
         finally:
             self._ended.set()
@@ -459,14 +462,14 @@ class Node(Mending):
         shards = shards_by_group(running.router.map)
         live = running.engine.replicas
         rows = [replica_state(replica, self.node_id, shards.get(group_id)) for group_id, replica in live.items()]
-        rows += [running.damaged_state(group_id) for group_id in running.damaged_groups()]
+        rows += [damaged_state(running.engine, running.router.map, group_id) for group_id in running.damaged_groups()]
         return sorted(rows, key=lambda row: int(row["group_id"]))
 
     def group_status(self, group_id: GroupId) -> dict[str, Any]:
         """Describe one replica on this node. Raises KeyError when there is none, NotRunning."""
         running = self._here()
         if group_id in running.damaged_groups():
-            return running.damaged_state(group_id)
+            return damaged_state(running.engine, running.router.map, group_id)
         replica = running.engine.replicas[group_id]
         return replica_state(replica, self.node_id, shards_by_group(running.router.map).get(group_id))
 

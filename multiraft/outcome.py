@@ -15,6 +15,7 @@ from typing import Any, Final, NoReturn
 import msgpack
 
 from multiraft.errors import (
+    BackupRefused,
     ChangePending,
     ChangeRefused,
     CommandFailed,
@@ -34,11 +35,13 @@ from multiraft.errors import (
     OutcomeUnknown,
     Overloaded,
     ReadFailed,
+    RecoveryRefused,
     ReplyForgotten,
     SessionExpired,
     StartError,
     StorageError,
     Unreachable,
+    UnreadableStore,
     WireError,
     WrongShard,
 )
@@ -50,6 +53,9 @@ _TEXT_CHARACTERS: Final = 2_000
 _SAID: Final[dict[str, type[MultiRaftError]]] = {
     kind.__name__: kind
     for kind in (
+        BackupRefused,
+        RecoveryRefused,
+        UnreadableStore,
         ChangePending,
         ChangeRefused,
         ConfigError,

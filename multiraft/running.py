@@ -33,7 +33,7 @@ from multiraft.reporting import Reporting
 from multiraft.services import Services
 from multiraft.shard import Directory, Router
 from multiraft.standing import Standing
-from multiraft.status import damaged_state, engine_state, package_version, process_use, shards_by_group
+from multiraft.status import damaged_groups, engine_state, package_version, process_use
 from multiraft.types import (
     DIRECTORY_GROUP,
     NOBODY,
@@ -450,20 +450,7 @@ class Running:
 
     def damaged_groups(self) -> list[GroupId]:
         """Return the groups whose replica here is damaged, as far as it is known which they are."""
-        return sorted(
-            group_id
-            for group_id in {*self.router.map.groups, *(damage.first for damage in self.engine.residents.quarantine)}
-            if self.engine.residents.quarantine.of(group_id) is not None
-        )
-
-    def damaged_state(self, group_id: GroupId) -> dict[str, Any]:
-        """Describe a damaged replica. Raises KeyError where it is none."""
-        damage = self.engine.residents.quarantine.of(group_id)
-        if damage is None:
-            raise KeyError(group_id)
-        services = self.router.map.services.items()
-        service = next((name for name, one in services if any(s.group_id == group_id for s in one.shards)), "")
-        return damaged_state(self.engine, damage, group_id, service, shards_by_group(self.router.map).get(group_id))
+        return damaged_groups(self.engine, self.router.map)
 
     def status(self) -> dict[str, Any]:
         if self.store is None or self.transport is None:

@@ -19,7 +19,7 @@ from multiraft.raft import Role
 from multiraft.records import COMMANDS, CONTROL, NOOP, SESSION
 from multiraft.sessions import HEAD
 from multiraft.shard import ShardMap
-from multiraft.types import Damage, GroupId, Membership, NodeId
+from multiraft.types import GroupId, Membership, NodeId
 
 _ROLES: Final = {
     Role.FOLLOWER: "follower",
@@ -155,10 +155,23 @@ def replica_state(replica: Replica, node_id: NodeId, shard: dict[str, Any] | Non
     }
 
 
-def damaged_state(
-    engine: Engine, damage: Damage, group_id: GroupId, service: str, shard: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Describe a replica that was found damaged and is not opened, in the shape of `replica_state`."""
+def damaged_groups(engine: Engine, shard_map: ShardMap) -> list[GroupId]:
+    """Return the groups whose replica here is damaged, as far as it is known which they are."""
+    quarantine = engine.residents.quarantine
+    known = {damage.first for damage in quarantine if damage.first == damage.last}
+    return sorted(known | {group_id for group_id in shard_map.groups if quarantine.of(group_id) is not None})
+
+
+def damaged_state(engine: Engine, shard_map: ShardMap, group_id: GroupId) -> dict[str, Any]:
+    """Describe a replica that was found damaged and is not opened, in the shape of `replica_state`.
+
+    Raises KeyError where it is none.
+    """
+    damage = engine.residents.quarantine.of(group_id)
+    if damage is None:
+        raise KeyError(group_id)
+    services, shard = shard_map.services.items(), shards_by_group(shard_map).get(group_id)
+    service = next((name for name, one in services if any(part.group_id == group_id for part in one.shards)), "")
     healing = engine.residents.quarantine.healing.get(group_id, "its group is asked to replace it")
     nobody: dict[str, list[Any]] = {"voters": [], "learners": [], "outgoing": [], "joining": []}
     own = [damage.replica_id, engine.node_id]

@@ -49,6 +49,7 @@ from multiraft.admin.answers import (
     text,
 )
 from multiraft.admin.asking import AdminNode, Asking, NotHosted
+from multiraft.admin.export_api import ExportApi
 from multiraft.admin.member_api import MemberApi
 from multiraft.admin.mending_api import MendingApi
 from multiraft.admin.metrics import metrics_text
@@ -94,6 +95,7 @@ def admin_app(node: AdminNode) -> web.Application:
     asking = Asking(node)
     asking.register_calls()
     api, members, mending = _Api(asking), MemberApi(asking), MendingApi(asking)
+    exports = ExportApi(asking)
     app = web.Application(middlewares=[json_errors])
     app.add_routes(
         [
@@ -109,6 +111,10 @@ def admin_app(node: AdminNode) -> web.Application:
             web.get("/groups/{id}/why", mending.why),
             web.post("/groups/{id}/retry", mending.retry),
             web.post("/groups/{id}/rebuild", mending.rebuild),
+            web.post("/groups/{id}/exports", exports.begin),
+            web.get("/exports/{node}/{name}", exports.state),
+            web.get("/exports/{node}/{name}/bytes", exports.read),
+            web.post("/exports/{node}/{name}/drop", exports.drop),
             web.get("/transfers", TransferApi(asking).transfers),
             web.get("/route", api.route),
             web.get("/livez", api.livez),

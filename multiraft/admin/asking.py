@@ -75,6 +75,14 @@ class AdminNode(Protocol):
 
     def begin_rebuild(self, group_id: GroupId, timeout_s: float) -> None: ...
 
+    def begin_export(self, group_id: GroupId) -> dict[str, Any]: ...
+
+    def export_state(self, name: str) -> dict[str, Any]: ...
+
+    def read_export(self, name: str, offset: int) -> bytes: ...
+
+    def drop_export(self, name: str) -> None: ...
+
     def read_log(self, group_id: GroupId, last_n: int) -> list[dict[str, Any]]: ...
 
     def on_call(self, method: str, handler: Callable[[bytes], bytes]) -> None: ...
@@ -104,6 +112,10 @@ class Asking:
             "admin.why": self._local_why,
             "admin.retry": self._local_retry,
             "admin.rebuild": self._local_rebuild,
+            "admin.export": self._local_export,
+            "admin.export_state": lambda request: node.export_state(request["name"]),
+            "admin.export_read": lambda request: node.read_export(request["name"], request["offset"]),
+            "admin.export_drop": lambda request: node.drop_export(request["name"]),
         }
 
     # ------------------------------------------------------------------------------------ between nodes
@@ -127,6 +139,12 @@ class Asking:
             return packed
 
         return answer
+
+    def _local_export(self, request: Facts) -> Facts:
+        try:
+            return self.node.begin_export(request["group_id"])
+        except KeyError:
+            raise NotHosted from None
 
     def _local_group(self, group_id: GroupId) -> Facts:
         try:

@@ -19,7 +19,14 @@ from typing import Final, NoReturn
 
 import click
 
-from multiraft.admin import member_commands, mending_commands, pages, recover_commands, storage_commands
+from multiraft.admin import (
+    backup_commands,
+    member_commands,
+    mending_commands,
+    pages,
+    recover_commands,
+    storage_commands,
+)
 from multiraft.admin.client import (
     DEFAULT_URL,
     AdminClient,
@@ -105,6 +112,8 @@ def cli(context: click.Context, url: str | None, timeout: float | None) -> None:
       multiraft member replace 17 n2 n4         move a replica; also add, remove, ...
       multiraft transfer 17 n3                  have n3 lead it
       multiraft storage data/n1                 the directory of a stopped node; also verify, repair, compact
+      multiraft backup backups/monday           the state of everything; also export
+      multiraft restore backups/monday ...      a new cluster of it; also import
       multiraft recover --help                  when a quorum is lost for good
       multiraft --url 10.0.0.7:7101 status --watch 2
     """
@@ -238,6 +247,10 @@ cli.add_command(member_commands.members)
 cli.add_command(member_commands.member)
 cli.add_command(member_commands.transfer)
 cli.add_command(recover_commands.recover)
+cli.add_command(backup_commands.backup)
+cli.add_command(backup_commands.export)
+cli.add_command(backup_commands.restore)
+cli.add_command(backup_commands.import_)
 
 cli.add_command(sim)
 

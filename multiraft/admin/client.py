@@ -96,6 +96,15 @@ class AdminClient:
             raise CannotReach(f"{self.url} answers, but is not the admin API of a multiraft node", hint)
         return self._result(status, raw)
 
+    def read(self, *path: str, params: Mapping[str, object]) -> bytes:
+        """Return the bytes at `path`. Raises as `get`."""
+        steps = "/".join(quote(step, safe="") for step in path)
+        given = urlencode({name: str(value) for name, value in params.items()})
+        status, signed, raw = self._fetch(f"{self.url}/{steps}?{given}")
+        if not signed or status != 200:
+            self._result(status if signed else 500, raw)
+        return raw
+
     def post(self, *path: str, body: Mapping[str, object]) -> dict[str, Any]:
         """Have the node do what `body` says to what is at `path`; return its JSON object.
 

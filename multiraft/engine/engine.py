@@ -94,8 +94,7 @@ class Engine:
         on_membership: Callable[[Replica], None],
         on_failed: Callable[[Exception], None],
     ) -> None:
-        self.node_id = node_id
-        self.limits = limits
+        self.node_id, self.limits = node_id, limits
         self.replicas: dict[GroupId, Replica] = {}
         self.budget = Budget(limits.pending_bytes)
         self.incoming = Incoming(self)

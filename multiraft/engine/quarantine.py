@@ -9,7 +9,7 @@ Rules of this file: a group is let go of only for a replica with a higher id tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from multiraft.types import NOBODY, Damage, GroupId, ReplicaId
@@ -35,8 +35,20 @@ class Quarantine:
                 return damage
         return None
 
-    def add(self, damage: Damage) -> None:
-        self._damages.append(damage)
+    @property
+    def stretches(self) -> bool:
+        """Whether it is not known yet of which groups something was lost."""
+        return any(damage.first < damage.last for damage in self._damages)
+
+    def resolve(self, known: Iterable[GroupId]) -> list[Damage]:
+        """`known` are all groups that there are: name those within stretches; return what is to be stored."""
+        stretches = [damage for damage in self._damages if damage.first < damage.last]
+        self._damages = [damage for damage in self._damages if damage.first == damage.last]
+        for group_id in sorted(known):
+            for damage in stretches:
+                if damage.first <= group_id <= damage.last:
+                    self._damages.append(replace(damage, first=group_id, last=group_id))
+        return self._damages
 
     def allows(self, group_id: GroupId, replica_id: ReplicaId) -> bool:
         """Whether a replica of this id may be made: it is known that no replica up to it lived here."""

@@ -15,7 +15,7 @@ that were under way may still have added to it; what is refused is refused for g
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -210,6 +210,12 @@ class Residents:
             failpoints.armed(failpoints.REPLICA_BEFORE_CREATE)
         engine.writer.write(create, made)
         engine.wake()
+
+    def know(self, groups: Iterable[GroupId]) -> None:
+        """These are all groups that there are: of others nothing can have been lost."""
+        left = self.quarantine.resolve(groups)
+        self._engine.writer.write(lambda batch: batch.put_damage(left), lambda: None)
+        self._engine.wake()
 
     def replaced(self, group_id: GroupId, up_to: ReplicaId) -> None:
         """The group has replaced its damaged replica here, which had at most this id: heed who asked for a new one."""

@@ -33,6 +33,19 @@ def state_chunks(executor: Executor, time_ms: int) -> Iterator[bytes]:
     yield from pieces_of(executor.machine.snapshot())
 
 
+def head_of(data: bytes) -> tuple[int, int]:
+    """Return the replicated clock and the rolling hash that a state begins with; of a founding, which is empty, zeros.
+
+    Raises CorruptRecord.
+    """
+    if not data:
+        return 0, 0
+    if len(data) < _HEAD.size or data[0] != STATE_FORMAT:
+        raise CorruptRecord(f"a snapshot's data is of format {data[:1].hex()}; this version reads {STATE_FORMAT}")
+    _, time_ms, value = _HEAD.unpack_from(data)
+    return time_ms, value
+
+
 class StateLoader:
     """Takes what `state_chunks` yielded, in whatever pieces it comes; `finish` gives it to the replica.
 

@@ -19,7 +19,8 @@ from multiraft.types import Membership
 DOCUMENT_FORMAT: Final = 1
 COLLECTED: Final = "collected"
 PLAN: Final = "plan"
-_NEXT: Final = {COLLECTED: "recover plan", PLAN: "recover apply"}
+BACKUP: Final = "backup"
+_NEXT: Final = {COLLECTED: "recover plan", PLAN: "recover apply", BACKUP: "restore"}
 """The command that takes each."""
 
 
@@ -50,11 +51,11 @@ def load_document(path: str, kind: str) -> dict[str, Any]:
     except OSError as problem:
         raise RecoveryRefused(f"{path} cannot be read: {problem.strerror}") from problem
     except ValueError as problem:
-        raise RecoveryRefused(f"{path} is not a file of `multiraft recover`; name one that it has written") from problem
+        raise RecoveryRefused(f"{path} is not a file of `multiraft`; name one that it has written") from problem
     body = document.get("body") if isinstance(document, dict) else None
     told = document.get("multiraft") if isinstance(document, dict) else None
     if told not in _NEXT or not isinstance(body, dict):
-        raise RecoveryRefused(f"{path} is not a file of `multiraft recover`; name one that it has written")
+        raise RecoveryRefused(f"{path} is not a file of `multiraft`; name one that it has written")
     if told != kind:
         raise RecoveryRefused(f"{path} is for `multiraft {_NEXT[told]}`; name a file for this step")
     if document.get("format") != DOCUMENT_FORMAT:

@@ -21,7 +21,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from multiraft.admin.api import admin_app
 from multiraft.admin.cli import run
-from multiraft.errors import Unreachable
+from multiraft.errors import NoSuchFile, NotReady, Unreachable
 from multiraft.shard.partition import hash_ranges
 from multiraft.shard.shard_map import ServiceShards, Shard, ShardMap
 from multiraft.types import Membership
@@ -237,6 +237,18 @@ class FakeNode:
     def retry(self, group_id: int) -> None:
         self.cluster.asked.append(("retry", self.node_id, group_id))
         self.views[group_id]["halted"] = None
+
+    def begin_export(self, group_id: int) -> dict[str, Any]:
+        raise NotReady(f"group {group_id} of a cluster that is not real has no state")
+
+    def export_state(self, name: str) -> dict[str, Any]:
+        raise NoSuchFile(f"there is no export {name}")
+
+    def read_export(self, name: str, offset: int) -> bytes:
+        raise NoSuchFile(f"there is no export {name}")
+
+    def drop_export(self, name: str) -> None:
+        self.cluster.asked.append(("drop_export", self.node_id, name))
 
     def begin_rebuild(self, group_id: int, timeout_s: float) -> None:
         self.cluster.asked.append(("rebuild", self.node_id, group_id, timeout_s))

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,22 @@ async def test_a_write_that_fails_is_told_once_and_nothing_is_left(
     assert len(rig.told) == 1
 
 
+async def test_a_file_that_cannot_be_named_is_no_snapshot(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it was written; what fails is its last sync, or its name."""
+
+    def fail(*_: Any) -> None:
+        raise NO_SPACE
+
+    monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(rig.disk, "_check_write", lambda size_bytes: None if size_bytes else fail())
+    problem = await rig.save(iter([noise(64 * 1024)]))
+    assert isinstance(problem, StorageError)
+    assert problem.__cause__ is NO_SPACE
+    await rig.settle()
+    monkeypatch.undo()
+    assert rig.files.names() == []
+
+
 async def test_after_a_failure_no_more_is_taken() -> None:
     rig = Rig(None)
     taken = 0
@@ -310,6 +327,13 @@ async def test_a_flipped_bit_is_noticed_before_anything_is_finished(where: int) 
     rig.disk.shelf.whole[NAME] = bytes(whole)
     assert isinstance(await rig.load(manifest, lambda _: None), CorruptRecord)
     await rig.store.close()
+
+
+async def test_a_whole_file_of_another_digest_is_refused(rig: Rig) -> None:
+    manifest = await on_file(rig, noise(700_000))
+    assert isinstance(
+        await rig.load(replace(manifest, digest=bytes(len(manifest.digest))), lambda _: None), CorruptRecord
+    )
 
 
 async def test_a_file_that_was_cut_and_one_that_is_gone_are_noticed() -> None:

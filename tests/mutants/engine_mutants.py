@@ -137,8 +137,8 @@ WRITING: Final = (
         "new-replica-early",
         "a new group's replica takes part only when its creation is on disk",
         WRITER,
-        "        pending.callbacks.append(then)\n",
-        "        then()\n",
+        "        pending.sync = pending.sync or sync\n        pending.writes += 1\n        pending.callbacks.append(then)\n",
+        "        pending.sync = pending.sync or sync\n        pending.writes += 1\n        then()\n",
         (
             f"{GROUP_COMMIT}::test_other_writes_are_reported_when_they_are_on_disk",
             f"{PROMISES_KEPT}::test_a_new_replica_takes_part_only_when_its_creation_is_on_disk",
@@ -340,8 +340,8 @@ FORMING_MUTANTS: Final = (
         "formed-before-sync",
         "a member syncs the cluster before it answers the offer",
         FORMING,
-        "        self._store.bind_cluster(message.cluster_id, stores, message.stores_admitted, message.stores_readmissions)\n        self._send(node_id, Formed(message.cluster_id))\n",
-        "        self._send(node_id, Formed(message.cluster_id))\n        self._store.bind_cluster(message.cluster_id, stores, message.stores_admitted, message.stores_readmissions)\n",
+        "        self._store.bind_cluster(message.cluster_id, stores, *about)\n        self._send(node_id, Formed(message.cluster_id))\n",
+        "        self._send(node_id, Formed(message.cluster_id))\n        self._store.bind_cluster(message.cluster_id, stores, *about)\n",
         (f"{PROMISES_KEPT}::test_a_member_answers_an_offer_only_when_it_is_synced",),
     ),
     Mutant(

@@ -1,6 +1,6 @@
-"""Mutants of states that are saved as files: of machines in memory and on disk.
+"""Mutants of what becomes of snapshot files: logs that wait for them, their pieces, and the end of them.
 
-Rules of this file: see `Mutant`; saving first, then loading, then what becomes of the files.
+Rules of this file: see `Mutant`; see saving_mutants.py for how a state gets into a file and out of it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ DISK_FILES: Final = "multiraft/engine/diskfiles.py"
 LOADING: Final = "multiraft/engine/loading.py"
 MACHINE: Final = "multiraft/engine/machine.py"
 PAIRS: Final = "multiraft/engine/pairstream.py"
-REPLICA: Final = "multiraft/engine/replica.py"
-SAVING: Final = "multiraft/engine/saving.py"
 SHELVING: Final = "multiraft/engine/shelving.py"
 SNAPSHOTTING: Final = "multiraft/engine/snapshotting.py"
 
@@ -24,54 +22,6 @@ PARTS: Final = "tests/engine/test_saving.py"
 STREAM: Final = "tests/engine/test_pairstream.py"
 
 FILES_MUTANTS: Final = (
-    Mutant(
-        "saving-applies",
-        "nothing is applied to a machine whose state is being taken",
-        REPLICA,
-        "return self.saving is not None and not self.saving.taken",
-        "return False",
-        (f"{MEMORY}::test_while_a_state_is_saved_its_machine_answers_and_stays_and_all_others_go_on",),
-    ),
-    Mutant(
-        "saving-outruns-the-disk",
-        "no more of a state is taken while the disk lags behind",
-        SAVING,
-        "return self._under_way >= _PIECES_UNDER_WAY",
-        "return False",
-        (f"{PARTS}::test_no_more_is_taken_while_the_disk_lags_behind",),
-    ),
-    Mutant(
-        "saving-in-one-go",
-        "a state is taken for a slice at a time",
-        SAVING,
-        "                if stopwatch() >= until_s:\n                    break\n",
-        "",
-        (f"{PARTS}::test_a_slice_ends_with_its_time",),
-    ),
-    Mutant(
-        "saving-stopped-file-stays",
-        "a file that was committed for nobody is deleted",
-        SAVING,
-        "            self._files.delete(self.name)\n",
-        "",
-        (f"{PARTS}::test_what_is_stopped_when_all_was_taken_leaves_nothing",),
-    ),
-    Mutant(
-        "saving-told-before-committed",
-        "a manifest is told of when its file is whole, synced and named",
-        SAVING,
-        "        self._sink.commit(self._committed)",
-        "        self._sink.commit(lambda error: None)\n        self._committed(None)",
-        (f"{PARTS}::test_a_large_state_is_a_whole_file_before_anybody_hears_of_it",),
-    ),
-    Mutant(
-        "failed-save-compacts",
-        "a state that could not be saved compacts nothing",
-        SNAPSHOTTING,
-        "        if isinstance(outcome, Exception):\n            problem",
-        '        if isinstance(outcome, Exception):\n            outcome = b""\n        if isinstance(outcome, Exception):\n            problem',
-        (f"{MEMORY}::test_a_failed_save_compacts_nothing_leaves_nothing_and_is_tried_again",),
-    ),
     Mutant(
         "large-entries-trail",
         "of a log of few large entries no more than half stays",
@@ -100,14 +50,6 @@ FILES_MUTANTS: Final = (
         (f"{DISK}::test_a_log_that_is_held_too_long_is_let_go",),
     ),
     Mutant(
-        "loading-unverified",
-        "a state is taken over when all of its file was verified",
-        LOADING,
-        "            self._reader.finish()\n",
-        "",
-        (f"{PARTS}::test_a_flipped_bit_is_noticed_before_anything_is_finished",),
-    ),
-    Mutant(
         "loading-never-held",
         "no more is read while what takes it has no room",
         LOADING,
@@ -121,7 +63,7 @@ FILES_MUTANTS: Final = (
         MACHINE,
         "yield piece if len(piece) <= _PIECE_BYTES else piece[at : at + _PIECE_BYTES]",
         'yield piece[at:] if at == 0 else b""',
-        ("tests/engine/test_saving.py::test_a_state_that_comes_as_one_is_taken_in_small_pieces",),
+        (f"{PARTS}::test_a_state_that_comes_as_one_is_taken_in_small_pieces",),
     ),
     Mutant(
         "pairs-in-any-order",
@@ -154,14 +96,6 @@ FILES_MUTANTS: Final = (
         "return self._engine.residents.quarantine.of(group_id) is not None",
         "return False",
         (f"{MEMORY}::test_the_files_of_a_damaged_replica_stay_until_its_group_has_replaced_it",),
-    ),
-    Mutant(
-        "shelf-never-swept",
-        "files that nobody needs are deleted after a start",
-        SHELVING,
-        "            if not self._is_wanted(name):\n                log.info",
-        "            if False:\n                log.info",
-        (f"{MEMORY}::test_files_that_nobody_needs_are_deleted_after_a_start",),
     ),
     Mutant(
         "made-of-long-ago",

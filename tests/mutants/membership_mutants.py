@@ -227,8 +227,8 @@ REPLICAS: Final = (
         "made-before-the-last-is-gone",
         "a group's next replica is made when all that its last one left is gone",
         RESIDENTS,
-        "        self._going.add(group_id)\n        engine.writer.write(\n            lambda batch: batch.remove",
-        "        engine.writer.write(\n            lambda batch: batch.remove",
+        "        self._going.add(group_id)\n\n        def removed() -> None:\n",
+        "\n        def removed() -> None:\n",
         (f"{RESIDING}::test_a_removal_is_on_disk_before_the_next_replica_of_the_group",),
     ),
     Mutant(

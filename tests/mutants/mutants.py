@@ -17,6 +17,7 @@ from tests.mutants.liveness_mutants import LIVENESS_MUTANTS
 from tests.mutants.membership_mutants import MEMBERSHIP_MUTANTS
 from tests.mutants.ondisk_mutants import ONDISK_MUTANTS
 from tests.mutants.reads_mutants import READS_MUTANTS
+from tests.mutants.saving_mutants import SAVING_MUTANTS
 from tests.mutants.sessions_mutants import SESSIONS_MUTANTS
 from tests.mutants.snapshot_mutants import SNAPSHOT_MUTANTS
 from tests.mutants.storage_mutants import STORAGE_MUTANTS
@@ -31,6 +32,7 @@ MUTANTS: Final = (
     *ENGINE_MUTANTS,
     *MEMBERSHIP_MUTANTS,
     *SNAPSHOT_MUTANTS,
+    *SAVING_MUTANTS,
     *FILES_MUTANTS,
     *TRANSFER_MUTANTS,
     *ONDISK_MUTANTS,

@@ -71,8 +71,8 @@ STORES_MUTANTS: Final = (
         "rolled-back-goes-on",
         "a store that was rolled back is marked and never starts again",
         STANDING,
-        "            self._store.condemn(reason)\n",
-        "",
+        '            self._store.condemn(reason)\n            raise StorageError(reason)\n        if kind == "store"',
+        '            raise StorageError(reason)\n        if kind == "store"',
         (f"{NODES}::test_a_rolled_back_store_is_refused_and_its_node_ends_saying_why",),
     ),
     Mutant(

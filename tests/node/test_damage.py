@@ -10,6 +10,7 @@ import pytest
 from multiraft import Limits, NotReady
 from multiraft.errors import CorruptRecord
 from multiraft.storage import layout
+from multiraft.types import Damage
 
 Play = Callable[..., None]
 DIRECTORY = 1
@@ -278,3 +279,26 @@ def test_a_group_that_has_compacted_its_log_sends_a_snapshot_to_the_new_replica(
         await assert_healed(ledgers, "b", GROUP, old, values)
 
     play(scenario, limits=SNAPSHOTS)
+
+
+def test_a_stretch_of_ids_that_could_not_be_read_is_told_apart_by_the_directory(play: Play) -> None:
+    """Groups that never were cannot heal: they stood in quarantine for ever, and could never be made here."""
+
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        await write(ledgers, "a", b"1")
+        old = voter_on(ledgers, "a", GROUP, "c")
+        cluster.crash("c")
+        disk = cluster.disks["c"]
+        for key in [key for key in disk.stored_keys() if layout.group_of(key) == GROUP]:
+            disk.overwrite(key, None)  # as it is in a database from which they were left out
+        disk.overwrite(layout.DAMAGE_KEY, layout.encode_damage([Damage(2, 5_000, "could not be read")]))
+        await cluster.start("c")
+        assert GROUP not in here(ledgers, "c").engine.replicas, "it is not founded once more"
+        await assert_healed(ledgers, "c", GROUP, old, [b"1"])
+        assert len(here(ledgers, "c").engine.residents.quarantine) == 0
+        cluster.crash("c")
+        await cluster.start("c")
+        assert len(here(ledgers, "c").engine.residents.quarantine) == 0
+
+    play(scenario)

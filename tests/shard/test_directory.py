@@ -282,6 +282,8 @@ def outcomes(directory: Directory, sequence: list[bytes]) -> list[Any]:
             found.append(directory.apply(command, CONTEXT))
         except CommandFailed as refused:
             found.append((refused.exception, refused.detail))
+        except UnknownCommand as unknown:  # a node never proposes one, and halts where it finds one
+            found.append(str(unknown))
     return found
 
 

@@ -26,7 +26,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tests.soak.cluster import SoakCluster, memory_mib
+from tests.soak.cluster import SoakCluster, cpu_s, memory_mib
 from tests.soak.wire import Connection, LostError
 
 MIB: Final = 1024 * 1024
@@ -135,7 +135,9 @@ async def _restart(cluster: SoakCluster, how: str, written: int) -> float:
         await asyncio.gather(*[node.ask("count", name) for name in groups.values()])
     elapsed_s = time.monotonic() - began
     await starting
-    print(f"       {len(groups)} shards have answered")
+    print(
+        f"       {len(groups)} shards have answered; the node has used {cpu_s(cluster.nodes['a']):.1f} s of CPU by then"
+    )
     return elapsed_s
 
 

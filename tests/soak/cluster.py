@@ -5,6 +5,7 @@ Rules of this file: a node is ended by its own process id only.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -33,3 +34,11 @@ def memory_mib(node: NodeProcess) -> dict[str, float]:
         if name in ("RssAnon", "RssFile", "VmHWM"):
             found[name] = int(value.split()[0]) / 1024
     return found
+
+
+def cpu_s(node: NodeProcess) -> float:
+    """Return the seconds of CPU that a node has used since its start; 0 where it does not run."""
+    if node.process is None or node.process.returncode is not None:
+        return 0.0
+    fields = Path(f"/proc/{node.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -17,11 +17,11 @@ QUICK = ("--limit=beat_ms=20", "--limit=election_timeout_ms=150")
 
 @pytest.mark.parametrize("kind", [(), ("--in-memory",)], ids=["disk", "memory"])
 def test_increments_come_out_exactly(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: tuple[str, ...]) -> None:
-    words = ("--total=6000", "--shards=4", "--clients=2", "--in-flight=200", "--kill-every=0.5", "--seed=3")
+    words = ("--total=20000", "--shards=4", "--clients=2", "--in-flight=200", "--kill-every=0.3", "--seed=3")
     assert increments.main([*words, f"--directory={tmp_path}", *QUICK, *kind]) == 0
     told = capsys.readouterr().out
     for node_id in "abc":
-        assert f"node {node_id}: sum 6,000, 0 of 256 counters wrong" in told
+        assert f"node {node_id}: sum 20,000, 0 of 256 counters wrong" in told
     assert "the sum is exact on every replica" in told
     assert " 0 kills" not in told
     assert list(tmp_path.iterdir()) == []

@@ -95,7 +95,7 @@ class Limits:
     trailing_entries: int = _setting(1_000, 0, 1 << 40)
     snapshot_inline_bytes: int = _setting(64 * _KIB, 0, 8 * _MIB)
     snapshot_transfers: int = _setting(2, 1, 1_000)
-    snapshot_bytes_per_s: int = _setting(64 * _MIB, 4 * _KIB, 1 << 40)
+    snapshot_bytes_per_s: int = _setting(16 * _MIB, 4 * _KIB, 1 << 40)
     session_expiry_ms: int = _setting(3_600_000, 1_000, 1 << 40)
     session_reply_bytes: int = _setting(_MIB, 1_024, 1024 * _MIB)
     sessions: int = _setting(10_000, 1, 10_000_000)

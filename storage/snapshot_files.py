@@ -27,7 +27,7 @@ from multiraft.storage.directory import storage_error, sync_directory
 
 SNAPSHOTS_DIR: Final = "snapshots"
 PART: Final = ".part"
-SYNC_BYTES: Final = 8 * 1024 * 1024
+SYNC_BYTES: Final = 1024 * 1024
 
 _Done = Callable[[Any], None]
 

@@ -49,12 +49,14 @@ ACTIONS: Final[tuple[Action, ...]] = ("kill", "kill", "delay", "eio", "enospc")
 ACTIONS_ANYWHERE: Final[tuple[Action, ...]] = ("kill", "delay")
 RARE: Final = {
     "close.": 5,
+    "data.file-made": 15,
     "membership.": 5,
     "open.": 1,
     "replica.": 5,
     "snapshot.after-restore": 15,
     "snapshot.before-restore": 15,
     "snapshot.": 5,
+    "space.": 15,
 }
 PLACES: Final = tuple(
     name

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from multiraft.raft import Role
-from multiraft.types import GroupId, NodeId, ReplicaId, Term
+from multiraft.types import NOBODY, GroupId, NodeId, ReplicaId, Term
 
 if TYPE_CHECKING:
     from multiraft.engine.engine import Engine
@@ -47,7 +47,10 @@ class EngineView:
     def claimed(self, group_id: GroupId, term: Term, leader_node: NodeId, now: float) -> None:
         replica = self._replica(group_id)
         if replica is not None:
-            leader = replica.core.membership.replica_on(leader_node)  # NOBODY where this replica lags behind
+            membership = replica.core.membership
+            leader = membership.replica_on(leader_node)  # NOBODY where this replica lags behind
+            if not membership.is_voter(leader):  # another one leads there: perhaps what it has replaced
+                leader = NOBODY
             with self._engine.touching(replica, now):
                 replica.core.follow(leader, term, now)
 

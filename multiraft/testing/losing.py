@@ -22,6 +22,7 @@ from multiraft.types import NodeId
 _SETTLE_S: Final = 20.0
 _REGAIN_S: Final = 120.0
 _SPARE_VOTERS: Final = 3
+_ASK_S: Final = 30.0
 
 
 class Losing(Churn):
@@ -106,8 +107,9 @@ class Losing(Churn):
                 continue
             self._say(f"readmit {name}, asked of {asker}")
             try:
-                await cluster.on(asker, cluster.nodes[asker].readmit(name, timeout_s=20.0))
-            except (asyncio.CancelledError, MultiRaftError, NodeKilled) as problem:
+                async with asyncio.timeout(_ASK_S):  # a node that has ended by itself may leave its programs waiting
+                    await cluster.on(asker, cluster.nodes[asker].readmit(name, timeout_s=20.0))
+            except (asyncio.CancelledError, MultiRaftError, NodeKilled, TimeoutError) as problem:
                 mine = asyncio.current_task()
                 if mine is not None and mine.cancelling():
                     raise

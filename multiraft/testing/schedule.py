@@ -42,7 +42,7 @@ Deed = Callable[[], Coroutine[Any, Any, bool]]
 
 ALWAYS: Final = ("heal", "start", "mend", "resume")
 """What ends faults is drawn in every run."""
-WEIGHTS: Final = {"heal": 3, "start": 4, "mend": 2, "resume": 2, "disturb": 6, "failpoint": 16, "crash_at_write": 4}
+WEIGHTS: Final = {"heal": 3, "start": 4, "mend": 2, "resume": 2, "disturb": 6, "failpoint": 24, "crash_at_write": 4}
 """How often a kind is drawn, where that is not 2: more often what takes effect only now and then."""
 MOST_FAULTS: Final = 40
 ACTIONS: Final[tuple[Action, ...]] = ("kill", "kill", "delay", "eio", "enospc")
@@ -56,6 +56,7 @@ RARE: Final = {
     "snapshot.after-restore": 15,
     "snapshot.before-restore": 15,
     "snapshot.": 5,
+    "space.filled": 40,
     "space.": 15,
 }
 PLACES: Final = tuple(

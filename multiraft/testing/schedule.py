@@ -66,8 +66,7 @@ PLACES: Final = tuple(
 )
 """Those that are passed now and then only are drawn more often."""
 PLACES_OF_FORMING: Final = ("bind.before-file", "replica.before-create", "replica.after-create", "write.after-sync")
-PLACES_OF_DISKS: Final = ("disk.",)
-"""Only there can an operation of the disk fail."""
+PLACES_OF_DISKS: Final = ("disk.",)  # only there can an operation of the disk fail
 WILD_RATES: Final = (0.2, 0.5, 0.9, 1.0, 1.0, 1.1, 2.0, 5.0)
 CAREFUL_RATES: Final = (0.9905, 0.996, 1.0, 1.004, 1.0095)
 """Within the drift that leases allow for."""

@@ -30,21 +30,15 @@ from multiraft.errors import (
     NotLeader,
     NotReady,
     NotRunning,
-    OutcomeUnknown,
-    ReadFailed,
     Unreachable,
     WrongShard,
 )
 from multiraft.group import CallKind
 from multiraft.sessions import Numbered
+from multiraft.shard.attempts import BACKOFF_FIRST_S, BACKOFF_MOST_S, PASSING, READ_LEAST_S, Attempts
 from multiraft.shard.session import Sessions
 from multiraft.shard.shard_map import ServiceShards, Shard, ShardMap
 from multiraft.types import GroupId, NodeId
-
-BACKOFF_FIRST_S: Final = 0.01
-BACKOFF_MOST_S: Final = 0.2
-READ_LEAST_S: Final = 0.25
-"""A forwarded read is given at least this long, if there is that much time left, before another node is asked."""
 
 
 class GroupCaller(Protocol):
@@ -182,15 +176,13 @@ class Router:
 
     async def run(self, group_id: GroupId, kind: CallKind, body: bytes, deadline: float, timeout_s: float) -> bytes:
         """Try here, if this node leads; else search. `timeout_s` is what is left until `deadline`."""
-        cause: MultiRaftError | None = None
+        attempts = Attempts(kind)
         if self.caller.leads(group_id):
             try:
                 return await self._local(group_id, kind, body, timeout_s)
-            except _PASSING as problem:
-                if isinstance(problem, OutcomeUnknown) and kind in _CHANGING:
-                    raise
-                cause = problem
-        return await self._search(group_id, kind, body, deadline, timeout_s, cause)
+            except PASSING as problem:
+                attempts.failed(problem)
+        return await self.search(group_id, body, deadline, timeout_s, attempts)
 
     def _local(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float) -> Future[bytes]:
         if kind == "propose":
@@ -199,77 +191,63 @@ class Router:
             return self.caller.read_local(group_id, body, timeout_s)
         return self.caller.ask_local(group_id, kind, body, timeout_s)
 
-    async def _search(
-        self,
-        group_id: GroupId,
-        kind: CallKind,
-        body: bytes,
-        deadline: float,
-        timeout_s: float,
-        cause: MultiRaftError | None,
+    async def search(
+        self, group_id: GroupId, body: bytes, deadline: float, timeout_s: float, attempts: Attempts
     ) -> bytes:
         """Ask one node after the other, round after round, until one answers or the time is up."""
         backoff_s = BACKOFF_FIRST_S
         while True:
-            self._check_running()
+            if self.stopped:
+                attempts.failed(NotRunning("the node is stopping"))
             asked: set[NodeId] = set()
-            halted: Halted | None = None
-            node_id = self.first_to_ask(group_id, cause)
+            node_id = self._first(group_id, attempts.cause)
             while node_id is not None:
                 left_s = deadline - self.now()
                 if left_s <= 0:
-                    raise self.late(group_id, timeout_s, cause)
+                    raise attempts.late(self.late(group_id, timeout_s, attempts.cause))
                 asked.add(node_id)
                 try:
-                    answer = await self._ask(node_id, group_id, kind, body, left_s)
-                except (Halted, *_PASSING) as problem:
-                    self.leads_not(group_id, node_id)
-                    if isinstance(problem, OutcomeUnknown) and kind in _CHANGING:
-                        raise
-                    halted = problem if isinstance(problem, Halted) else halted
-                    cause = problem
+                    answer = await self._ask(node_id, group_id, body, left_s, attempts)
+                except MultiRaftError as problem:
+                    self._serves_not(group_id, node_id, problem)
+                    attempts.failed(problem)
                 else:
-                    self.leads_perhaps(group_id, node_id)
+                    self._hints[group_id] = node_id
                     return answer
-                node_id = self.next_to_ask(group_id, asked, cause)
-            if halted is not None:
-                raise halted
+                node_id = self._next(group_id, asked, attempts.cause)
+            attempts.round_over()
             left_s = deadline - self.now()
             if left_s <= 0:
-                raise self.late(group_id, timeout_s, cause)
+                raise attempts.late(self.late(group_id, timeout_s, attempts.cause))
             await self.pause(backoff_s, left_s)
             backoff_s = min(2 * backoff_s, BACKOFF_MOST_S)
+
+    def _serves_not(self, group_id: GroupId, node_id: NodeId, problem: MultiRaftError) -> None:
+        """Do not ask this node first the next time, unless what it said is what whoever leads would say."""
+        if isinstance(problem, (Halted, *PASSING)) and self._hints.get(group_id) == node_id:
+            del self._hints[group_id]
 
     async def pause(self, backoff_s: float, left_s: float) -> None:
         """Wait before another round: up to `backoff_s`, at least half of it, and no longer than `left_s`."""
         await self._sleep(min(left_s, backoff_s * self.chance.uniform(0.5, 1.0)))
 
-    def leads_perhaps(self, group_id: GroupId, node_id: NodeId) -> None:
-        """This node has answered for the group: it is asked first from now on, where nothing better is known."""
-        self._hints[group_id] = node_id
-
-    def leads_not(self, group_id: GroupId, node_id: NodeId) -> None:
-        """This node has not."""
-        if self._hints.get(group_id) == node_id:
-            del self._hints[group_id]
-
-    async def _ask(self, node_id: NodeId, group_id: GroupId, kind: CallKind, body: bytes, left_s: float) -> bytes:
-        # A read may be asked elsewhere, so one silent node must not have all of its time.
-        timeout_s = left_s if kind in _CHANGING else min(left_s, max(left_s / 2, READ_LEAST_S))
-        if node_id == self.caller.node_id:
+    async def _ask(self, node_id: NodeId, group_id: GroupId, body: bytes, left_s: float, attempts: Attempts) -> bytes:
+        here, kind = node_id == self.caller.node_id, attempts.kind
+        timeout_s = attempts.share_s(left_s, here)
+        if here:
             return await self._local(group_id, kind, body, timeout_s)
         try:
             return await self.caller.forward(node_id, kind, group_id, body, timeout_s)
         except NotRunning as problem:  # of that node, not of this one
             raise Unreachable(f"node {node_id!r}: {problem}") from problem
 
-    def first_to_ask(self, group_id: GroupId, cause: MultiRaftError | None) -> NodeId | None:
+    def _first(self, group_id: GroupId, cause: MultiRaftError | None) -> NodeId | None:
         """Return whom to ask first in a round, after the last one ended with `cause`; None: nobody is known."""
         hint = cause.leader if isinstance(cause, NotLeader) else None
         hint = hint or self.caller.leader_hint(group_id) or self._hints.get(group_id)
-        return hint or self.next_to_ask(group_id, set(), None)
+        return hint or self._next(group_id, set(), None)
 
-    def next_to_ask(self, group_id: GroupId, asked: set[NodeId], cause: MultiRaftError | None) -> NodeId | None:
+    def _next(self, group_id: GroupId, asked: set[NodeId], cause: MultiRaftError | None) -> NodeId | None:
         """Return whom to ask next in this round; None if all have been asked."""
         if isinstance(cause, NotLeader) and cause.leader is not None and cause.leader not in asked:
             return cause.leader
@@ -308,9 +286,11 @@ class Router:
             part_s = min(timeout_s, max(timeout_s / 2, READ_LEAST_S))  # as in `_ask`
             try:
                 answer, since_s = await caller.read_nearby(group_id, query, stale_s, part_s)
-            except (Halted, *_PASSING) as problem:
+            except (Halted, *PASSING) as problem:
                 since_s = caller.clock_s()
-                answer = await self._search(group_id, "read", query, deadline, timeout_s, problem)
+                attempts = Attempts("read")
+                attempts.cause = problem
+                answer = await self.search(group_id, query, deadline, timeout_s, attempts)
         else:
             answer = await self.run(group_id, "lease" if how.lease else "read", query, deadline, timeout_s)
         return answer, caller.age_s(since_s) * 1_000
@@ -393,9 +373,6 @@ class Router:
         return True
 
 
-_PASSING: Final = (NotLeader, NotReady, Unreachable, ReadFailed, OutcomeUnknown)
-"""What the next node, or the next moment, may well do better. OutcomeUnknown is among them for reads alone."""
-_CHANGING: Final = ("propose", "register", "change", "transfer")
 _NUMBERED: Final = ("numbered", "numbered first")
 _NOBODY: Final = (NotLeader, NotReady, Unreachable)
 

@@ -23,31 +23,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from multiraft.errors import (
-    CommandFailed,
     DeadlineExceeded,
-    DiskFull,
-    Halted,
     MultiRaftError,
     NotCommitted,
-    NotLeader,
     NotReady,
-    NotRunning,
     OutcomeUnknown,
     Overloaded,
-    ReplyForgotten,
     SessionExpired,
-    Unreachable,
 )
 from multiraft.sessions import CLIENT_BYTES, HEAD, WINDOW
-from multiraft.types import GroupId, NodeId
+from multiraft.shard.attempts import BACKOFF_FIRST_S, NUMBERED_LEAST_S, NumberedAttempts
+from multiraft.types import GroupId
 
 if TYPE_CHECKING:
     from multiraft.shard.router import Router
-
-ATTEMPT_LEAST_S: Final = 1.0
-"""One node is given half of the time that is left, and at least this long, before another one is asked."""
-BACKOFF_FIRST_S: Final = 0.01
-BACKOFF_MOST_S: Final = 0.2
 
 
 class GroupSession:
@@ -127,75 +116,13 @@ class Sessions:
 
         Raises SessionExpired only where no attempt may have happened.
         """
-        cause: MultiRaftError | None = None
+        attempts = NumberedAttempts(not first)
         if self._caller.leads(group_id):
             try:
                 return await self._caller.ask_local(group_id, "numbered", entry, timeout_s)
             except MultiRaftError as problem:
-                cause = problem
-        return await self._search(group_id, entry, deadline, timeout_s, cause, first)
-
-    async def _search(
-        self,
-        group_id: GroupId,
-        entry: bytes,
-        deadline: float,
-        timeout_s: float,
-        cause: MultiRaftError | None,
-        first: bool,
-    ) -> bytes:
-        """Ask one node after the other, round after round, until one knows the outcome or the time is up."""
-        router = self._router
-        backoff_s = BACKOFF_FIRST_S
-        unknown = not first
-        if cause is not None:
-            unknown = _judge(cause, unknown)
-        while True:
-            if router.stopped:
-                _judge(NotRunning("the node is stopping"), unknown)
-            asked: set[NodeId] = set()
-            halted: Halted | None = None
-            node_id = router.first_to_ask(group_id, cause)
-            while node_id is not None:
-                left_s = deadline - router.now()
-                if left_s <= 0:
-                    raise self._late(group_id, timeout_s, cause, unknown)
-                asked.add(node_id)
-                try:
-                    answer = await self._ask(node_id, group_id, entry, left_s)
-                except MultiRaftError as problem:
-                    router.leads_not(group_id, node_id)
-                    unknown = _judge(problem, unknown)
-                    halted = problem if isinstance(problem, Halted) else halted
-                    cause = problem
-                else:
-                    router.leads_perhaps(group_id, node_id)
-                    return answer
-                node_id = router.next_to_ask(group_id, asked, cause)
-            if halted is not None and not unknown:
-                raise halted
-            left_s = deadline - router.now()
-            if left_s <= 0:
-                raise self._late(group_id, timeout_s, cause, unknown)
-            await router.pause(backoff_s, left_s)
-            backoff_s = min(2 * backoff_s, BACKOFF_MOST_S)
-
-    async def _ask(self, node_id: NodeId, group_id: GroupId, entry: bytes, left_s: float) -> bytes:
-        if node_id == self._caller.node_id:
-            return await self._caller.ask_local(group_id, "numbered", entry, left_s)
-        timeout_s = min(left_s, max(left_s / 2, ATTEMPT_LEAST_S))
-        try:
-            return await self._caller.forward(node_id, "numbered", group_id, entry, timeout_s)
-        except NotRunning as problem:  # of that node, not of this one
-            raise Unreachable(f"node {node_id!r}: {problem}") from problem
-
-    def _late(self, group_id: GroupId, timeout_s: float, cause: MultiRaftError | None, unknown: bool) -> MultiRaftError:
-        late = self._router.late(group_id, timeout_s, cause)
-        if not unknown:
-            return late
-        told = OutcomeUnknown(f"{late}; an attempt may have happened, or may happen yet")
-        told.__cause__ = cause
-        return told
+                attempts.failed(problem)
+        return await self._router.search(group_id, entry, deadline, timeout_s, attempts)
 
     # ------------------------------------------------------------------------------------------------- registering
 
@@ -232,7 +159,7 @@ class Sessions:
                     left_s = deadline - router.now()
                     if left_s <= 0:
                         break
-                    part_s = min(left_s, max(left_s / 2, ATTEMPT_LEAST_S))
+                    part_s = min(left_s, max(left_s / 2, NUMBERED_LEAST_S))
                     await router.run(group_id, "register", client, router.now() + part_s, part_s)
                 else:
                     return client
@@ -246,28 +173,5 @@ class Sessions:
             await router.pause(BACKOFF_FIRST_S, left_s)
 
 
-def _judge(problem: MultiRaftError, unknown: bool) -> bool:
-    """Say whether an attempt may have happened by now; `unknown`: whether one may have before this one.
-
-    Raises what another attempt would not change: `problem`, or OutcomeUnknown in its place where `problem` says that
-    this attempt did not happen, and an earlier one may have.
-    """
-    if isinstance(problem, CommandFailed | ReplyForgotten):
-        raise problem
-    if isinstance(problem, OutcomeUnknown):
-        return True
-    if isinstance(problem, _PASSING) or type(problem) is NotCommitted or (unknown and isinstance(problem, _CROWDED)):
-        return unknown
-    if unknown:
-        raise OutcomeUnknown(
-            f"an attempt may have happened, and another one cannot be made: {type(problem).__name__}: {problem}"
-        ) from problem
-    raise problem
-
-
 _LATER: Final = (OutcomeUnknown, NotReady, DeadlineExceeded)
 """After these another client is registered, while there is time."""
-_PASSING: Final = (NotLeader, NotReady, Unreachable, Halted)
-"""What the next node, or the next moment, may well do better."""
-_CROWDED: Final = (Overloaded, DiskFull, DeadlineExceeded)
-"""What a caller is told at once; but not where it would have to be told that the outcome is unknown."""

@@ -11,6 +11,8 @@ from tests.mutants.mutant import Mutant
 
 EXECUTING: Final = "multiraft/engine/executing.py"
 OBSERVING: Final = "multiraft/engine/observing.py"
+ATTEMPTS: Final = "shard/attempts.py"
+ROUTER: Final = "shard/router.py"
 SESSION: Final = "shard/session.py"
 TABLE: Final = "multiraft/engine/sessions.py"
 
@@ -201,12 +203,12 @@ THE_CLIENT: Final = (
     Mutant(
         "session-new-number",
         "a command keeps its number through all attempts",
-        SESSION,
-        "                except MultiRaftError as problem:\n                    router.leads_not(group_id, node_id)\n",
-        "                except MultiRaftError as problem:\n"
-        "                    head = HEAD.unpack_from(entry)\n"
-        "                    entry = HEAD.pack(head[0], head[1] + 1, head[2]) + entry[HEAD.size :]\n"
-        "                    router.leads_not(group_id, node_id)\n",
+        ROUTER,
+        "                    self._serves_not(group_id, node_id, problem)\n",
+        "                    self._serves_not(group_id, node_id, problem)\n"
+        '                    if attempts.kind == "numbered":\n'
+        '                        number = int.from_bytes(body[16:24], "big") + 1\n'
+        '                        body = body[:16] + number.to_bytes(8, "big") + body[24:]\n',
         (f"{CLIENT_TESTS}::test_the_same_number_is_tried_until_its_outcome_is_known",),
     ),
     Mutant(
@@ -250,9 +252,9 @@ THE_CLIENT: Final = (
     Mutant(
         "session-certain-too-early",
         "once an attempt may have happened nothing is said to have certainly not",
-        SESSION,
-        "    if isinstance(problem, OutcomeUnknown):\n        return True\n",
-        "    if isinstance(problem, OutcomeUnknown):\n        return unknown\n",
+        ATTEMPTS,
+        "            self.unknown = True\n",
+        "            pass\n",
         (
             f"{CLIENT_TESTS}::test_once_an_attempt_may_have_happened_nothing_is_certain",
             f"{CLIENT_TESTS}::test_what_passes_is_waited_out_and_then_the_outcome_is_unknown",
@@ -262,8 +264,8 @@ THE_CLIENT: Final = (
         "session-expired-is-certain",
         "who may have tried before is not told that a command certainly did not happen",
         SESSION,
-        "        unknown = not first\n",
-        "        unknown = False\n",
+        "NumberedAttempts(not first)",
+        "NumberedAttempts(False)",
         (f"{CLIENT_TESTS}::test_only_who_says_that_it_was_the_first_attempt_is_told_that_a_session_has_ended",),
     ),
     Mutant(

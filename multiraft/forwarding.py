@@ -14,13 +14,14 @@ import logging
 import struct
 from asyncio import Future
 from collections.abc import Callable
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
 from multiraft.engine.engine import Engine
 from multiraft.engine.following import READ_INDEX_CALL
 from multiraft.engine.local import Seen
 from multiraft.engine.waiting import fail_future
 from multiraft.errors import InvalidRequest, MultiRaftError, OutcomeUnknown, ReadFailed
+from multiraft.group import CallKind
 from multiraft.outcome import decode_outcome, encode_outcome
 from multiraft.ports import Transport
 from multiraft.raft import LEADER
@@ -29,18 +30,6 @@ from multiraft.types import GroupId, NodeId
 
 _GROUP: Final = struct.Struct(">Q")
 T = TypeVar("T")
-CallKind = Literal[
-    "propose",
-    "session",
-    "numbered",
-    "numbered first",
-    "register",
-    "read",
-    "lease",
-    "change",
-    "transfer",
-    "membership",
-]
 _OF_GROUPS: Final = frozenset(("propose", "numbered", "register", "read", "lease", "change", "transfer", "membership"))
 _HARMLESS: Final = frozenset(("read", "lease", "membership"))
 """Calls that change nothing, so that they may be asked again whatever became of them."""

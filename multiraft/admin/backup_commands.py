@@ -18,7 +18,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from multiraft.admin.client import AdminClient, AdminClientError, NodeFailed
+from multiraft.admin.client import AdminClient, NodeFailed, offline_failure
 from multiraft.admin.formats import moment, printable, size
 from multiraft.admin.invoking import present, remote
 from multiraft.admin.tables import Column, Page
@@ -270,14 +270,6 @@ def _doing(step: Callable[[], T]) -> T:
     try:
         return step()
     except (BackupRefused, RecoveryRefused, StorageError) as problem:
-        raise _refused(str(problem)) from problem
+        raise offline_failure(str(problem)) from problem
     except OSError as problem:
         raise NodeFailed(f"{problem.filename}: {problem.strerror}") from problem
-
-
-def _refused(problem: str) -> AdminClientError:
-    for mark in ("; ", ". "):
-        error, found, hint = problem.rpartition(mark)
-        if found:
-            return NodeFailed(error, hint)
-    return NodeFailed(problem)

@@ -53,6 +53,18 @@ class NodeFailed(AdminClientError):
     """The node answered that it cannot answer now."""
 
 
+def offline_failure(problem: str, kind: type[AdminClientError] = NodeFailed) -> AdminClientError:
+    """Return what a command on a stopped node's directory ends with.
+
+    Errors of the store and of what works on it end in their way out, after a semicolon or a full stop.
+    """
+    for mark in ("; ", ". "):
+        error, found, hint = problem.rpartition(mark)
+        if found:
+            return kind(error, hint)
+    return kind(problem)
+
+
 class NotDone(AdminClientError):
     """The node answered: not done in time. It may still come about."""
 

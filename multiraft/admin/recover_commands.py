@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 import click
 
 from multiraft.admin import recover_pages
-from multiraft.admin.client import DEFAULT_URL, AdminClient, AdminClientError, NodeFailed, NotFound
+from multiraft.admin.client import DEFAULT_URL, AdminClient, NodeFailed, NotFound, offline_failure
 from multiraft.admin.invoking import Options, present
 from multiraft.admin.view import Facts
 from multiraft.errors import RecoveryRefused, StorageError
@@ -184,17 +184,6 @@ def _doing(step: Callable[[], T]) -> T:
     """Run a step; what it refuses becomes the command line's kind of error."""
     try:
         return step()
-    except RecoveryRefused as problem:
-        raise _refused(str(problem)) from problem
-    except StorageError as problem:
-        raise _refused(str(problem)) from problem
-
-
-def _refused(problem: str) -> AdminClientError:
-    """Errors end in their way out, after a semicolon or a full stop."""
-    kind = NotFound if "is not a data directory" in problem or "No such file" in problem else NodeFailed
-    for mark in ("; ", ". "):
-        error, found, hint = problem.rpartition(mark)
-        if found:
-            return kind(error, hint)
-    return kind(problem)
+    except (RecoveryRefused, StorageError) as problem:
+        missing = "is not a data directory" in str(problem) or "No such file" in str(problem)
+        raise offline_failure(str(problem), NotFound if missing else NodeFailed) from problem

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from multiraft.admin.client import AdminClientError, NodeFailed, NotFound
+from multiraft.admin.client import NotFound, offline_failure
 from multiraft.admin.view import Facts
 from multiraft.errors import StorageError
 from multiraft.storage import (
@@ -77,7 +77,7 @@ def _asked(directory: str, ask: Callable[[], T]) -> T:
     try:
         return ask()
     except StorageError as problem:
-        raise _refused(str(problem)) from problem
+        raise offline_failure(str(problem)) from problem
 
 
 def _facts(report: StoreReport) -> Facts:
@@ -93,15 +93,6 @@ def _facts(report: StoreReport) -> Facts:
         "groups": groups,
         "tombstones": [_tombstone(tombstone) for tombstone in report.tombstones],
     }
-
-
-def _refused(problem: str) -> AdminClientError:
-    """Errors of the store end in their way out, after a semicolon or a full stop."""
-    for mark in ("; ", ". "):
-        error, found, hint = problem.rpartition(mark)
-        if found:
-            return NodeFailed(error, hint)
-    return NodeFailed(problem)
 
 
 def _identity(identity: Identity | None) -> Facts | None:

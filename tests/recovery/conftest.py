@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from multiraft import BytesDiskStateMachine, BytesService, BytesStateMachine, Limits, Node
+from multiraft import BytesService, Limits, Node
 from multiraft.errors import MultiRaftError
 from multiraft.recovery import NodeFacts, Plan, collect_store, make_plan
 from multiraft.recovery.applying import Applied, apply_to_backend
@@ -19,45 +19,9 @@ from multiraft.storage.identity import read_opening
 from multiraft.storage.memory import MemoryBackend
 from multiraft.testing import MemoryCluster
 from multiraft.types import FIRST_USER_GROUP, GroupId
+from tests.keeping import Kept, KeptOnDisk
 
 GROUPS = 50
-
-
-class Journal(BytesStateMachine):
-    """Keeps every command under its number in the order of applying; the answer is that number."""
-
-    def __init__(self) -> None:
-        self.kept: list[bytes] = []
-
-    def apply(self, command: bytes) -> bytes:
-        self.kept.append(command)
-        return b"%d" % len(self.kept)
-
-    def query(self, query: bytes) -> bytes:
-        return b" ".join(self.kept)
-
-    def snapshot(self) -> bytes:
-        return b" ".join(self.kept)
-
-    def restore(self, state: bytes) -> None:
-        self.kept = state.split()
-
-
-class DiskJournal(BytesDiskStateMachine):
-    """The same, kept on disk."""
-
-    @property
-    def kept(self) -> list[bytes]:
-        return [value for _, value in self.data.range(b"0")]
-
-    def apply(self, command: bytes) -> bytes:
-        number = int(self.data.get(b"") or b"0") + 1
-        self.data.put(b"", b"%d" % number)
-        self.data.put(b"%08d" % number, command)
-        return b"%d" % number
-
-    def query(self, query: bytes) -> bytes:
-        return b" ".join(self.kept)
 
 
 class Journals:
@@ -67,9 +31,7 @@ class Journals:
     unknown       by group, those whose outcome no caller knows
     """
 
-    def __init__(
-        self, groups: int = GROUPS, machine: type[Journal] | type[DiskJournal] = Journal, **options: Any
-    ) -> None:
+    def __init__(self, groups: int = GROUPS, machine: type[Kept] | type[KeptOnDisk] = Kept, **options: Any) -> None:
         options.setdefault("limits", Limits(request_timeout_ms=2_000))
         self.groups = range(FIRST_USER_GROUP, FIRST_USER_GROUP + groups)
         self.machine = machine
@@ -105,7 +67,7 @@ class Journals:
 
     def kept(self, name: str, group_id: GroupId) -> list[bytes]:
         machine = self.cluster.nodes[name].local_machine(group_id)
-        if not isinstance(machine, Journal | DiskJournal):
+        if not isinstance(machine, Kept | KeptOnDisk):
             raise TypeError(f"group {group_id} is not a journal")
         return machine.kept
 

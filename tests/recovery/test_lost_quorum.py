@@ -16,7 +16,8 @@ from multiraft.errors import RecoveryRefused, StorageError
 from multiraft.recovery import Plan
 from multiraft.recovery.plans import KEPT, RECOVERED
 from multiraft.testing import run_virtual
-from tests.recovery.conftest import DiskJournal, Journal, Journals
+from tests.keeping import Kept, KeptOnDisk
+from tests.recovery.conftest import Journals
 
 if TYPE_CHECKING:
     from multiraft.recovery import GroupPlan
@@ -80,8 +81,8 @@ def test_a_survivor_that_had_everything_loses_nothing_and_serves_again() -> None
     play(scenario)
 
 
-@pytest.mark.parametrize("machine", [Journal, DiskJournal])
-def test_a_survivor_that_lagged_loses_what_the_plan_says_and_no_more(machine: type[Journal]) -> None:
+@pytest.mark.parametrize("machine", [Kept, KeptOnDisk])
+def test_a_survivor_that_lagged_loses_what_the_plan_says_and_no_more(machine: type[Kept]) -> None:
     async def scenario(journals: Journals) -> None:
         cluster = journals.cluster
         await journals.write("a")

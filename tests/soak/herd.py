@@ -16,11 +16,12 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from multiraft import BytesDiskStateMachine, BytesStateMachine, Limits, Node, NodeConfig
+from multiraft import Limits, Node, NodeConfig
 from multiraft.errors import CorruptRecord, NotCommitted, OutcomeUnknown
 from multiraft.ports import Transport
 from multiraft.transport import MemoryNetwork, MemoryTransport
 from multiraft.types import GroupId, Identity, NodeId
+from tests.keeping import Kept, KeptOnDisk
 
 NAMES: Final = ("a", "b", "c")
 SERVICE: Final = "ledger"
@@ -41,41 +42,6 @@ _PATIENCE_S: Final = 30.0
 _LOOK_S: Final = 0.005
 
 
-class Ledger(BytesStateMachine):
-    """Keeps every command, in order; commands hold no spaces."""
-
-    def __init__(self) -> None:
-        self.kept: list[bytes] = []
-
-    def apply(self, command: bytes) -> bytes:
-        self.kept.append(command)
-        return b"%d" % len(self.kept)
-
-    def query(self, query: bytes) -> bytes:
-        return b" ".join(self.kept)
-
-    def snapshot(self) -> bytes:
-        return b" ".join(self.kept)
-
-    def restore(self, state: bytes) -> None:
-        self.kept = state.split()
-
-
-class Shelf(BytesDiskStateMachine):
-    """The same, kept on the disk: a value for each command, in order."""
-
-    def apply(self, command: bytes) -> bytes:
-        number = next((int(key) for key in self.data.keys(reverse=True)), -1) + 1
-        self.data.put(b"%08d" % number, command)
-        return b"%d" % (number + 1)
-
-    def query(self, query: bytes) -> bytes:
-        return b" ".join(self.all())
-
-    def all(self) -> list[bytes]:
-        return [value for _, value in self.data.range()]
-
-
 class Herd:
     """Nodes by name, each on `folder/NAME`."""
 
@@ -92,8 +58,8 @@ class Herd:
             return MemoryTransport(self.network, config, identity, incarnation, rng)
 
         node = Node(config, make_transport=make_transport)
-        node.bytes_service(SERVICE, Ledger, initial_shards=SHARDS)
-        node.bytes_service(DISK_SERVICE, Shelf, initial_shards=SHARDS)
+        node.bytes_service(SERVICE, Kept, initial_shards=SHARDS)
+        node.bytes_service(DISK_SERVICE, KeptOnDisk, initial_shards=SHARDS)
         await node.start()
         self.nodes[name] = node
         return node
@@ -112,10 +78,10 @@ class Herd:
         if not node.runs or group_id not in node._here().engine.replicas:
             return []
         machine = node.local_machine(group_id)
-        if isinstance(machine, Shelf):
+        if isinstance(machine, KeptOnDisk):
             with suppress(CorruptRecord):
-                return machine.all()
-        return list(machine.kept) if isinstance(machine, Ledger) else []
+                return machine.kept
+        return list(machine.kept) if isinstance(machine, Kept) else []
 
     async def propose(self, name: NodeId, group_id: GroupId, command: bytes) -> None:
         """Propose until it is acknowledged. Only for commands whose repetition is noticed by whoever compares."""

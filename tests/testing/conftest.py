@@ -7,41 +7,9 @@ from typing import Any
 
 import pytest
 
-from multiraft import BytesDiskStateMachine, BytesService, BytesStateMachine, Limits, MultiRaftError, Node
+from multiraft import BytesService, BytesStateMachine, Limits, MultiRaftError, Node
 from multiraft.testing import MemoryCluster, run_virtual
-
-
-class Kept(BytesStateMachine):
-    """Keeps every command in order; a query returns them, joined by spaces."""
-
-    def __init__(self) -> None:
-        self.kept: list[bytes] = []
-
-    def apply(self, command: bytes) -> bytes:
-        self.kept.append(command)
-        return b"%d" % len(self.kept)
-
-    def query(self, query: bytes) -> bytes:
-        return b" ".join(self.kept)
-
-    def snapshot(self) -> bytes:
-        return b" ".join(self.kept)
-
-    def restore(self, state: bytes) -> None:
-        self.kept = state.split()
-
-
-class KeptOnDisk(BytesDiskStateMachine):
-    """The same on disk."""
-
-    def apply(self, command: bytes) -> bytes:
-        count = int(self.data.get(b"count") or b"0") + 1
-        self.data.put(b"count", b"%d" % count)
-        self.data.put(b"word %06d" % count, command)
-        return b"%d" % count
-
-    def query(self, query: bytes) -> bytes:
-        return b" ".join(word for _, word in self.data.range(b"word ", b"word!"))
+from tests.keeping import Kept, KeptOnDisk
 
 
 class Fleet:

@@ -1,7 +1,9 @@
 """Has what has ended be removed, also from shards that nobody writes to.
 
 A key ends when its shard's clock passes its moment, and only commands move that clock. So each node looks now and
-again at the shards that it leads, and sends a `sweep` to those whose next key seems to be due. The shard's clock is
+again at the shards that it leads, and sends a `sweep` to those whose next key seems to be due. A shard of which no key
+ever ends, or that is led elsewhere, is not looked at again before something is applied to it, or it is led here: that
+many such shards lie idle costs nothing. The shard's clock is
 not this node's: it is taken to be at what the latest command told, plus the time since that was seen here, or at this
 node's wall clock, whichever is later. A sweep that found nothing to remove has told the clock anew, and the next one
 waits for what was missing then.
@@ -14,13 +16,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from examples.kv.layout import Meta
 from examples.kv.machine import KV, SERVICE, SWEEP_KEYS
 from multiraft.errors import MultiRaftError
+from multiraft.group import Unsubscribe
 from multiraft.node import Node
+from multiraft.shard.shard_map import Shard
 from multiraft.types import GroupId
 
 LOOK_S: Final = 0.1
@@ -64,12 +70,21 @@ class Sweeper:
         self._store = store
         self._seen: dict[GroupId, _Seen] = {}
         self._room = asyncio.Semaphore(_AT_ONCE)
+        self._known: Sequence[Shard] = ()
+        # Those to look at, in the order in which they came.
+        self._awake: dict[GroupId, None] = {}
+        self._subscribed: dict[GroupId, list[Unsubscribe]] = {}
 
     async def run(self) -> None:
         """Look and sweep until cancelled."""
-        while True:
-            spent_s = await self.look()
-            await asyncio.sleep(max(LOOK_S, _SHARE * spent_s))
+        try:
+            while True:
+                spent_s = await self.look()
+                await asyncio.sleep(max(LOOK_S, _SHARE * spent_s))
+        finally:
+            for ends in self._subscribed.values():
+                for end in ends:
+                    end()
 
     async def look(self) -> float:
         """Sweep every shard led here whose next key seems to be due; return the seconds that finding them took."""
@@ -78,18 +93,31 @@ class Sweeper:
         except MultiRaftError as problem:
             _log.debug("nothing to sweep: %s", problem)
             return 0.0
+        if shards is not self._known:
+            self._meet(shards)
+        awake = list(self._awake)
         due: dict[GroupId, str] = {}
         spent_s = 0.0
-        for at in range(0, len(shards), _SHARDS_A_LOOK):
+        for at in range(0, len(awake), _SHARDS_A_LOOK):
             began_s = time.perf_counter()
-            for shard in shards[at : at + _SHARDS_A_LOOK]:
-                key = self._due(shard.group_id)
+            for group_id in awake[at : at + _SHARDS_A_LOOK]:
+                key = self._due(group_id)
                 if key is not None:
-                    due[shard.group_id] = key
+                    due[group_id] = key
             spent_s += time.perf_counter() - began_s
             await asyncio.sleep(0)  # others want their turn, too
         await asyncio.gather(*[self._sweep(group_id, key) for group_id, key in due.items()])
         return spent_s
+
+    def _meet(self, shards: Sequence[Shard]) -> None:
+        """These are the shards now: have each one looked at, and again whenever that may show something else."""
+        self._known = shards
+        for shard in shards:
+            if shard.group_id not in self._subscribed:
+                wake = partial(self._awake.setdefault, shard.group_id)
+                group = self._node.group(shard.group_id)
+                self._subscribed[shard.group_id] = [group.on_applied(wake), group.on_leader(wake)]
+                wake()
 
     def _machine(self, group_id: GroupId) -> KV | None:
         """Return this node's replica, if it leads."""
@@ -103,8 +131,11 @@ class Sweeper:
         machine = self._machine(group_id)
         if machine is None:
             self._seen.pop(group_id, None)
+            self._awake.pop(group_id, None)
             return None
         meta, now_s = machine.meta(), time.monotonic()
+        if not meta.next_end_ms:
+            self._awake.pop(group_id, None)
         seen = self._seen.setdefault(group_id, _Seen())
         clock_ms = seen.look(meta, now_s)
         return None if seen.vain(meta, now_s) else machine.due(max(clock_ms, int(time.time() * 1_000)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,8 +22,12 @@ class Shard:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.bench = Bench(DiskKV())
-        self.leading = True
+        self._leading = True
         self.failing = False
+        self.looks = 0
+        self.map = SimpleNamespace(shards=(SimpleNamespace(group_id=GROUP),))
+        self.applied: list[Callable[[], None]] = []
+        self.led: list[Callable[[], None]] = []
         self.sweeps = 0
         self.monotonic_s = 5_000.0
         self.wall_ms = self.bench.now_ms
@@ -33,12 +38,26 @@ class Shard:
         self.router = self
 
     async def shards(self, service: str) -> Any:
-        return SimpleNamespace(shards=[SimpleNamespace(group_id=GROUP)])
+        return self.map
+
+    def group(self, group_id: int) -> Any:
+        return SimpleNamespace(on_applied=self.applied.append, on_leader=self.led.append)
+
+    @property
+    def leading(self) -> bool:
+        return self._leading
+
+    @leading.setter
+    def leading(self, leading: bool) -> None:
+        self._leading = leading
+        for hook in self.led if leading else ():
+            hook()
 
     def leads(self, group_id: int) -> bool:
         return self.leading
 
     def local_machine(self, group_id: int) -> DiskKV:
+        self.looks += 1
         return self.bench.kv  # type: ignore[return-value]
 
     async def sweep(self, key: str) -> int:
@@ -104,6 +123,26 @@ async def test_after_a_start_the_wall_clock_tells_what_is_due(shard: Shard) -> N
     shard.pass_ms(5_000)  # nobody has looked meanwhile
     await shard.sweeper.look()
     assert shard.bench.kv.meta().keys == 0
+
+
+async def test_a_shard_of_which_no_key_ends_is_looked_at_when_something_was_applied(shard: Shard) -> None:
+    shard.bench.do.put("k", b"")
+    for _ in range(5):
+        await shard.sweeper.look()
+        shard.pass_ms(100)
+    assert shard.looks == 1
+    shard.bench.do.put("k", b"", ttl_ms=100)
+    (applied,) = shard.applied
+    applied()
+    await shard.sweeper.look()
+    shard.pass_ms(100)
+    await shard.sweeper.look()
+    assert (shard.sweeps, shard.bench.kv.meta().keys) == (1, 0)
+    looks = shard.looks
+    for _ in range(5):
+        await shard.sweeper.look()
+        shard.pass_ms(100)
+    assert shard.looks == looks + 1
 
 
 async def test_only_the_leader_sweeps_and_tries_again_what_failed(shard: Shard) -> None:

@@ -22,6 +22,8 @@ from multiraft.engine.doing import Doing
 _LOOKS: Final = 3
 """How often a call that is too slow by a hair has been looked at."""
 _LONGEST_WAIT_S: Final = 1.0
+_IDLE_WAIT_S: Final = 0.25
+"""While nothing is done at all it is looked at more and more rarely, down to this: idle nodes should cost nothing."""
 _FRAMES: Final = 20
 log: Final = logging.getLogger("multiraft.watchdog")
 
@@ -64,8 +66,12 @@ class Watchdog:
             thread.join()
 
     def _run(self) -> None:
+        calls, wait_s = -1, 0.0
         while watched := self._watched:
-            wait_s = min(_LONGEST_WAIT_S, *(one.slow_s / _LOOKS for one in watched.values()))
+            shortest_s = min(_LONGEST_WAIT_S, *(one.slow_s / _LOOKS for one in watched.values()))
+            before, calls = calls, sum(one.doing.calls for one in watched.values())
+            idle = calls == before and all(one.doing.now() is None for one in watched.values())
+            wait_s = min(max(2 * wait_s, shortest_s), max(_IDLE_WAIT_S, shortest_s)) if idle else shortest_s
             self._changed.wait(wait_s)
             self._changed.clear()
             now_s = time.monotonic()

@@ -61,14 +61,16 @@ class Applying:
             if replica.broken is not None or engine.ondisk.waits(replica) or replica.being_taken:
                 continue
             self.doing.begin(replica)
+            more = False
             try:
                 more = replica.apply_slice(until_s)
                 engine.ondisk.hand_out(replica)
             except Exception as problem:
                 engine.broke(replica, problem)
-                continue
             finally:
                 self.doing.replica = None
+            if replica.broken is not None:
+                continue
             if more:
                 self.add(replica)
             if replica.halted is not None:

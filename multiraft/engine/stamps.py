@@ -35,7 +35,7 @@ class ReplicatedClock:
         """A leader of this run has said `stamp_ms`; now it is `real_s` on the clock that never jumps."""
         passed_ms = max(0.0, real_s - self._at_s) * 1e3
         if not self._known or stamp_ms > self._now_ms + passed_ms:
-            self._now_ms = stamp_ms
+            self._now_ms = float(stamp_ms)
         else:
             self._now_ms += passed_ms
         self._known = True

@@ -270,8 +270,8 @@ class KV(StateMachine, routes_by=hash_tag):
         held = self._live(key)
         return None if held is None else held.value
 
-    @query(key="route")
-    def look(self, route: str, calls: bytes) -> bytes:
+    @query(key=None)
+    def look(self, calls: bytes) -> bytes:
         """Make calls that only read; otherwise as `run`."""
         return make_calls(Look(self.data, self.meta()), calls, READS)
 

@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: MULTIRAFT_COMPILE=1 builds the hot path as machine code. See building/compiling.py."""
+"""What pyproject.toml cannot say: MULTIRAFT_COMPILE=1 builds machine code. See building/compiling.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from setuptools import setup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "building"))
 
-from compiling import BuildCompiled, CompiledDistribution, wanted  # noqa: E402
+from compiling import BuildCompiled, CompiledDistribution, wanted
 
 if wanted():
     setup(distclass=CompiledDistribution, cmdclass={"build_ext": BuildCompiled})

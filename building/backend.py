@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from compiling import REQUIRES, wanted
 from setuptools import build_meta
 from setuptools.build_meta import (
     build_editable as _build_editable,
@@ -22,8 +23,6 @@ from setuptools.build_meta import (
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
 )
-
-from compiling import REQUIRES, wanted
 
 __all__ = [
     "build_editable",
@@ -39,7 +38,7 @@ __all__ = [
 Settings = dict[str, Any] | None
 _NOT_EDITABLE: Final = """\
 error: MULTIRAFT_COMPILE=1 does not go with an editable install: machine code beside its source would run in its place
-       when the source has long changed. Leave away one of the two; `make test-compiled` runs a checkout's tests compiled.
+       when the source has long changed. Leave away one of the two; `make test-compiled` tests a checkout compiled.
 """
 
 

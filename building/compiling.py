@@ -6,7 +6,7 @@ are calls of C functions. Their source is installed beside them, and runs wherev
 mypyc wants to find the modules where they will be imported from; so the packages are first copied to where
 `[tool.setuptools.package-dir]` puts them.
 
-Rules of this file: nothing happens before setuptools comes to the extensions; what is missing is said, with the way out.
+Rules of this file: nothing happens before setuptools comes to the extensions; what is missing is said, and the way out.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class BuildCompiled(build_ext):
         except (CCompilerError, CompileError, ExecError, PlatformError, OSError) as problem:
             raise SystemExit(
                 f"error: MULTIRAFT_COMPILE=1: the C compiler failed: {str(problem)[:300]}\n"
-                f"       It says why above. Needed are a C compiler ({sysconfig.get_config_var('CC')}) and the headers\n"
-                f"       of this Python (Debian and Ubuntu: apt-get install gcc python3-dev).\n{_WAY_OUT}"
+                f"       It says why above. Needed are a C compiler and the headers of this Python\n"
+                f"       (Debian and Ubuntu: apt-get install gcc python3-dev).\n{_WAY_OUT}"
             ) from problem
 
     def get_source_files(self) -> list[str]:

@@ -115,6 +115,7 @@ class Engine:
         self._request_timeout_s = limits.request_timeout_ms / 1e3
         self._election_timeout_s = limits.election_timeout_ms / 1e3
         self._beat_s = limits.beat_ms / 1e3
+        self.slow_command_s = limits.slow_command_ms / 1e3
         self._entry_bytes = limits.entry_bytes
         self.snapshotting = Snapshotting(self)
         self.shelving = Shelving(self)
@@ -175,8 +176,11 @@ class Engine:
         self.changing.stop(reason)
         self._deadlines.clear()
 
-    def open_replica(self, stored: StoredReplica, machine: Machine) -> Replica:
-        """Take up a replica that is on disk; it campaigns when nobody claims its group. Raises StartError."""
+    def open_replica(self, stored: StoredReplica, machine: Machine | None) -> Replica:
+        """Take up a replica that is on disk; it campaigns when nobody claims its group. Raises StartError.
+
+        machine  its state machine; None: one in memory, which `residents.make_machine` makes when it is first needed
+        """
         now = self.pacing.now()
         replica = self.residents.taken_up(stored, machine, now)
         core = replica.core

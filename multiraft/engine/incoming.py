@@ -111,8 +111,9 @@ class Incoming:
                 self._engine.residents.tell_removed(replica, sender, node_id)
             return False
         if len(replica.strangers) >= _STRANGERS_MAX and sender not in replica.strangers:
-            replica.strangers.clear()
-        if sender in membership.nodes or replica.strangers.setdefault(sender, node_id) != node_id:
+            replica.strangers = {}
+        if sender in membership.nodes or replica.strangers.get(sender, node_id) != node_id:
             self.counters["forged_sender"] += 1
             return False
+        replica.strangers = {**replica.strangers, sender: node_id}
         return True

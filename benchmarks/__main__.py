@@ -2,7 +2,7 @@
 
     python -m benchmarks                       # all comparisons, two rounds: about five minutes
     python -m benchmarks --quick               # one short round
-    python -m benchmarks --full                # three rounds, the plots' cases, idle groups, ten minutes sustained
+    python -m benchmarks --full                # three rounds, the plots' cases, scale, ten minutes sustained
     python -m benchmarks --rows etcd-64 etcd-1000
     python -m benchmarks --sustained 600 --rows
 
@@ -98,12 +98,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="*", help="these rows only (none: no comparison); --list names them")
     parser.add_argument("--sustained", type=float, nargs="?", const=600.0, default=0.0, metavar="SECONDS",
                         help="load 64 groups for so long (600 by default, and with --full)")  # fmt: skip
+    parser.add_argument("--scale", action="store_true", help="the rows of 3,000, 10,000 and 100,000 groups")
     parser.add_argument("--list", action="store_true", help="name all rows and end")
     options = parser.parse_args(arguments)
     options.rounds = options.rounds or (1 if options.quick else 3 if options.full else 2)
     options.seconds = options.seconds or (1.5 if options.quick else 2.0 if options.full else 2.5)
-    if options.full and options.rows is None:
-        options.sustained = options.sustained or 600.0
+    options.named = options.rows is not None
+    if options.full and not options.named:
+        options.sustained, options.scale = options.sustained or 600.0, True
     try:
         options.rows, options.limits = chosen_rows(options.rows)
     except ValueError as wrong:
@@ -115,7 +117,7 @@ def run(options: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
     """Measure everything that was asked for."""
     measured = Run(options.seconds)
     steps = steps_for(work_of_rows(options.rows), host_of)
-    plot_steps = steps_for(work_of_plots(), host_of) if options.full else []
+    plot_steps = steps_for(work_of_plots(), host_of) if options.full and not options.named else []
     for number in range(1, options.rounds + 1):
         for step in steps:
             measured.measure(step, f"round {number}/{options.rounds}")
@@ -123,7 +125,7 @@ def run(options: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
     for step in plot_steps:
         rest = tuple(each for each in step.work if each not in done)
         measured.measure(Step(step.host, step.groups, rest), "plots")
-    values, missing = single.measure(options)
+    values, missing = single.measure(single.chosen(options))
     measured.missing.update(missing)
     return measured, values
 

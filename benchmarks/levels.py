@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: multiraft beside the ceiling, in turn, on this machine.
+"""`python -m benchmarks.levels`: our levels of calls beside the ceiling alone, in any case, on this machine.
 
 For every number of groups and of writes in flight each system is measured once a round, one after the other, so that
 a drift of the machine's speed meets all of them; the table shows medians over the rounds and their ratio to the
@@ -155,7 +155,7 @@ def _median(figures: list[Figure], name: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.levels", description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="one round of two seconds each")
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured (default 3)")
     parser.add_argument("--seconds", type=float, default=4.0, help="how long each figure is measured (default 4)")
@@ -184,7 +184,7 @@ def main() -> None:
     print("CPU us: of the leader's process, per call. HTTP: one PUT per write, client in a process of its own.")
     print("\n".join(table(figures)))
     _RESULTS.mkdir(exist_ok=True)
-    path = _RESULTS / "latest.json"
+    path = _RESULTS / "levels.json"
     path.write_text(json.dumps({"settings": settings, "figures": [asdict(figure) for figure in figures]}, indent=1))
     print(f"written: {path}")
 

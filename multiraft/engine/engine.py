@@ -36,6 +36,7 @@ from multiraft.engine.liveness import Liveness, LivenessSettings
 from multiraft.engine.machine import Machine
 from multiraft.engine.observing import Observing
 from multiraft.engine.ondisk import OnDisk
+from multiraft.engine.ordinary import Ordinary
 from multiraft.engine.outgoing import Outgoing
 from multiraft.engine.pacing import Pacing
 from multiraft.engine.proposing import check_entry, check_room, propose_queued
@@ -49,7 +50,7 @@ from multiraft.engine.upkeep import Upkeep
 from multiraft.engine.view import EngineView
 from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, Proposals, Queue
 from multiraft.engine.wheel import Wheel
-from multiraft.engine.writer import LogWriter, Persisted, Promise
+from multiraft.engine.writer import LogWriter, Persisted, Promise, Stored
 from multiraft.errors import (
     CorruptRecord,
     InvariantViolation,
@@ -58,6 +59,7 @@ from multiraft.errors import (
     OutcomeUnknown,
     StorageError,
 )
+from multiraft.gathered import AckRow
 from multiraft.messages import NodeMessage
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import LEADER, CoreSettings
@@ -136,6 +138,7 @@ class Engine:
         self.outgoing = Outgoing(transport)
         self.view = EngineView(self)
         self.applying = Applying(self)
+        self.ordinary = Ordinary(self)
         self.upkeep = Upkeep(self, loop)
         self.residents = Residents(self, store.load_tombstones())
         self.changing = Changing(self)
@@ -377,6 +380,10 @@ class Engine:
         core = replica.core
         try:
             if replica.queued:
+                batch = self.ordinary.propose(replica, now)
+                if batch is not None:
+                    self._deadlines.append(batch)
+                    return
                 self._deadlines += propose_queued(replica, self.limits, replica.stamp_ms(self.clocks), now)
             ready = core.ready()
             self._look(replica, now)
@@ -405,9 +412,18 @@ class Engine:
         if replica.reads is not None:
             self.reading.resume(replica)
 
-    def _persisted(self, persisted: list[Persisted], promises: list[Promise]) -> None:
+    def _persisted(
+        self,
+        persisted: list[Persisted | Stored],
+        promises: list[Promise],
+        acks: dict[NodeId, list[AckRow]],
+    ) -> None:
         now = self.pacing.now()
+        stored = self.ordinary.stored
         for told in persisted:
+            if not isinstance(told, Persisted):
+                stored(*told)
+                continue
             replica = told.replica
             if replica.broken is not None:
                 continue
@@ -423,6 +439,8 @@ class Engine:
             self._look(replica, now)
         if failpoints.armed is not None:
             failpoints.armed(failpoints.WRITE_BEFORE_PROMISES)
+        for node_id, rows in acks.items():
+            self.outgoing.acknowledge(node_id, rows)
         for replica, messages in promises:
             for message in messages:
                 self.outgoing.consensus(replica.node_of(message.to), message)

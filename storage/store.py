@@ -434,7 +434,7 @@ class PartitionedStore(DataReads):
         return space
 
     def view(self) -> PartitionedView:
-        """Return reads of keyspaces and applied indexes of this moment. Raises StorageError once the store is closed."""
+        """Return reads of keyspaces and applied indexes of now. Raises StorageError once the store is closed."""
         return PartitionedView(self._backend.view())
 
     def batch(self) -> WriteBatch:

@@ -433,10 +433,7 @@ class PartitionedStore(DataReads):
         return space
 
     def view(self) -> PartitionedView:
-        """Return reads of keyspaces and applied indexes of this moment; see ports.Store.view.
-
-        Raises StorageError once the store is closed.
-        """
+        """Return reads of keyspaces and applied indexes of this moment. Raises StorageError once the store is closed."""
         return PartitionedView(self._backend.view())
 
     def batch(self) -> WriteBatch:

@@ -51,24 +51,13 @@ from multiraft.engine.view import EngineView
 from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, Proposals, Queue
 from multiraft.engine.wheel import Wheel
 from multiraft.engine.writer import AckRows, LogWriter, Persisted, Promise, Stored
-from multiraft.errors import (
-    CorruptRecord,
-    InvariantViolation,
-    NotLeader,
-    NotRunning,
-    OutcomeUnknown,
-    StorageError,
-)
+from multiraft.errors import CorruptRecord, InvariantViolation, NotLeader, NotRunning, OutcomeUnknown, StorageError
 from multiraft.messages import NodeMessage
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import LEADER, CoreSettings
 from multiraft.records import COMMANDS, CONTROL
 from multiraft.sessions import encode_register
-from multiraft.types import (
-    GroupId,
-    NodeId,
-    StoredReplica,
-)
+from multiraft.types import GroupId, NodeId, StoredReplica
 
 log: Final = logging.getLogger("multiraft.engine")
 

@@ -22,7 +22,7 @@ from multiraft.engine.local import LocalReads
 from multiraft.engine.machine import Context, Machine, environmental, halt_kind, query_failed, said
 from multiraft.engine.saving import Saving
 from multiraft.engine.stamps import ReplicatedClock
-from multiraft.engine.waiting import Budget, Proposals, Queue, Reads, fail_future
+from multiraft.engine.waiting import Budget, Proposals, Queue, Reads, Result, fail_future
 from multiraft.errors import (
     Halted,
     MultiRaftError,
@@ -331,24 +331,24 @@ class Replica:
 
     def _apply_entries(self, record: Record, last: Index, batch: Proposals | None, until_s: float) -> bool:
         entries = record.entries()
-        base = record.first
-        futures = batch.futures if batch is not None else ()
-        callers_base = batch.first if batch is not None else 0
+        base, first = record.first, self.applied + 1
         executor, context = self.executor, self.context
-        run, chain = executor.runs[record.kind], executor.rolling.chain
+        run = executor.runs[record.kind]
         ahead: Sized = ()
         if record.kind != CONTROL and executor.batch is not None:
             batches = Batches(executor, record.kind, entries, base, last)
             run, ahead = batches.run, batches.ahead
-        executor.rolling.begin(self.applied + 1)
+        executor.rolling.begin(first)
         executor.doing.record = record
-        stopwatch = self.stopwatch
+        results: list[Result] = []
+        stopwatch, slow_s = self.stopwatch, self.slow_command_s
         began_s = stopwatch()
-        for index in range(self.applied + 1, last + 1):
+        for index in range(first, last + 1):
             context.index = index
             try:
-                result = run(entries[index - base], context)
+                results.append(run(entries[index - base], context))
             except BaseException as problem:
+                self._came_of(first, results, batch)
                 if not environmental(problem):
                     raise
                 text = executor.text_of(record.kind, entries[index - base])
@@ -356,22 +356,25 @@ class Replica:
                 if isinstance(problem, KeyboardInterrupt | SystemExit):
                     raise
                 return False
-            chain(index, result)
             self.applied = index
-            if futures:
-                future = futures[index - callers_base]
-                if not future.done():
-                    if isinstance(result, bytes):
-                        future.set_result(result)
-                    else:
-                        fail_future(future, result)
+            if record.kind == CONTROL:  # which may look at what has come of the entries before
+                self._came_of(index, results, batch)
+                results = []
             now_s = stopwatch()
-            if now_s - began_s > self.slow_command_s:
+            if now_s - began_s > slow_s:
                 self._slow(index, (now_s - began_s) * 1e3, executor.text_of(record.kind, entries[index - base]))
             if now_s > until_s and index < last and not ahead:
-                return False
+                break
             began_s = now_s
-        return True
+        self._came_of(first, results, batch)
+        return self.applied == last
+
+    def _came_of(self, index: Index, results: list[Result], batch: Proposals | None) -> None:
+        """`results` came of the entries from `index` on: count them in, and tell whoever waits for them."""
+        if results:
+            self.executor.rolling.chain_all(index, results)
+            if batch is not None:
+                batch.tell(index, results)
 
     def _slow(self, index: Index, took_ms: float, text: str) -> None:
         self.slow_commands += 1

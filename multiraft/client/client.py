@@ -44,6 +44,7 @@ from multiraft.errors import (
 from multiraft.remote import ServiceBinding
 from multiraft.service import bind_service
 from multiraft.services import BytesService
+from multiraft.sessions import HEAD
 from multiraft.shard.shard_map import ServiceShards
 from multiraft.statemachine import StateMachine
 from multiraft.types import GroupId, NodeId
@@ -98,6 +99,7 @@ class Client:
         self._seeking: Task[None] | None = None
         self._cluster_id: bytes | None = None
         self._welcome: Welcome | None = None
+        self._most_bytes = 0
         self._up = asyncio.Event()
         self._roomless: list[Future[None]] = []
         self._mapless: list[Future[None]] = []
@@ -143,7 +145,6 @@ class Client:
         core.stop()
         for binding in self._bindings:
             binding.caller = None
-            binding.away = _closed
         self._has_room()
         self._map_came()
         if self._timer is not None:
@@ -184,8 +185,13 @@ class Client:
         """
         return await ClientRoute(self, name).open_session(timeout_s)
 
+    def _absence(self) -> MultiRaftError:
+        stopped = self._core is not None and self._core.stopped
+        return NotRunning("the client is closed" if stopped else "the client is not started; use `async with`")
+
     def _binding(self, name: str) -> ServiceBinding:
         binding = ServiceBinding(name)
+        binding.away = self._absence
         if self._core is not None and not self._core.stopped:
             binding.caller = ClientRoute(self, name)
         self._bindings.append(binding)
@@ -228,6 +234,8 @@ class Client:
         core, loop = self.core, self._loop
         if loop is None:
             raise NotRunning("the client is not started; use `async with`")
+        if len(body) > self._most_bytes:
+            raise self._too_large(body)
         future: Future[bytes] = loop.create_future()
         deadline = loop.time() + (self.timeout_s if timeout_s is None else timeout_s)
         call = new_call(kind, body, deadline, argument=argument, numbers=numbers, again=again, future=future)
@@ -241,17 +249,25 @@ class Client:
         """Have a command applied, once, and `done` called with its result or error: for programs that count in us.
 
         Nothing waits and no future is made; `done` runs between two frames and must return quickly. Raises
-        Overloaded (as many calls are under way as are allowed), NotRunning.
+        Overloaded (as many calls are under way as are allowed), InvalidRequest (too large), NotRunning.
         """
         core = self.core
+        if len(command) > self._most_bytes:
+            raise self._too_large(command)
         deadline = core.clock() + (self.timeout_s if timeout_s is None else timeout_s)
         core.submit(new_call(0, command, deadline, numbers=True, done=done), service, key)
 
     def ask(self, service: str, key: bytes, query: bytes, done: Done, *, timeout_s: float | None = None) -> None:
         """Have a query answered, linearizably, and `done` called. Otherwise as `send`."""
         core = self.core
+        if len(query) > self._most_bytes:
+            raise self._too_large(query)
         deadline = core.clock() + (self.timeout_s if timeout_s is None else timeout_s)
         core.submit(new_call(frames.READ, query, deadline, done=done), service, key)
+
+    def _too_large(self, body: bytes) -> MultiRaftError:
+        most = self.bounds.entry_bytes  # which raises where the client is not started
+        return InvalidRequest(f"a call of {len(body)} bytes; the nodes take entry_bytes = {most} at most")
 
     async def _when_there_is_room(self, call: Call, where: str | GroupId, key: bytes) -> bytes:
         core, loop, future = self.core, asyncio.get_running_loop(), call.future
@@ -276,7 +292,7 @@ class Client:
         deadline = core.clock() + timeout_s
         while (found := core.atlas.services.get(name)) is None:
             if core.stopped:
-                raise _closed()
+                raise self._absence()
             core.want_service(name)
             waiter: Future[None] = asyncio.get_running_loop().create_future()
             self._mapless.append(waiter)
@@ -419,6 +435,7 @@ class Client:
         if welcome.node_id in core.links:
             raise WireError(f"node {welcome.node_id!r} is connected already")
         self._cluster_id, self._welcome = welcome.cluster_id, welcome
+        self._most_bytes = welcome.entry_bytes + HEAD.size
         core.atlas.urls.setdefault(welcome.node_id, url)
         waker = _Waker()
         link = core.connected(welcome, waker.wake)
@@ -475,7 +492,3 @@ def _closing(ws: aiohttp.ClientWebSocketResponse, message: aiohttp.WSMessage) ->
         return f"{type(message.data).__name__}: {message.data}"
     said = message.extra if isinstance(message.extra, str) and message.extra else "without a word"
     return f"closed by the node with code {ws.close_code}: {said}"
-
-
-def _closed() -> MultiRaftError:
-    return NotRunning("the client is closed")

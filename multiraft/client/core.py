@@ -18,17 +18,16 @@ from __future__ import annotations
 
 import heapq
 from asyncio import Future
-from collections.abc import Callable, Iterable
-from itertools import count
+from collections.abc import Callable
 from math import inf
 from random import Random
 from typing import Final
 
 from multiraft.client import frames
-from multiraft.client.atlas import Atlas
 from multiraft.client.frames import ANYBODY, FIRST, NEAR, NUMBERED, REGISTER, Found, Welcome
 from multiraft.client.lanes import Call, Done, How, Lane
 from multiraft.client.links import Link
+from multiraft.client.placing import Placing
 from multiraft.errors import (
     DeadlineExceeded,
     MultiRaftError,
@@ -50,27 +49,17 @@ from multiraft.types import GroupId, NodeId
 
 FRAME_BYTES: Final = 256 * 1024
 """A frame takes no further call once its calls come to this."""
-AVOID_S: Final = 0.5
-"""How long a node that could not be reached is not dialled again."""
-LOOK_S: Final = 0.1
-"""Time between two questions for the map."""
 _OVERHEAD_BYTES: Final = 16
 _LATER: Final = (OutcomeUnknown, NotReady, DeadlineExceeded, NotCommitted)
 """After these very errors another session is registered, while anybody waits for one."""
 
 
-class Core:
-    """The state of one client.
+class Core(Placing):
+    """The state of one client; what stands in `Placing`, and:
 
-    clock     the time that deadlines are counted on, in seconds
-    chance    where session ids and jitter come from
     calls_most, bytes_most  bounds of what is under way, over all groups
-    dial      asks for a connection to a node; `connected` or `unreachable` follows
-    wake_at   asks for `tick` at a time, or earlier
     room      told when there is room again after Overloaded
     map_came  told that a node has answered what it was asked of the map
-    atlas     what the nodes have said
-    links     the connections that are up, by node
     outstanding, used_bytes  the calls under way, and their bytes
     counts    what happened: "retries", "registered" (sessions), "late" (calls), "lost" (connections)
     """
@@ -86,16 +75,11 @@ class Core:
         room: Callable[[], None],
         map_came: Callable[[], None],
     ) -> None:
-        self.clock = clock
-        self.chance = chance
+        super().__init__(clock, chance, dial, wake_at)
         self.calls_most = calls_most
         self.bytes_most = bytes_most
-        self._dial = dial
-        self._wake_at = wake_at
         self._room = room
         self._map_came = map_came
-        self.atlas = Atlas()
-        self.links: dict[NodeId, Link] = {}
         self.outstanding: set[Call] = set()
         self.used_bytes = 0
         self.counts = {"retries": 0, "registered": 0, "late": 0, "lost": 0}
@@ -103,16 +87,7 @@ class Core:
         self._crowded = False
         self._lanes: dict[GroupId, Lane] = {}
         self._near: dict[GroupId, Lane] = {}
-        self._avoid: dict[NodeId, float] = {}
-        self._waiting: dict[NodeId, list[Lane]] = {}
-        self._homeless: list[Lane] = []
         self._unrouted: list[Call] = []
-        self._later: list[tuple[float, int, Lane]] = []
-        self._order = count()
-        self._look_id = 0
-        self._looking: Link | None = None
-        self._looked_s = -inf
-        self._look_due = False
         self._earliest_s = inf
 
     # ------------------------------------------------------------------------------------------------------- calls
@@ -251,68 +226,6 @@ class Core:
         else:
             for each in waiting:
                 self._settle(each, outcome)
-
-    # --------------------------------------------------------------------------------------------- where a lane goes
-
-    def _place(self, lane: Lane) -> None:
-        """Put the lane where its calls can be sent, or have it wait for what must come first."""
-        lane.placed, lane.relayed = True, False
-        links = self.links
-        for node_id in self._candidates(lane):
-            link = links.get(node_id)
-            if link is not None:
-                break
-            if node_id in self.atlas.urls and self._avoid.get(node_id, 0.0) <= self.clock():
-                self._waiting.setdefault(node_id, []).append(lane)
-                self._dial(node_id)
-                return
-            if node_id == lane.leader:  # cannot be reached from here: have another node ask it
-                link = None
-                break
-        else:
-            link = None
-            if lane.tried and lane.leader is None:
-                self._round_over(lane)
-                return
-        if link is None:
-            if not links:
-                self._homeless.append(lane)
-                return
-            link = next((each for name, each in links.items() if name not in lane.tried), None)
-            link = link or next(iter(links.values()))
-            lane.relayed = True
-        link.ready.append(lane)
-        link.wake()
-
-    def _candidates(self, lane: Lane) -> Iterable[NodeId]:
-        """Yield whom the lane may go to, best first."""
-        if lane.near:  # the best one is connected already
-            yield from (name for name in lane.members if name in self.links and name not in lane.tried)
-        elif lane.leader is not None:
-            yield lane.leader
-        yield from (name for name in lane.members if name not in lane.tried)
-
-    def _round_over(self, lane: Lane) -> None:
-        """Nobody serves the group: ask again after a pause. Calls end with Halted if that is why."""
-        for call in lane.queue:
-            if call.attempts is not None and not call.settled:
-                try:
-                    call.attempts.round_over()
-                except MultiRaftError as problem:
-                    self._settle(call, problem)
-        lane.paused = True
-        self._look_later(lane, lane.round_over() * self.chance.uniform(0.5, 1.0))
-        self._want_map()
-
-    def _look_later(self, lane: Lane, pause_s: float) -> None:
-        until_s = self.clock() + pause_s
-        heapq.heappush(self._later, (until_s, next(self._order), lane))
-        self._wake_at(until_s)
-
-    def _replace(self, lane: Lane) -> None:
-        lane.placed = False
-        if lane.queue:
-            self._place(lane)
 
     # ------------------------------------------------------------------------------------------------------- frames
 
@@ -470,22 +383,7 @@ class Core:
             self._looking = None
             self._want_map()
 
-    def unreachable(self, node_id: NodeId, why: str) -> None:
-        """A node that was asked for could not be dialled."""
-        self._avoid[node_id] = self.clock() + AVOID_S
-        for lane in self._waiting.pop(node_id, []):
-            lane.cause = Unreachable(f"node {node_id!r}: {why}")
-            if lane.leader != node_id:
-                lane.tried.add(node_id)
-            self._replace(lane)
-
     # -------------------------------------------------------------------------------------------------- the shard map
-
-    def want_service(self, name: str) -> None:
-        """Have the map of a service looked up."""
-        if name not in self.atlas.wanted:
-            self.atlas.wanted.add(name)
-            self._want_map()
 
     def _wait_for_map(self, call: Call) -> None:
         call.lane = None
@@ -493,20 +391,6 @@ class Core:
         if call.service is not None:
             self.atlas.wanted.add(call.service)
         self._want_map()
-
-    def _want_map(self) -> None:
-        self._look_due = True
-        if self._looking is None and self.links:
-            now, due_s = self.clock(), self._looked_s + LOOK_S
-            if now < due_s:
-                self._wake_at(due_s)
-                return
-            self._look_due = False
-            self._looked_s = now
-            self._look_id += 1
-            self._looking = link = self.chance.choice(list(self.links.values()))
-            link.looks.append(self._look_id)
-            link.wake()
 
     def _found(self, link: Link, found: Found) -> None:
         if found.look_id != self._look_id or self._looking is not link:

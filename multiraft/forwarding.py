@@ -64,6 +64,8 @@ class Forwarding:
 
     def ask_local(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float) -> Future[bytes]:
         """Have this node's replica do what is rarer than proposing and reading, as `act`; it does so if it leads."""
+        if kind == "numbered" and timeout_s >= self._default_s:  # as in `propose_local`
+            return self._engine.propose(group_id, body, SESSION)
         future = self.act(kind, group_id, body)
         if future.done():
             return future

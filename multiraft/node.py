@@ -447,8 +447,7 @@ class Node(Mending, Exporting, Batching):
 
     def local_machine(self, group_id: GroupId) -> object:
         """Return the user's state machine object of this node's replica, for inspection only. Raises NotReady."""
-        self._replica(group_id)
-        return self._here().hosting.objects[group_id]
+        return self._here().hosting.object_of(self._replica(group_id))
 
     # -------------------------------------------------------------------------------------------------- looking
 

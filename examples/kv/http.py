@@ -64,7 +64,7 @@ from examples.kv.inputs import (
     whole_number,
     writes_of,
 )
-from examples.kv.machine import KEY_LIMIT_BYTES, KV, SERVICE, VALUE_LIMIT_BYTES, Page
+from examples.kv.machine import KEY_LIMIT_BYTES, KV, SERVICE, VALUE_LIMIT_BYTES, Page, hash_tag
 from examples.kv.numbering import HEADER, read_number
 from examples.kv.replica import Replicas
 from examples.kv.token import TOKEN_LIMIT
@@ -250,7 +250,7 @@ class _Api:
         shards = await self._node.router.shards(SERVICE)
         parts: dict[int, dict[str, bytes | None]] = {}
         for key, value in writes.items():
-            parts.setdefault(shards.find(key.encode()).shard_id, {})[key] = value
+            parts.setdefault(shards.find(hash_tag(key.encode())).shard_id, {})[key] = value
         write = _numbered(request, self._store.batch)
         results = await asyncio.gather(*[_write(write, shard_id, part) for shard_id, part in parts.items()])
         committed = sum(result["writes"] for result in results if result["outcome"] == "committed")

@@ -85,9 +85,8 @@ class PartitionedBatch:
     def put_step(self, group_id: GroupId, record: Record, term: Term, vote: ReplicaId, commit: Index) -> None:
         """Store `record`, and the hard state of these three, as `put_record` and `put_hard_state` would."""
         self._put(layout.record_key(group_id, record.first), record.raw)
-        key, value = layout.hard_state_item(group_id, term, vote, commit)
-        self._put(key, value)
-        self.size_bytes += len(record.raw) + len(value) + 2 * _KEY_OVERHEAD_BYTES
+        self._store(*layout.hard_state_item(group_id, term, vote, commit))
+        self.size_bytes += len(record.raw) + _KEY_OVERHEAD_BYTES
 
     def put_membership(self, group_id: GroupId, membership: Membership) -> None:
         """Store the membership that is in effect, in place of the one before."""
@@ -434,10 +433,7 @@ class PartitionedStore(DataReads):
         return space
 
     def view(self) -> PartitionedView:
-        """Return reads of keyspaces and applied indexes of this moment; see ports.Store.view.
-
-        Raises StorageError once the store is closed.
-        """
+        """Return reads of keyspaces and applied indexes of now. Raises StorageError once the store is closed."""
         return PartitionedView(self._backend.view())
 
     def batch(self) -> WriteBatch:

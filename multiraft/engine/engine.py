@@ -50,26 +50,14 @@ from multiraft.engine.upkeep import Upkeep
 from multiraft.engine.view import EngineView
 from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, Proposals, Queue
 from multiraft.engine.wheel import Wheel
-from multiraft.engine.writer import LogWriter, Persisted, Promise, Stored
-from multiraft.errors import (
-    CorruptRecord,
-    InvariantViolation,
-    NotLeader,
-    NotRunning,
-    OutcomeUnknown,
-    StorageError,
-)
-from multiraft.gathered import AckRow
+from multiraft.engine.writer import AckRows, LogWriter, Persisted, Promise, Stored
+from multiraft.errors import CorruptRecord, InvariantViolation, NotLeader, NotRunning, OutcomeUnknown, StorageError
 from multiraft.messages import NodeMessage
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import LEADER, CoreSettings
 from multiraft.records import COMMANDS, CONTROL
 from multiraft.sessions import encode_register
-from multiraft.types import (
-    GroupId,
-    NodeId,
-    StoredReplica,
-)
+from multiraft.types import GroupId, NodeId, StoredReplica
 
 log: Final = logging.getLogger("multiraft.engine")
 
@@ -412,17 +400,11 @@ class Engine:
         if replica.reads is not None:
             self.reading.resume(replica)
 
-    def _persisted(
-        self,
-        persisted: list[Persisted | Stored],
-        promises: list[Promise],
-        acks: dict[NodeId, list[AckRow]],
-    ) -> None:
+    def _persisted(self, persisted: list[Persisted | Stored], promises: list[Promise], acks: AckRows) -> None:
         now = self.pacing.now()
-        stored = self.ordinary.stored
         for told in persisted:
             if not isinstance(told, Persisted):
-                stored(*told)
+                self.ordinary.stored(*told)
                 continue
             replica = told.replica
             if replica.broken is not None:

@@ -59,7 +59,7 @@ class Connection(asyncio.Protocol):
         self.client.address = _address(transport.get_extra_info("peername"))
         self.client.own_address = _address(transport.get_extra_info("sockname"))
         if not self._server.came(self):
-            transport.write(b"-ERR max number of clients reached\r\n")
+            self._transport.write(b"-ERR max number of clients reached\r\n")
             self.end_now()
 
     def data_received(self, data: bytes) -> None:

@@ -14,7 +14,10 @@ COMPILED: Final = not __file__.endswith(".py")
 """Whether the modules of the hot path were loaded as machine code."""
 
 
-def field_names(kind: Any) -> tuple[str, ...]:
-    """Return the names in `__slots__` of a class, ascending. A compiled class has them under another name."""
-    compiled: tuple[str, ...] | None = getattr(kind, "__mypyc_attrs__", None)
-    return tuple(sorted(kind.__slots__ if compiled is None else compiled))
+def field_names(kind: type) -> tuple[str, ...]:
+    """Return the names in `__slots__` of a class and its bases, ascending. A compiled class has them elsewhere."""
+    found: set[str] = set()
+    for base in kind.__mro__:
+        declared: Any = base.__dict__.get("__mypyc_attrs__", base.__dict__.get("__slots__", ()))
+        found.update((declared,) if isinstance(declared, str) else declared)
+    return tuple(sorted(found))

@@ -14,6 +14,8 @@ from typing import Final
 import pytest
 from hypothesis import settings
 
+from multiraft.compiled import COMPILED
+
 # No deadline per example: it would measure how busy the machine is. The blob replays a failure found elsewhere.
 settings.register_profile("multiraft", deadline=None, print_blob=True)
 settings.load_profile("multiraft")
@@ -24,6 +26,13 @@ _JOIN_S: Final = 5.0
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--refresh-transcripts", action="store_true", help="write the transcripts of tests/raft anew")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On the compiled build, leave out what is marked `pure_only`: the summary counts it as deselected."""
+    if COMPILED:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("pure_only")])
+        items[:] = [item for item in items if not item.get_closest_marker("pure_only")]
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ import resource
 import struct
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -65,9 +65,12 @@ def cpu_s() -> float:
 
 
 async def closed_loop(
-    calls: list[Callable[[int], Awaitable[object]]], in_flight: int, seconds: float
+    calls: list[Callable[[int], Awaitable[object]]], in_flight: int, seconds: float, at_once: int = 1
 ) -> dict[str, float]:
-    """Keep `in_flight` calls under way for `seconds`, client k on calls[k % len]; return counts and latencies."""
+    """Keep `in_flight` calls under way for `seconds`, client k on calls[k % len]; return counts and latencies.
+
+    at_once  how many writes each call is
+    """
     latencies: list[float] = []
     clock = time.perf_counter
     began_s = clock()
@@ -88,12 +91,19 @@ async def closed_loop(
     latencies.sort()
     count = len(latencies)
     return {
-        "writes": count,
+        "writes": count * at_once,
         "seconds": took_s,
-        "writes_per_s": count / took_s,
+        "writes_per_s": count * at_once / took_s,
         "p50_ms": latencies[count // 2] * 1e3,
         "p99_ms": latencies[int(count * 0.99)] * 1e3,
     }
+
+
+async def _all_done(outcomes: Awaitable[Sequence[object]]) -> None:
+    """Await many writes, each of which must have succeeded."""
+    for outcome in await outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
 
 
 class Worker:
@@ -124,6 +134,26 @@ class Worker:
                 lambda number, propose=handle.propose: propose(commands[number % 4096])  # type: ignore[misc]
                 for handle in handles
             ]
+        elif level == "many":
+            # Each client has as many writes under way together as there would be clients of its group otherwise.
+            pad = b"x" * (payload - 8)
+            handles = [self.node.group(group_id) for group_id in self.led("bytes")[:groups]]
+            at_once = max(1, in_flight // len(handles))
+            batches = [[b"%08d" % (k * at_once + n) + pad for n in range(at_once)] for k in range(4096 // at_once + 1)]
+            calls = [
+                lambda number, many=handle.propose_many: _all_done(many(batches[number % len(batches)]))  # type: ignore[misc]
+                for handle in handles
+            ]
+            return await closed_loop(calls, max(1, in_flight // at_once), seconds, at_once)
+        elif level == "command many":
+            if self.typed is None:
+                raise ValueError("this worker has no typed service")
+            value = b"x" * (payload - 8)
+            keys = self._keys_of_led_groups(groups)
+            at_once = max(1, in_flight // len(keys))
+            put_many = self.typed.put.many
+            calls = [lambda number, batch=[(key, value)] * at_once: _all_done(put_many(batch)) for key in keys]  # type: ignore[misc]
+            return await closed_loop(calls, max(1, in_flight // at_once), seconds, at_once)
         elif level == "reads":
             handles = [self.node.group(group_id) for group_id in self.led("bytes")[:groups]]
             calls = [lambda number, read=handle.read: read(b"%08d" % (number % 4096)) for handle in handles]  # type: ignore[misc]

@@ -128,6 +128,11 @@ class Method:
         self._key_position = names.index(key) + 1 if key is not None else 0
         self._key_of = _KEY_OF[parameters[names.index(key)].type.python or object] if key is not None else _key_of_bytes
 
+    def route_by(self, part: Callable[[bytes], bytes]) -> None:
+        """Have calls be routed by what `part` returns for their key."""
+        key_of = self._key_of
+        self._key_of = lambda key: part(key_of(key))
+
     # ------------------------------------------------------------------------------------------- at the caller
 
     def encode_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bytes]:

@@ -66,10 +66,14 @@ class StateMachine(_HasContext):
     Where the node's `snapshot_entries` is set, a long log is replaced by a snapshot of the state: of all attributes,
     which then must be None, bool, int (64 bits), float, str, bytes, or lists and dicts of these. Otherwise define
     `snapshot` and `restore`; the log of a machine whose state cannot be had grows on, and a warning says why.
+
+    `class Store(StateMachine, routes_by=part)` has keys that are to share a shard do so: it is found not by the key but
+    by what `part`, given the key as bytes, returns for it. All nodes must have the same one, for all time.
     """
 
     __slots__ = ()
     _multiraft_methods: ClassVar[dict[str, Method]] = {}
+    _routes_by: ClassVar[Callable[[bytes], bytes] | None] = None
 
     def snapshot(self) -> bytes | Iterator[bytes]:
         """Return the whole state, or yield it piece by piece. Raises TypeError, naming what cannot be carried.
@@ -82,8 +86,10 @@ class StateMachine(_HasContext):
         """Replace the whole state by what `snapshot` gave, all of it, perhaps on another node. Raises CorruptRecord."""
         unpack_attributes(self, state)
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, routes_by: Callable[[bytes], bytes] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if routes_by is not None:
+            cls._routes_by = staticmethod(routes_by)
         methods_of(cls)
 
 
@@ -294,6 +300,8 @@ def methods_of(machine: type[StateMachine]) -> dict[str, Method]:
         }
         for name, value in declared.items():
             methods[name].since = value.since
+            if machine._routes_by is not None:
+                methods[name].route_by(machine._routes_by)
         machine._multiraft_methods = methods
     return machine._multiraft_methods
 

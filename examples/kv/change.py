@@ -1,30 +1,34 @@
 """What one command does to a shard: its writes, the keys that end with it, and the events that tell of both.
 
-A command reads with `live`, decides, and may raise; only then it writes with `put` and `remove`, and `finish` ends
-it. `finish` also removes a few of the keys that have ended, and drops the oldest events past their bounds: each
-command pays a little, so that none pays for many.
+A command reads with `live`, decides, and may raise; what it writes with `put` and `remove` it finds again with `live`,
+and `finish` hands all of it to the keyspace and ends it: a key that is written many times is stored once. `finish`
+also removes a few of the keys that have ended, and drops the oldest events past their bounds: each command pays a
+little, so that none pays for many.
 
-Rules of this file: nothing is written before the command has made up its mind, because a state machine in memory
-keeps what a raising command has written; nothing depends on anything but the keyspace and the context, for every
-replica must come to the same.
+Keys are UTF-8 here, as they lie in the keyspace.
+
+Rules of this file: nothing reaches the keyspace before `finish`, because a state machine in memory keeps what a raising
+command has written; nothing depends on anything but the keyspace and the context, for every replica must come to the
+same.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator
+from typing import Any, Final
 
 from examples.kv.layout import (
+    KEYS,
     META,
-    Event,
     Held,
     Meta,
     end_name,
     end_of,
     events_index,
     events_name,
-    key_name,
-    pack_events,
+    pack_rows,
     unpack_events,
+    unpack_rows,
 )
 from multiraft.keyspace import Keyspace
 
@@ -45,37 +49,42 @@ class Change:
     """One command's effect on a shard. Made at its beginning, ended by `finish`.
 
     clock_ms  the replicated clock
+    index     of the command
     """
 
     def __init__(self, data: Keyspace, index: int, time_ms: int) -> None:
         self._data = data
         self._meta = Meta.unpack(data.get(META))
-        self._index = index
+        self.index = index
         self.clock_ms = max(time_ms, self._meta.clock_ms)
-        self._events: list[Event] = []
+        self._known: dict[bytes, Held | None] = {}  # what keys hold by now, of those that were looked at
+        self._written: dict[bytes, None] = {}  # those of them that the keyspace holds otherwise
+        self._ends: dict[bytes, bytes | None] = {}  # what becomes of names of ends
+        self._rows: list[list[Any]] = []
         self._event_bytes = 0
 
-    def live(self, key: str) -> Held | None:
+    def live(self, key: bytes) -> Held | None:
         """Return what `key` holds; None when it is absent or has ended."""
         held = self._held(key)
-        return None if held is None or held.ended(self.clock_ms) else held
+        return None if held is None or (held.deadline_ms and held.deadline_ms <= self.clock_ms) else held
 
-    def put(self, key: str, value: bytes, deadline_ms: int = 0) -> None:
+    def put(self, key: bytes, value: bytes, deadline_ms: int = 0) -> None:
         """Store `value` under `key` until `deadline_ms`; 0: for good."""
         before = self._held(key)
         if before is None:
             self._meta.keys += 1
-        else:
+        elif before.deadline_ms:
             self._forget_end(key, before)
             if before.ended(self.clock_ms):
                 self._tell("expire", key)
-        self._data.put(key_name(key), Held(value, deadline_ms).pack())
+        self._known[key] = Held(value, deadline_ms)
+        self._written[key] = None
         if deadline_ms:
-            self._data.put(end_name(deadline_ms, key.encode()), b"")
+            self._ends[end_name(deadline_ms, key)] = b""
             self._meta.next_end_ms = min(self._meta.next_end_ms or deadline_ms, deadline_ms)
         self._tell("put", key, value, deadline_ms)
 
-    def remove(self, key: str) -> bool:
+    def remove(self, key: bytes) -> bool:
         """Remove `key`; say whether it was there, and had not ended."""
         held = self._held(key)
         if held is None:
@@ -84,34 +93,75 @@ class Change:
         self._drop(key, held, "expire" if ended else "delete")
         return not ended
 
+    def mark(self) -> tuple[int, int]:
+        """Return the present place in the sequence of changes: this command's index, and how many it has made."""
+        return self.index, len(self._rows)
+
+    def happened(self, key: bytes, index: int, part: int) -> Iterator[str] | None:
+        """Yield the kinds of the changes of `key` since the place (index, part); None: they are kept no more."""
+        if index <= self._meta.dropped:
+            return None
+        return self._kinds(key, index, part)
+
+    def _kinds(self, key: bytes, index: int, part: int) -> Iterator[str]:
+        name = key.decode()
+        for at, packed in self._data.range(events_name(index), events_name(self.index)):
+            if key in packed:
+                rows = unpack_rows(packed)[1]
+                first = part if events_index(at) == index else 0
+                yield from (kind for kind, other, *_ in rows[first:] if other == name)
+        first = part if self.index == index else 0
+        yield from (kind for kind, other, *_ in self._rows[first:] if other == name)
+
     def finish(self, ends: int = ENDS_A_COMMAND) -> int:
         """End the command, removing up to `ends` keys that have ended; return how many of them were removed."""
+        self._write()
         removed = self._remove_ended(ends)
         meta = self._meta
-        meta.index, meta.clock_ms = self._index, self.clock_ms
-        if self._events:
-            packed = pack_events(self._events)
-            self._data.put(events_name(self._index), packed)
-            meta.events += len(self._events)
+        meta.index, meta.clock_ms = self.index, self.clock_ms
+        if self._rows:
+            packed = pack_rows(self.clock_ms, self._rows)
+            self._data.put(events_name(self.index), packed)
+            meta.events += len(self._rows)
             meta.event_bytes += len(packed)
             if meta.events > EVENTS_KEPT or meta.event_bytes > EVENT_BYTES_KEPT:
                 self._drop_events()
         self._data.put(META, meta.pack())
         return removed
 
-    def _held(self, key: str) -> Held | None:
-        packed = self._data.get(key_name(key))
-        return None if packed is None else Held.unpack(packed)
+    def _write(self) -> None:
+        """Hand what was written to the keyspace."""
+        data, known = self._data, self._known
+        for key in self._written:
+            held = known[key]
+            if held is None:
+                data.delete(KEYS + key)
+            else:
+                data.put(KEYS + key, held.pack())
+        for name, there in self._ends.items():
+            if there is None:
+                data.delete(name)
+            else:
+                data.put(name, there)
+        self._written, self._ends = {}, {}
 
-    def _drop(self, key: str, held: Held, kind: str) -> None:
-        self._forget_end(key, held)
-        self._data.delete(key_name(key))
+    def _held(self, key: bytes) -> Held | None:
+        if key in self._known:
+            return self._known[key]
+        packed = self._data.get(KEYS + key)
+        held = self._known[key] = None if packed is None else Held.unpack(packed)
+        return held
+
+    def _drop(self, key: bytes, held: Held, kind: str) -> None:
+        if held.deadline_ms:
+            self._forget_end(key, held)
+        self._known[key] = None
+        self._written[key] = None
         self._meta.keys -= 1
         self._tell(kind, key)
 
-    def _forget_end(self, key: str, held: Held) -> None:
-        if held.deadline_ms:
-            self._data.delete(end_name(held.deadline_ms, key.encode()))
+    def _forget_end(self, key: bytes, held: Held) -> None:
+        self._ends[end_name(held.deadline_ms, key)] = None
 
     def _remove_ended(self, most: int) -> int:
         meta = self._meta
@@ -124,31 +174,31 @@ class Change:
             if len(ended) == most:
                 break
             ended.append(end_of(name))
-        for deadline_ms, raw in ended:
-            key = raw.decode()
+        for deadline_ms, key in ended:
             held = self._held(key)
             if held is None or held.deadline_ms != deadline_ms:
                 raise RuntimeError(f"{key!r} is noted to end at {deadline_ms} and does not hold that")
             self._drop(key, held, "expire")
+        self._write()
         following = next(iter(self._data.keys(start, end_name((1 << 64) - 1))), None)
         meta.next_end_ms = 0 if following is None else end_of(following)[0]
         return len(ended)
 
-    def _tell(self, kind: str, key: str, value: bytes = b"", deadline_ms: int = 0) -> None:
+    def _tell(self, kind: str, key: bytes, value: bytes = b"", deadline_ms: int = 0) -> None:
         shown: bytes | None = None
-        if kind == "put" and len(value) <= EVENT_VALUE_BYTES and self._event_bytes < _LARGE_EVENTS_BYTES:
+        name, size_bytes = key.decode(), len(value)
+        if kind == "put" and size_bytes <= EVENT_VALUE_BYTES and self._event_bytes < _LARGE_EVENTS_BYTES:
             shown = value
-        self._event_bytes += len(key) + len(shown or b"")
-        self._events.append(
-            Event(self._index, len(self._events), kind, key, self.clock_ms, len(value), shown, deadline_ms)
-        )
+            self._event_bytes += size_bytes
+        self._event_bytes += len(name)
+        self._rows.append([kind, name, size_bytes, shown, deadline_ms])
 
     def _drop_events(self) -> None:
         """Drop the oldest commands' events until both bounds hold with some room."""
         meta = self._meta
         most, most_bytes = EVENTS_KEPT - EVENTS_KEPT // _SLACK, EVENT_BYTES_KEPT - EVENT_BYTES_KEPT // _SLACK
         gone: list[bytes] = []
-        for name, packed in self._data.range(events_name(meta.dropped + 1), events_name(self._index + 1)):
+        for name, packed in self._data.range(events_name(meta.dropped + 1), events_name(self.index + 1)):
             if meta.events <= most and meta.event_bytes <= most_bytes:
                 break
             meta.dropped = events_index(name)

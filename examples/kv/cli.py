@@ -23,6 +23,7 @@ from examples.kv import demo as demo_module
 from examples.kv import server
 from examples.kv.client import Client
 from examples.kv.load import LoadError, Record, check_file, file_records, load, unicode_records
+from examples.kv.resp.server import CLIENTS
 from examples.kv.server import EXIT_USAGE, report
 from examples.kv.watch import run_watch
 from multiraft.config import STORES, Limits, NodeConfig
@@ -111,6 +112,11 @@ def _limits(context: click.Context, parameter: click.Parameter, values: tuple[st
     "--member", "members", multiple=True, callback=_members, metavar="NAME=HOST:PORT", help="A founding node."
 )
 @click.option("--http", required=True, metavar="HOST:PORT", help="Where it serves the HTTP API.")
+@click.option("--resp", metavar="HOST:PORT", help="Where it serves clients of Redis, if it should.")
+@click.option(
+    "--resp-password", envvar="KV_RESP_PASSWORD", metavar="TEXT", help="What they must say first. [$KV_RESP_PASSWORD]"
+)
+@click.option("--resp-clients", type=click.IntRange(1, 1_000_000), default=CLIENTS, show_default=True)
 @click.option("--shards", type=click.IntRange(1, 4096), default=server.INITIAL_SHARDS, show_default=True)
 @click.option("--replicas", type=click.IntRange(1, 7), help="Of each shard. [3, or the number of members if less]")
 @click.option("--limit", "limits", multiple=True, callback=_limits, metavar="NAME=VALUE", help="As in [limits].")
@@ -126,6 +132,9 @@ def node(
     store: str | None,
     members: dict[str, str],
     http: str,
+    resp: str | None,
+    resp_password: str | None,
+    resp_clients: int,
     shards: int,
     replicas: int | None,
     limits: dict[str, int],
@@ -167,7 +176,9 @@ def node(
     except ConfigError as problem:
         sys.exit(report(problem, EXIT_USAGE))
     copies = replicas or min(server.REPLICAS, len(settings.members))
-    options = server.Options(http, shards, copies, in_memory, until_stdin_closes, allow_planted_loss)
+    options = server.Options(
+        http, shards, copies, in_memory, until_stdin_closes, allow_planted_loss, resp, resp_password, resp_clients
+    )
     sys.exit(server.run(settings, options))
 
 

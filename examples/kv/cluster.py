@@ -54,6 +54,7 @@ class NodeProcess:
     node_id: str
     listen: str
     http: str
+    resp: str
     data_dir: Path
     errors: Path
     process: asyncio.subprocess.Process | None = None
@@ -78,12 +79,13 @@ class Cluster:
     def __init__(self, directory: Path, options: Sequence[str] = (), node_ids: Sequence[str] = NODE_IDS) -> None:
         self.directory = directory
         self._options = list(options)
-        ports = free_ports(2 * len(node_ids))
+        ports = free_ports(3 * len(node_ids))
         self.nodes = {
             name: NodeProcess(
                 name,
-                f"127.0.0.1:{ports[2 * at]}",
-                f"127.0.0.1:{ports[2 * at + 1]}",
+                f"127.0.0.1:{ports[3 * at]}",
+                f"127.0.0.1:{ports[3 * at + 1]}",
+                f"127.0.0.1:{ports[3 * at + 2]}",
                 directory / name,
                 directory / f"{name}.err",
             )
@@ -113,7 +115,8 @@ class Cluster:
         """Return the command line that starts a node."""
         node = self.nodes[node_id]
         members = [f"--member={name}={other.listen}" for name, other in self.nodes.items()]
-        options = [f"--id={node_id}", f"--listen={node.listen}", f"--http={node.http}", f"--data={node.data_dir}"]
+        options = [f"--id={node_id}", f"--listen={node.listen}", f"--data={node.data_dir}"]
+        options += [f"--http={node.http}", f"--resp={node.resp}"]
         return [sys.executable, "-m", "examples.kv", "node", *options, *members, *self._options]
 
     async def start(self, *node_ids: str) -> float:

@@ -64,7 +64,7 @@ from examples.kv.inputs import (
     whole_number,
     writes_of,
 )
-from examples.kv.machine import KEY_LIMIT_BYTES, KV, SERVICE, VALUE_LIMIT_BYTES, Page
+from examples.kv.machine import KEY_LIMIT_BYTES, KV, SERVICE, VALUE_LIMIT_BYTES, Page, hash_tag
 from examples.kv.numbering import HEADER, read_number
 from examples.kv.replica import Replicas
 from examples.kv.token import TOKEN_LIMIT
@@ -88,12 +88,13 @@ Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _log = logging.getLogger(__name__)
 
 
-def kv_app(node: Node, store: type[KV], *, allow_planted_loss: bool = False) -> web.Application:
+def kv_app(node: Node, store: type[KV], *, allow_planted_loss: bool = False, url: str | None = None) -> web.Application:
     """Return the HTTP API of `node`, with the admin API under /admin.
 
     store               what `node.service(SERVICE, KV, ...)` returned
     allow_planted_loss  serve DELETE /replica/{group}/{key}, which drops a record from this node's replica behind
                         everyone's back: to prove that a check notices
+    url                 where this is served, for clients of other nodes; None: they are not told
     """
     api, feed, replicas = _Api(node, store), Feed(node, store), Replicas(node)
     app = web.Application(middlewares=[_json_errors], client_max_size=BATCH_LIMIT_BYTES)
@@ -118,7 +119,7 @@ def kv_app(node: Node, store: type[KV], *, allow_planted_loss: bool = False) -> 
     )
     if allow_planted_loss:
         app.add_routes([web.delete("/replica/{group}/{key:(?s:.*)}", replicas.plant_loss)])
-    app.add_subapp("/admin", admin_app(node))
+    app.add_subapp("/admin", admin_app(node, f"{url}/admin" if url else None))
     app.on_shutdown.append(feed.stop)
     return app
 
@@ -249,7 +250,7 @@ class _Api:
         shards = await self._node.router.shards(SERVICE)
         parts: dict[int, dict[str, bytes | None]] = {}
         for key, value in writes.items():
-            parts.setdefault(shards.find(key.encode()).shard_id, {})[key] = value
+            parts.setdefault(shards.find(hash_tag(key.encode())).shard_id, {})[key] = value
         write = _numbered(request, self._store.batch)
         results = await asyncio.gather(*[_write(write, shard_id, part) for shard_id, part in parts.items()])
         committed = sum(result["writes"] for result in results if result["outcome"] == "committed")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import msgpack
 
@@ -25,6 +25,9 @@ ENDS: Final = b"x"
 EVENTS: Final = b"h"
 META: Final = b"m"
 AFTER_PREFIX: Final = b"\xff"
+KEY_LIMIT_BYTES: Final = 4 * 1024
+"""Largest key, as UTF-8."""
+VALUE_LIMIT_BYTES: Final = 8_000_000
 
 _RECORD: Final = struct.Struct(">BQ")
 _META: Final = struct.Struct(">BQQQQQQQ")
@@ -122,9 +125,13 @@ class Event:
     deadline_ms: int = 0
 
 
-def key_name(key: str) -> bytes:
+def raw_key(key: str) -> bytes:
     # A text that is no valid Unicode was never stored, and must not be an error to ask for.
-    return KEYS + key.encode("utf-8", "surrogatepass")
+    return key.encode("utf-8", "surrogatepass")
+
+
+def key_name(key: str) -> bytes:
+    return KEYS + raw_key(key)
 
 
 def end_name(deadline_ms: int, key: bytes = b"") -> bytes:
@@ -145,19 +152,22 @@ def events_index(name: bytes) -> int:
     return int(_NUMBER.unpack_from(name, len(EVENTS))[0])
 
 
-def pack_events(events: list[Event]) -> bytes:
-    """Return the events of one command as bytes; all are of one index and time."""
-    time_ms = events[0].time_ms if events else 0
-    rows = [[event.kind, event.key, event.size_bytes, event.value, event.deadline_ms] for event in events]
+def pack_rows(time_ms: int, rows: list[list[Any]]) -> bytes:
+    """Return the events of one command as bytes: of each its kind, key, size, value and deadline."""
     packed: bytes = msgpack.packb([FORMAT, time_ms, rows])
     return packed
 
 
-def unpack_events(index: int, packed: bytes) -> list[Event]:
+def unpack_rows(packed: bytes) -> tuple[int, list[list[Any]]]:
+    """Return what `pack_rows` was given."""
     found = msgpack.unpackb(packed)
     if type(found) is not list or len(found) != 3 or found[0] != FORMAT:
         raise BadRecord("the events of this shard are of another version")
-    _, time_ms, rows = found
+    return found[1], found[2]
+
+
+def unpack_events(index: int, packed: bytes) -> list[Event]:
+    time_ms, rows = unpack_rows(packed)
     return [
         Event(index, part, kind, key, time_ms, size_bytes, value, deadline_ms)
         for part, (kind, key, size_bytes, value, deadline_ms) in enumerate(rows)

@@ -32,17 +32,18 @@ from examples.kv.layout import (
     events_index,
     events_name,
     key_name,
+    raw_key,
     unpack_events,
 )
+from examples.kv.layout import KEY_LIMIT_BYTES as KEY_LIMIT_BYTES
+from examples.kv.layout import VALUE_LIMIT_BYTES as VALUE_LIMIT_BYTES
+from examples.kv.operations import READS, WRITES, Look, make_calls
 from multiraft.diskmachine import DiskStateMachine
 from multiraft.keyspace import Keyspace
 from multiraft.statemachine import StateMachine, command, query
 
 SERVICE: Final = "kv"
 """The name under which nodes declare the store."""
-KEY_LIMIT_BYTES: Final = 4 * 1024
-"""Largest key, as UTF-8."""
-VALUE_LIMIT_BYTES: Final = 8_000_000
 PAGE_BYTES: Final = 1024 * 1024
 """A page of a scan, or of events, ends once it comes to this; it holds at least one entry."""
 TTL_LIMIT_MS: Final = 1 << 40
@@ -134,7 +135,19 @@ class News:
     more: bool
 
 
-class KV(StateMachine):
+def hash_tag(key: bytes) -> bytes:
+    """Return the part of `key` that decides its shard: what stands in its first braces, or all of it where that is
+    nothing. So `{user7}:name` and `{user7}:mail` share a shard.
+    """
+    start = key.find(b"{")
+    if start >= 0:
+        end = key.find(b"}", start + 1)
+        if end > start + 1:
+            return key[start + 1 : end]
+    return key
+
+
+class KV(StateMachine, routes_by=hash_tag):
     """Keys are text, values are bytes. What it derives its `data` from decides where a shard lies."""
 
     @property
@@ -151,14 +164,14 @@ class KV(StateMachine):
         check_value(value)
         check_ttl(ttl_ms)
         change = self._change()
-        change.put(key, value, self._deadline(change, ttl_ms))
+        change.put(raw_key(key), value, self._deadline(change, ttl_ms))
         change.finish()
 
     @command(key="key")
     def delete(self, key: str) -> bool:
         """Remove `key`; say whether it was there."""
         change = self._change()
-        present = change.remove(key)
+        present = change.remove(raw_key(key))
         change.finish()
         return present
 
@@ -169,10 +182,10 @@ class KV(StateMachine):
         check_value(value)
         check_ttl(ttl_ms)
         change = self._change()
-        held = change.live(key)
+        held = change.live(raw_key(key))
         current = None if held is None else held.value
         if current == expected:
-            change.put(key, value, self._deadline(change, ttl_ms))
+            change.put(raw_key(key), value, self._deadline(change, ttl_ms))
         change.finish()
         return Swap(True, value) if current == expected else Swap(False, current)
 
@@ -185,13 +198,13 @@ class KV(StateMachine):
         """
         check_key(key)
         change = self._change()
-        held = change.live(key) or Held(b"0")
+        held = change.live(raw_key(key)) or Held(b"0")
         if not _NUMBER.fullmatch(held.value):
             raise ValueError(f"{key!r} does not hold a whole number")
         total = int(held.value) + amount
         if total not in _INT64:
             raise ValueError(f"{key!r} would leave the range of 64 bits")
-        change.put(key, b"%d" % total, held.deadline_ms)
+        change.put(raw_key(key), b"%d" % total, held.deadline_ms)
         change.finish()
         return total
 
@@ -220,11 +233,26 @@ class KV(StateMachine):
         change = self._change()
         for key, value in writes.items():
             if value is None:
-                change.remove(key)
+                change.remove(raw_key(key))
             else:
-                change.put(key, value)
+                change.put(raw_key(key), value)
         change.finish()
         return len(writes)
+
+    @command(key="route", since=2)
+    def run(self, route: str, calls: bytes) -> bytes:
+        """Make many small calls, in order: those of operations.py, reading or writing.
+
+        route  any key of the shard
+        calls  a msgpack array of them
+
+        Returns a msgpack array of the results of the first ones, or of all: once the results have come to
+        RESULT_BYTES the rest are not made. Raises ValueError for what is no list of calls; then none was made.
+        """
+        change = self._change()
+        results = make_calls(change, calls, WRITES)
+        change.finish()
+        return results
 
     @command(key="route")
     def sweep(self, route: str) -> int:
@@ -241,6 +269,11 @@ class KV(StateMachine):
         """Return the value of `key`; None when it is absent."""
         held = self._live(key)
         return None if held is None else held.value
+
+    @query(key=None)
+    def look(self, calls: bytes) -> bytes:
+        """Make calls that only read; otherwise as `run`."""
+        return make_calls(Look(self.data, self.meta()), calls, READS)
 
     @query(key="key")
     def ttl(self, key: str) -> Life:
@@ -273,11 +306,7 @@ class KV(StateMachine):
     @query(key=None)
     def count(self) -> int:
         """Return how many keys there are. Takes longer only with the number that have ended and not been removed."""
-        meta = self.meta()
-        if not 0 < meta.next_end_ms <= meta.clock_ms:
-            return meta.keys
-        ended = self.data.keys(end_name(meta.next_end_ms), end_name(meta.clock_ms + 1))
-        return meta.keys - sum(1 for _ in ended)
+        return Look(self.data, self.meta()).count()
 
     @query(key=None)
     def news(self, prefix: str = "", after: int | None = None, limit: int = 1_000) -> News:
@@ -344,9 +373,9 @@ class KV(StateMachine):
 
     def _set_end(self, key: str, ttl_ms: int | None) -> bool:
         change = self._change()
-        held = change.live(key)
+        held = change.live(raw_key(key))
         if held is not None:
-            change.put(key, held.value, self._deadline(change, ttl_ms))
+            change.put(raw_key(key), held.value, self._deadline(change, ttl_ms))
         change.finish()
         return held is not None
 

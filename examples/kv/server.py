@@ -30,6 +30,7 @@ from aiohttp import web
 from examples.kv.http import kv_app, kv_runner
 from examples.kv.machine import KV, SERVICE, DiskKV
 from examples.kv.memory import MemoryKV
+from examples.kv.resp.server import CLIENTS, RespServer
 from examples.kv.sweeping import Sweeper
 from multiraft.config import NodeConfig, parse_address
 from multiraft.errors import ConfigError, MultiRaftError, NotReady, StartError
@@ -52,6 +53,9 @@ class Options:
     """How a node serves the store.
 
     http                "host:port" of its HTTP API
+    resp                "host:port" where it serves clients of Redis; None: nowhere
+    resp_password       what these must say first; None: nothing
+    resp_clients        so many of them are served at once
     shards, replicas    how many there are, and of each, on the first start
     in_memory           keep the shards in memory; otherwise they lie in the node's database
     until_stdin_closes  also stop when stdin ends: a child that must not outlive its parent
@@ -64,6 +68,9 @@ class Options:
     in_memory: bool = False
     until_stdin_closes: bool = False
     allow_planted_loss: bool = False
+    resp: str | None = None
+    resp_password: str | None = None
+    resp_clients: int = CLIENTS
 
 
 def run(config: NodeConfig, options: Options) -> int:
@@ -107,17 +114,25 @@ async def _serve(config: NodeConfig, options: Options) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     http = options.http
-    listener = _listen(http, config.insecure)
+    listener = _listen("--http", http, config.insecure)
+    resp_listener: socket.socket | None = None
     try:
+        if options.resp is not None:
+            resp_listener = _listen("--resp", options.resp, config.insecure)
         node = Node(kv_config(config))
         kind: type[KV] = MemoryKV if options.in_memory else DiskKV
         store = node.service(SERVICE, kind, initial_shards=options.shards, replicas=options.replicas)
-        runner = kv_runner(kv_app(node, store, allow_planted_loss=options.allow_planted_loss))
+        app = kv_app(node, store, allow_planted_loss=options.allow_planted_loss, url=f"http://{http}")
+        runner = kv_runner(app)
+        resp = RespServer(node, store, options.resp_password, options.resp_clients)
         await node.start()
         try:
             await runner.setup()
             await web.SockSite(runner, listener).start()
-            _say(f"node {config.node_id} listens: http://{http}, peers {config.listen}, data {config.data_dir}")
+            if resp_listener is not None:
+                await resp.start(resp_listener)
+            also = f", redis://{options.resp}" if options.resp else ""
+            _say(f"node {config.node_id} listens: http://{http}{also}, peers {config.listen}, data {config.data_dir}")
             tune_process()
             await _first(
                 node.failed(),
@@ -131,27 +146,30 @@ async def _serve(config: NodeConfig, options: Options) -> int:
         except MultiRaftError as problem:
             return report(problem, EXIT_FAILED)
         finally:
+            await resp.close()
             await runner.cleanup()
             await node.stop()
     finally:
         listener.close()
+        if resp_listener is not None:
+            resp_listener.close()
     _say(f"node {config.node_id} stopped")
     return 0
 
 
-def _listen(http: str, insecure: bool) -> socket.socket:
-    host, port = parse_address("--http", http)
+def _listen(option: str, address: str, insecure: bool) -> socket.socket:
+    host, port = parse_address(option, address)
     if not insecure and host not in ("127.0.0.1", "::1", "localhost"):
         raise ConfigError(
-            f"--http = {http!r}: the API asks nobody who they are, so only loopback addresses are allowed; "
-            "use 127.0.0.1, or say --insecure on a network that you trust"
+            f"{option} = {address!r}: nobody is asked who they are there, and nothing is encrypted, so only loopback "
+            "addresses are allowed; use 127.0.0.1, or say --insecure on a network that you trust"
         )
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=512)
     except OSError as problem:
         raise StartError(
-            f"--http {http} cannot be had: {os.strerror(problem.errno) if problem.errno else problem}; "
+            f"{option} {address} cannot be had: {os.strerror(problem.errno) if problem.errno else problem}; "
             "stop what uses it, or choose another port"
         ) from problem
     listener.setblocking(False)

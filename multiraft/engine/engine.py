@@ -36,6 +36,7 @@ from multiraft.engine.liveness import Liveness, LivenessSettings
 from multiraft.engine.machine import Machine
 from multiraft.engine.observing import Observing
 from multiraft.engine.ondisk import OnDisk
+from multiraft.engine.ordinary import Ordinary
 from multiraft.engine.outgoing import Outgoing
 from multiraft.engine.pacing import Pacing
 from multiraft.engine.proposing import check_entry, check_room, propose_queued, queue_many
@@ -44,31 +45,19 @@ from multiraft.engine.replica import Replica
 from multiraft.engine.residents import Residents
 from multiraft.engine.shelving import Shelving
 from multiraft.engine.snapshotting import Snapshotting
-from multiraft.engine.telling import Telling
 from multiraft.engine.transfers import Transfers
 from multiraft.engine.upkeep import Upkeep
 from multiraft.engine.view import EngineView
 from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, Proposals, Queue, Result
 from multiraft.engine.wheel import Wheel
-from multiraft.engine.writer import LogWriter, Persisted, Promise
-from multiraft.errors import (
-    CorruptRecord,
-    InvariantViolation,
-    NotLeader,
-    NotRunning,
-    OutcomeUnknown,
-    StorageError,
-)
+from multiraft.engine.writer import AckRows, LogWriter, Persisted, Promise, Stored
+from multiraft.errors import CorruptRecord, InvariantViolation, NotLeader, NotRunning, OutcomeUnknown, StorageError
 from multiraft.messages import NodeMessage
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import LEADER, CoreSettings
 from multiraft.records import COMMANDS, CONTROL
 from multiraft.sessions import encode_register
-from multiraft.types import (
-    GroupId,
-    NodeId,
-    StoredReplica,
-)
+from multiraft.types import GroupId, NodeId, StoredReplica
 
 log: Final = logging.getLogger("multiraft.engine")
 
@@ -137,7 +126,7 @@ class Engine:
         self.outgoing = Outgoing(transport)
         self.view = EngineView(self)
         self.applying = Applying(self)
-        self.telling = Telling(loop)
+        self.ordinary = Ordinary(self)
         self.upkeep = Upkeep(self, loop)
         self.residents = Residents(self, store.load_tombstones())
         self.changing = Changing(self)
@@ -391,6 +380,10 @@ class Engine:
         core = replica.core
         try:
             if replica.queued:
+                batch = self.ordinary.propose(replica, now)
+                if batch is not None:
+                    self._deadlines.append(batch)
+                    return
                 self._deadlines += propose_queued(replica, self.limits, replica.stamp_ms(self.clocks), now)
             ready = core.ready()
             self._look(replica, now)
@@ -419,9 +412,12 @@ class Engine:
         if replica.reads is not None:
             self.reading.resume(replica)
 
-    def _persisted(self, persisted: list[Persisted], promises: list[Promise]) -> None:
+    def _persisted(self, persisted: list[Persisted | Stored], promises: list[Promise], acks: AckRows) -> None:
         now = self.pacing.now()
         for told in persisted:
+            if not isinstance(told, Persisted):
+                self.ordinary.stored(*told)
+                continue
             replica = told.replica
             if replica.broken is not None:
                 continue
@@ -437,6 +433,8 @@ class Engine:
             self._look(replica, now)
         if failpoints.armed is not None:
             failpoints.armed(failpoints.WRITE_BEFORE_PROMISES)
+        for node_id, rows in acks.items():
+            self.outgoing.acknowledge(node_id, rows)
         for replica, messages in promises:
             for message in messages:
                 self.outgoing.consensus(replica.node_of(message.to), message)

@@ -176,6 +176,25 @@ class Log:
         self.last_index = record.last
         self.last_term = record.term
 
+    def append_handed(self, record: Record) -> None:
+        """Put `record` at the end, and hand it out to be written, at once; all before it was handed out."""
+        last = record.last
+        invariant(
+            record.first == self.last_index + 1 == self.handed + 1 and record.prev_term == self.last_term,
+            "a record follows the last one, which was handed out",
+        )
+        self._records.append(record)
+        self._firsts.append(record.first)
+        self.size_bytes += len(record.raw)
+        self.last_index = self.handed = last
+        self.last_term = record.term
+        self._in_flight.append((last, record.term, last))
+
+    @property
+    def deletes(self) -> bool:
+        """Whether keys of the store are to be deleted with the next write."""
+        return bool(self._deleted)
+
     def truncate(self, conflict: Index) -> None:
         """Take away every entry from `conflict` on; a record that brings another one there must follow.
 

@@ -1,0 +1,39 @@
+"""All commands, by name.
+
+Rules of this file: one table; what a command does stands in the file of its kind.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from examples.kv.resp import connecting, scanning, strings, transactions
+from examples.kv.resp.command import Command, Refused
+from examples.kv.resp.parser import Request
+
+TABLE: Final[dict[str, Command]] = {
+    command.name: command
+    for commands in (strings.COMMANDS, transactions.COMMANDS, scanning.COMMANDS, connecting.COMMANDS)
+    for command in commands
+}
+_BY_WORD: Final = {word.encode(): command for name, command in TABLE.items() for word in (name, name.upper())}
+_SHOWN: Final = 128
+
+
+def find_command(request: Request) -> Command:
+    """Return the command that `request` names, once the number of its words was checked. Raises Refused."""
+    command = _BY_WORD.get(request[0]) or _BY_WORD.get(request[0].upper())
+    if command is None:
+        raise Refused(_unknown(request))
+    command.check(request)
+    return command
+
+
+def _unknown(request: Request) -> str:
+    name = request[0][:_SHOWN].decode("utf-8", "replace")
+    shown = ""
+    for word in request[1:]:
+        if len(shown) >= _SHOWN:
+            break
+        shown += f"'{word[: _SHOWN - len(shown)].decode('utf-8', 'replace')}' "
+    return f"ERR unknown command '{name}', with args beginning with: {shown}"

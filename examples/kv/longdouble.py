@@ -23,6 +23,7 @@ _EXPONENT_MAX: Final = 16_384
 _SMALLEST: Final = -16_445
 """The power of two that is the smallest number above zero."""
 _DECIMALS: Final = 17
+_HALF: Final = 3_000
 _NUMBER: Final = re.compile(rb"([+-]?)(?:([0-9]+)(?:\.([0-9]*))?|\.([0-9]+))(?:[eE]([+-]?[0-9]+))?")
 _INFINITE: Final = re.compile(rb"[+-]?inf(?:inity)?", re.IGNORECASE)
 
@@ -68,7 +69,9 @@ def read(text: bytes) -> Fraction | None:
 def write(value: Fraction) -> bytes:
     """Return `value` as text."""
     scaled = round(value * 10**_DECIMALS)  # half to even
-    digits = b"%0*d" % (_DECIMALS + 1, abs(scaled))
+    # In two halves, for Python refuses to write a number of very many digits at once.
+    high, low = divmod(abs(scaled), 10**_HALF)
+    digits = (b"%d%0*d" % (high, _HALF, low)).lstrip(b"0").rjust(_DECIMALS + 1, b"0")
     text = (digits[:-_DECIMALS] + b"." + digits[-_DECIMALS:]).rstrip(b"0").rstrip(b".")
     return b"-" + text if scaled < 0 else text
 

@@ -55,11 +55,11 @@ class Connection(asyncio.Protocol):
     # --------------------------------------------------------------------------------------------- from the loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
+        stream = self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
         self.client.address = _address(transport.get_extra_info("peername"))
         self.client.own_address = _address(transport.get_extra_info("sockname"))
         if not self._server.came(self):
-            transport.write(b"-ERR max number of clients reached\r\n")
+            stream.write(b"-ERR max number of clients reached\r\n")
             self.end_now()
 
     def data_received(self, data: bytes) -> None:
@@ -160,6 +160,7 @@ class Connection(asyncio.Protocol):
         """Add requests to the chunk; return those that must wait for its end."""
         client = self.client
         for at, request in enumerate(requests):
+            command: Command | None = None
             try:
                 command = find_command(request)
                 if command.alone and at:
@@ -168,7 +169,7 @@ class Connection(asyncio.Protocol):
                 answer = self._answer(command, request)
                 chunk.add(answer) if isinstance(answer, Plan) else chunk.add_ready(answer)
             except Refused as problem:
-                if client.transaction is not None:
+                if client.transaction is not None and (command is None or not command.at_once):
                     client.transaction.broken = True
                 chunk.add_ready(str(problem))
                 continue

@@ -18,6 +18,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+import msgpack
+
+from benchmarks.figures import latency_buckets, latency_figures
 from multiraft.config import Limits, NodeConfig
 from multiraft.errors import NotReady
 from multiraft.node import Node
@@ -43,6 +46,13 @@ class Blobs(BytesStateMachine):
     def query(self, query: bytes) -> bytes:
         return self.kept.get(query, b"")
 
+    def snapshot(self) -> bytes:
+        packed: bytes = msgpack.packb((self.count, self.kept))
+        return packed
+
+    def restore(self, state: bytes) -> None:
+        self.count, self.kept = msgpack.unpackb(state)
+
 
 class Typed(StateMachine):
     """The same through a typed command."""
@@ -65,11 +75,15 @@ def cpu_s() -> float:
 
 
 async def closed_loop(
-    calls: list[Callable[[int], Awaitable[object]]], in_flight: int, seconds: float
-) -> dict[str, float]:
-    """Keep `in_flight` calls under way for `seconds`, client k on calls[k % len]; return counts and latencies."""
+    calls: list[Callable[[int], Awaitable[object]]], in_flight: int, seconds: float, bucket_ms: float | None = None
+) -> dict[str, Any]:
+    """Keep `in_flight` calls under way for `seconds`, client k on calls[k % len]; return counts and latencies.
+
+    With `bucket_ms` the latencies come as a histogram, too.
+    """
     latencies: list[float] = []
     clock = time.perf_counter
+    used_s = cpu_s()
     began_s = clock()
     end_s = began_s + seconds
 
@@ -85,15 +99,9 @@ async def closed_loop(
 
     await asyncio.gather(*[client(number) for number in range(in_flight)])
     took_s = clock() - began_s
-    latencies.sort()
-    count = len(latencies)
-    return {
-        "writes": count,
-        "seconds": took_s,
-        "writes_per_s": count / took_s,
-        "p50_ms": latencies[count // 2] * 1e3,
-        "p99_ms": latencies[int(count * 0.99)] * 1e3,
-    }
+    used_s = cpu_s() - used_s
+    buckets = {} if bucket_ms is None else {"buckets": latency_buckets(latencies, bucket_ms)}
+    return {"cpu_s": used_s, **latency_figures(latencies, took_s), **buckets}
 
 
 class Worker:
@@ -114,7 +122,9 @@ class Worker:
         shards = self.node.shard_map.services[service].shards
         return [shard.group_id for shard in shards if self.node.leads(shard.group_id)]
 
-    async def load(self, level: str, in_flight: int, seconds: float, payload: int, groups: int) -> dict[str, float]:
+    async def load(
+        self, level: str, in_flight: int, seconds: float, payload: int, groups: int, bucket_ms: float | None = None
+    ) -> dict[str, Any]:
         calls: list[Callable[[int], Awaitable[object]]]
         if level == "bytes":
             pad = b"x" * (payload - 8)
@@ -133,7 +143,7 @@ class Worker:
             put, value = self.typed.put, b"x" * (payload - 8)
             keys = self._keys_of_led_groups(groups)
             calls = [lambda number, key=key: put(key, value) for key in keys]  # type: ignore[misc]
-        return await closed_loop(calls, in_flight, seconds)
+        return await closed_loop(calls, in_flight, seconds, bucket_ms)
 
     def _keys_of_led_groups(self, groups: int) -> list[str]:
         """One key for each of the groups of "typed" that this node leads."""

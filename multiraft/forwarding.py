@@ -63,8 +63,10 @@ class Forwarding:
         return self._within(future, timeout_s, _late)
 
     def ask_local(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float) -> Future[bytes]:
-        """Have this node's replica do what is rarer than proposing and reading, as `_act`; it does so if it leads."""
-        future = self._act(kind, group_id, body)
+        """Have this node's replica do what is rarer than proposing and reading, as `act`; it does so if it leads."""
+        if kind == "numbered" and timeout_s >= self._default_s:  # as in `propose_local`
+            return self._engine.propose(group_id, body, SESSION)
+        future = self.act(kind, group_id, body)
         if future.done():
             return future
         error = _late if kind in _HARMLESS else lambda: OutcomeUnknown("no answer in time; it may happen later")
@@ -165,13 +167,13 @@ class Forwarding:
             return
         (group_id,) = _GROUP.unpack_from(body)
         try:
-            future = self._act(method, group_id, body[_GROUP.size :])
+            future = self.act(method, group_id, body[_GROUP.size :])
         except MultiRaftError as problem:
             reply(encode_outcome(problem))
             return
         future.add_done_callback(lambda done: reply(_outcome_of(done)))
 
-    def _act(self, method: str, group_id: GroupId, body: bytes) -> Future[bytes]:
+    def act(self, method: str, group_id: GroupId, body: bytes) -> Future[bytes]:
         """Propose, register a session, read, read by lease, or look at or change who takes part (`Changing.ask`)."""
         if method == "numbered":
             return self._engine.propose(group_id, body, SESSION)

@@ -52,6 +52,7 @@ class Hosting:
         self._machines = machines
         self._opened = opened
         self._undeclared: set[str] = set()
+        self._in_memory: set[str] = set()
         self.objects: dict[GroupId, object] = {}
         residents = engine.residents
         residents.make_machine, residents.came, residents.left = self._machine_asked_for, opened, self._left
@@ -107,17 +108,35 @@ class Hosting:
             residents.found(descriptor, membership, self._machine(descriptor), self._opened)
 
     def _machine_asked_for(self, descriptor: ReplicaDescriptor) -> Machine | None:
-        """A group's leader asks for a replica; None where its service is not declared here."""
+        """A replica needs its machine now, or a group's leader asks for one; None where it is not declared here."""
         if descriptor.service == DIRECTORY_SERVICE:
             self._directory.restore(Directory().snapshot())  # the new replica begins with nothing
             return self._directory
-        return self._machine(descriptor) if descriptor.service in self._machines else None
+        return self._made(descriptor) if descriptor.service in self._machines else None
+
+    def object_of(self, replica: Replica) -> object:
+        """Return the user's object that is a replica's state machine."""
+        replica.make()
+        return self.objects[replica.group_id]
 
     def _left(self, replica: Replica) -> None:
         self.objects.pop(replica.group_id, None)
 
-    def _machine(self, descriptor: ReplicaDescriptor) -> Machine:
-        if descriptor.service == DIRECTORY_SERVICE:
+    def _machine(self, descriptor: ReplicaDescriptor) -> Machine | None:
+        """Return the machine that a replica begins with; None where it is made when it is first needed.
+
+        One on disk is made at once: it may be in the middle of something.
+        """
+        service = descriptor.service
+        if service == DIRECTORY_SERVICE:
             return self._directory
+        if service in self._in_memory:
+            return None
+        machine = self._made(descriptor)
+        if machine.data is None:
+            self._in_memory.add(service)
+        return machine
+
+    def _made(self, descriptor: ReplicaDescriptor) -> Machine:
         machine, self.objects[descriptor.group_id] = self._machines[descriptor.service]()
         return machine

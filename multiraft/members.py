@@ -10,6 +10,9 @@
 Each step names the membership that it was made for, so a step that may or may not have happened is looked at again
 rather than done twice; a procedure whose caller dies half-way is taken up by calling it again.
 
+Who changes the voters is answered when a majority knows that the change is in effect (`Raft.membership_known`): from
+then on a group that has a voter more can lose one more, its leader included.
+
 Rules of this file: nodes go in, for a node has one replica of a group at most; nothing is kept between two calls.
 """
 
@@ -59,7 +62,7 @@ class Members:
             members = view.in_effect
             replica_id = members.replica_on(node_id)
             if replica_id in members.voters or (replica_id in members.learners and not voter):
-                return members
+                return await self._known(view)
             if members.joint or view.latest.index != members.index:
                 await self._next(view, f"a membership change of index {view.latest.index} is under way")
             elif replica_id == NOBODY:
@@ -76,7 +79,7 @@ class Members:
             members = view.in_effect
             replica_id = members.replica_on(node_id)
             if replica_id == NOBODY:
-                return members
+                return await self._known(view)
             await self._change_when_free(view, [Remove(replica_id)])
 
     async def promote(self, node_id: NodeId) -> Membership:
@@ -85,7 +88,7 @@ class Members:
             view = await self._look()
             replica_id = self._replica_on(view, node_id)
             if replica_id in view.in_effect.voters and not view.in_effect.joint:
-                return view.in_effect
+                return await self._known(view)
             await self._promote(view, replica_id)
 
     async def demote(self, node_id: NodeId) -> Membership:
@@ -95,7 +98,7 @@ class Members:
             members, replica_id = view.in_effect, self._replica_on(view, node_id)
             learns = replica_id in members.learners and replica_id not in members.joining
             if learns and not members.is_voter(replica_id):
-                return members
+                return await self._known(view)
             await self._change_when_free(view, [Demote(replica_id)])
 
     async def replace(self, old: NodeId, new: NodeId) -> Membership:
@@ -111,7 +114,7 @@ class Members:
             members = view.in_effect
             old_id, new_id = members.replica_on(old), members.replica_on(new)
             if old_id == NOBODY and new_id in members.voters:
-                return members
+                return await self._known(view)
             if new_id == NOBODY:
                 raise ChangeRefused(f"the replica on {new!r} that was to take over was removed meanwhile")
             changes: list[Change] = [Promote(new_id)] if new_id in members.learners else []
@@ -238,6 +241,15 @@ class Members:
                 if wait_s == _LOOK_S or self._waiting_for == _NOT_REACHED:  # a hurried last look says nothing
                     self._waiting_for = f"{_NOT_REACHED}: {problem}"
                 await asyncio.sleep(_AGAIN_S)
+
+    async def _known(self, view: MembershipView) -> Membership:
+        """Return the membership in effect when a majority knows of it, or of a later one."""
+        members = view.in_effect
+        while not view.known and view.in_effect.index == members.index:
+            self._waiting_for = f"the membership of index {members.index} is in effect, and too few know of it yet"
+            await asyncio.sleep(_AGAIN_S)
+            view = await self._look()
+        return members
 
     async def _next(self, view: MembershipView, waiting_for: str) -> None:
         self._waiting_for = waiting_for

@@ -20,6 +20,8 @@ from multiraft.types import U64_MAX, Membership, NodeId, ReplicaId
 
 NODE_ID_CHARACTERS_MAX = 255
 _ID_BYTES_MAX = 64
+_KNOWN_MAX = 1024
+_known: dict[bytes, Membership] = {}
 
 
 def pack_membership(membership: Membership) -> bytes:
@@ -41,7 +43,20 @@ def pack_membership(membership: Membership) -> bytes:
 
 
 def unpack_membership(raw: bytes, what: str) -> Membership:
-    """Check and return the membership in `raw`. Raises CorruptRecord, naming `what` it was meant to be."""
+    """Check and return the membership in `raw`. Raises CorruptRecord, naming `what` it was meant to be.
+
+    Equal bytes give the same value, as long as it is among the latest: a node's groups have few different ones.
+    """
+    known = _known.get(raw)
+    if known is None:
+        known = _unpack(raw, what)
+        if len(_known) >= _KNOWN_MAX:
+            _known.clear()
+        _known[bytes(raw)] = known
+    return known
+
+
+def _unpack(raw: bytes, what: str) -> Membership:
     try:
         fields = msgpack.unpackb(raw)
     except Exception as problem:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import ClassVar, TypeAlias
 
+from multiraft.gathered import Acks, Appends
 from multiraft.records import Record
 from multiraft.types import GroupId, Index, NodeId, ReplicaId, Term
 
@@ -482,6 +483,6 @@ class Response:
 
 
 CallMessage: TypeAlias = Request | Response
-NodeMessage: TypeAlias = RaftMessage | LivenessMessage | HostingMessage
+NodeMessage: TypeAlias = RaftMessage | Appends | Acks | LivenessMessage | HostingMessage
 """What the engine sends and takes."""
 Message: TypeAlias = NodeMessage | FormingMessage | CallMessage

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 
 import msgpack
 
-from multiraft.codec import UnsupportedType, ValueMismatch, ValueType, value_type
+from multiraft.codec import INT_MAX, INT_MIN, UnsupportedType, ValueMismatch, ValueType, value_type
 from multiraft.errors import CommandFailed, InvalidRequest
 
 Kind = Literal["command", "query"]
@@ -31,6 +31,8 @@ RESERVED_NAMES: Final = frozenset({"apply", "context", "query", "restore", "snap
 _pack: Final[Callable[[Any], bytes]] = msgpack.Packer().pack
 _unpackb: Final = msgpack.unpackb
 _INT_OFFSET: Final = 1 << 63
+_BARE: Final = (type(None), bool, int, float, str, bytes)
+"""Classes whose very instances travel as they are; of an int, only its size must be looked at."""
 _NO_DEFAULT: Final = inspect.Parameter.empty
 
 
@@ -70,11 +72,15 @@ class Method:
     name, kind, key  its name; "command" or "query"; the parameter that routes it, None for a query of any shard
     function         the plain function, for `self` and the arguments
     since            the version of the class that brought it; 1 for a query
+    most             how long the array of a call is at most
     """
 
     __slots__ = (
+        "_bare",
+        "_bare_result",
         "_decoders",
         "_encoders",
+        "_ints",
         "_key_of",
         "_key_position",
         "_positional",
@@ -84,6 +90,7 @@ class Method:
         "key",
         "kind",
         "label",
+        "most",
         "name",
         "parameters",
         "since",
@@ -105,11 +112,18 @@ class Method:
         self.function = function
         self.since = 1
         self.parameters = tuple(parameters)
+        self.most = len(self.parameters) + 1
         self._signature = _without_self(inspect.signature(function))
         self._encoders = [parameter.type.encode for parameter in parameters]
         self._decoders = [parameter.type.decode for parameter in parameters]
         self._positional = sum(not parameter.keyword_only for parameter in parameters)
         self._result = result
+        # What values need no conversion in either direction, so that one comparison does for all of them.
+        kinds = [parameter.type.python for parameter in parameters]
+        plain = self._positional == len(kinds) and all(kind in _BARE for kind in kinds)
+        self._bare: list[type | None] | None = kinds if plain else None
+        self._ints = tuple(place for place, kind in enumerate(kinds) if kind is int)
+        self._bare_result = result.python if result.python in _BARE and result.python is not int else _Never
         names = [parameter.name for parameter in parameters]
         self._key_position = names.index(key) + 1 if key is not None else 0
         self._key_of = _KEY_OF[parameters[names.index(key)].type.python or object] if key is not None else _key_of_bytes
@@ -126,12 +140,15 @@ class Method:
 
         Raises InvalidRequest when the arguments do not fit the signature, naming the parameter.
         """
-        if kwargs or len(args) != len(self._encoders) or len(args) != self._positional:
-            args = self._bind(args, kwargs)
         wire: list[Any] = [self.name]
         try:
-            for encode, value in zip(self._encoders, args, strict=True):
-                wire.append(encode(value))
+            if not kwargs and [*map(type, args)] == self._bare and (not self._ints or self._fit(args)):
+                wire += args
+            else:
+                if kwargs or len(args) != len(self._encoders) or len(args) != self._positional:
+                    args = self._bind(args, kwargs)
+                for encode, value in zip(self._encoders, args, strict=True):
+                    wire.append(encode(value))
             body = _pack(wire)
             key = self._key_of(wire[self._key_position]) if self._key_position else b""
         except ValueMismatch as problem:
@@ -140,6 +157,13 @@ class Method:
         except ValueError as problem:  # text that UTF-8 cannot encode
             raise InvalidRequest(f"{self.label}: {problem}") from problem
         return key, body
+
+    def _fit(self, values: Sequence[Any]) -> bool:
+        """Return whether those of `values`, one for each parameter, that must be ints are ints of 64 bits."""
+        for place in self._ints:  # noqa: SIM110 - a generator would cost more than all else
+            if not INT_MIN <= values[place] <= INT_MAX:
+                return False
+        return True
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Order the arguments as declared, with defaults filled in."""
@@ -168,7 +192,8 @@ class Method:
         Raises CommandFailed for one that is none of this method: the replica runs a release with another signature.
         """
         try:
-            return self._result.decode(_unpackb(raw, strict_map_key=False))
+            plain = _unpackb(raw, strict_map_key=False)
+            return plain if type(plain) is self._bare_result else self._result.decode(plain)
         except Exception as problem:  # a dataclass may raise anything from its __post_init__
             raise CommandFailed("InvalidResult", f"{self.label}: the answer is no result of it: {problem}") from problem
 
@@ -176,6 +201,20 @@ class Method:
 
     def run(self, machine: object, wire: list[Any]) -> bytes:
         """Call the method with the arguments in `wire` (its name first), and return the encoded result."""
+        values = wire[1:]
+        if [*map(type, values)] == self._bare and (not self._ints or self._fit(values)):
+            result = self.function(machine, *values)
+        else:
+            result = self._run(machine, wire)
+        if type(result) is self._bare_result:
+            return _pack(result)
+        try:
+            return _pack(self._result.encode(result))
+        except ValueMismatch as problem:
+            raise CommandFailed("InvalidResult", f"{self.label}: {problem}") from None
+
+    def _run(self, machine: object, wire: list[Any]) -> Any:
+        """Call the method with arguments that must be filled in, or converted."""
         if len(wire) != len(self._decoders) + 1:
             self._fill(wire)
         position = 0
@@ -188,14 +227,9 @@ class Method:
             name = self.parameters[position - 1].name
             raise CommandFailed("InvalidArguments", f"{self.label}: parameter {name!r}: {problem}") from None
         if self._positional == len(values):
-            result = self.function(machine, *values)
-        else:
-            named = {p.name: v for p, v in zip(self.parameters, values, strict=True) if p.keyword_only}
-            result = self.function(machine, *values[: self._positional], **named)
-        try:
-            return _pack(self._result.encode(result))
-        except ValueMismatch as problem:
-            raise CommandFailed("InvalidResult", f"{self.label}: {problem}") from None
+            return self.function(machine, *values)
+        named = {p.name: v for p, v in zip(self.parameters, values, strict=True) if p.keyword_only}
+        return self.function(machine, *values[: self._positional], **named)
 
     def _fill(self, wire: list[Any]) -> None:
         for parameter in self.parameters[len(wire) - 1 :]:
@@ -214,6 +248,10 @@ class Method:
         """Return the shape that all nodes must agree on: [kind, key, [[name, type, has default] ...], result type]."""
         parameters = [[p.name, p.type.text, p.has_default] for p in self.parameters]
         return [self.kind, self.key, parameters, self._result.text]
+
+
+class _Never:
+    """The class of no result."""
 
 
 def check_declaration(function: Callable[..., Any], kind: Kind, key: str | None) -> None:

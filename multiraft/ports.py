@@ -25,6 +25,7 @@ from multiraft.types import (
     Membership,
     NodeId,
     ReplicaDescriptor,
+    ReplicaId,
     SeenRun,
     Snapshot,
     SpaceId,
@@ -120,6 +121,9 @@ class WriteBatch(Protocol):
 
     def put_record(self, group_id: GroupId, record: Record) -> None:
         """Store `record` under its first index, replacing what is stored there."""
+
+    def put_step(self, group_id: GroupId, record: Record, term: Term, vote: ReplicaId, commit: Index) -> None:
+        """Store `record`, and the hard state of these three, as `put_record` and `put_hard_state` would."""
 
     def delete_records(self, group_id: GroupId, firsts: Iterable[Index]) -> None:
         """Delete the records stored under these first indexes (a conflicting tail; names all of them)."""
@@ -338,7 +342,6 @@ class Store(LogReader, DataReader, Protocol):
 
     def view(self) -> StoreView:
         """Return reads of this moment, to be closed. They show every completed write, and of those under way each as a
-
         whole or not at all. The store's closing closes what is left open."""
         ...
 
@@ -473,7 +476,6 @@ class Transport(Protocol):
 
     def request(self, node_id: NodeId, method: str, body: bytes, timeout_s: float) -> Future[bytes]:
         """Ask a peer. The future gets the reply's body, or Unreachable / Overloaded (it never left this node), or
-
         OutcomeUnknown (it left, and its answer is lost or late)."""
 
     def fetch(

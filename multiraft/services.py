@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from multiraft.consistency import Consistency
 from multiraft.engine.machine import Machine
 from multiraft.errors import CommandFailed, ConfigError, MultiRaftError, NotCommitted, OutcomeUnknown
-from multiraft.remote import ServiceBinding
+from multiraft.remote import ServiceBinding, ServiceCaller
 from multiraft.service import bind_service
 from multiraft.sessions import Numbered
 from multiraft.shard import Declaration, Directory, Router, ServiceRoute, create_service_command
@@ -60,9 +60,9 @@ class BytesService:
         """Ask the shard of `key`; return the answer and its age in milliseconds. Otherwise as `Group.read_stale`."""
         return await self._caller().read_as(key, query, Consistency(stale_ms=stale_ms), timeout_s)
 
-    def _caller(self) -> ServiceRoute:
+    def _caller(self) -> ServiceCaller:
         caller = self._binding.caller
-        if not isinstance(caller, ServiceRoute):
+        if caller is None:
             raise self._binding.unavailable()
         return caller
 

@@ -364,7 +364,7 @@ class MachineAdapter(_HasData[StateMachine]):
         method = self._commands.get(wire[0])
         if method is None:
             raise UnknownCommand(self._unknown("command", wire[0]))
-        if len(wire) > len(method.parameters) + 1:
+        if len(wire) > method.most:
             raise UnknownCommand(self._too_many(method, len(wire) - 1))
         machine = self.machine
         machine._context = context

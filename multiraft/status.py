@@ -144,7 +144,7 @@ def replica_state(replica: Replica, node_id: NodeId, shard: dict[str, Any] | Non
         "first": core.log.start.index + 1,
         "last": core.last_index,
         "halted": replica.why_halted,
-        "failed_commands": replica.executor.failed_commands,
+        "failed_commands": replica.executor.failed_commands if replica.made else 0,
         "slow_commands": replica.slow_commands,
         "snapshot": {"index": core.snapshot_index, "problem": replica.snapshot_problem},
         "pending": sum(len(batch.futures) for batch in replica.waiting)

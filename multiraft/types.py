@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 NodeId: TypeAlias = str
@@ -86,8 +87,12 @@ class Membership:
         return NOBODY
 
 
+@lru_cache(maxsize=1024)
 def founding_membership(nodes: tuple[NodeId, ...]) -> Membership:
-    """Return the membership a new group is created with: one voter per node, ids from 1 in the order given."""
+    """Return the membership a new group is created with: one voter per node, ids from 1 in the order given.
+
+    Groups that are founded on the same nodes share one value.
+    """
     voters = tuple(range(1, len(nodes) + 1))
     return Membership(FOUNDING_INDEX, voters, dict(zip(voters, nodes, strict=True)), len(nodes) + 1)
 

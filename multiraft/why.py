@@ -61,12 +61,12 @@ def why_of(engine: Engine, replica: Replica, node_id: NodeId, rebuilding: str | 
         "rebuilding": rebuilding,
         "leaderless": _why_leaderless(engine, replica),
         "slow": _why_slow(engine, replica),
-        "failed_commands": replica.executor.failed_commands,
+        "failed_commands": replica.executor.failed_commands if replica.made else 0,
         "slow_commands": replica.slow_commands,
         "slowest": [
             {"index": index, "took_ms": took_ms, "command": text} for index, took_ms, text in list(replica.slowest)
         ],
-        "compared_to": replica.executor.rolling.agreed,
+        "compared_to": replica.executor.rolling.agreed if replica.made else 0,
     }
 
 

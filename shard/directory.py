@@ -32,6 +32,7 @@ _REGISTER_NODE: Final = "register_node"
 _GROUP_NODES: Final = "group_nodes"
 _ADMIT: Final = "admit"
 _ARGUMENTS: Final = {_CREATE_SERVICE: 3, _REGISTER_NODE: 3, _GROUP_NODES: 3, _ADMIT: 3}
+_NO_STORES: Final[Mapping[NodeId, bytes]] = {}  # of all groups that were founded before any store was readmitted
 _MAP: Final = "map"
 _NODES: Final = "nodes"
 
@@ -283,7 +284,9 @@ class Directory:
         for shard_id, ((start, end), members) in enumerate(zip(ranges, placed, strict=True), start=1):
             group_id = self._next_group_id
             self._next_group_id += 1
-            stores = {name: self.stores[name] for name in sorted(members) if name in self.stores}
+            stores = _NO_STORES
+            if not self.stores.keys().isdisjoint(members):
+                stores = {name: self.stores[name] for name in sorted(members) if name in self.stores}
             self.groups[group_id] = GroupInfo(wanted.name, members, stores=stores)
             groups[group_id] = members
             shards.append(Shard(shard_id, group_id, start, end, 1))

@@ -19,13 +19,18 @@ Mode: TypeAlias = Literal["hash", "range"]
 Range: TypeAlias = tuple[bytes, bytes | None]
 
 HASH_BYTES: Final = 8
+_EMPTY_HASH: Final = blake2b(digest_size=HASH_BYTES)
 SHARDS_MAX: Final = 65_536
 """Most shards that one service can be declared with."""
 
 
 def routing_key(mode: Mode, key: bytes) -> bytes:
     """Return where `key` stands in the space of routing keys."""
-    return blake2b(key, digest_size=HASH_BYTES).digest() if mode == "hash" else key
+    if mode != "hash":
+        return key
+    hashing = _EMPTY_HASH.copy()
+    hashing.update(key)
+    return hashing.digest()
 
 
 def hash_ranges(count: int) -> tuple[Range, ...]:

@@ -33,6 +33,7 @@ def place(
         firsts.update(group[:1])
     number = len(nodes)
     placed = []
+    known: dict[tuple[NodeId, ...], tuple[NodeId, ...]] = {}  # groups on the same nodes share one value
     for turn in range(count):
         first = min(range(number), key=lambda at: (firsts[nodes[at]], held[nodes[at]], (at - turn) % number))
         others = sorted(
@@ -41,5 +42,5 @@ def place(
         group = tuple(nodes[at] for at in (first, *others[: replicas - 1]))
         firsts[group[0]] += 1
         held.update(group)
-        placed.append(group)
+        placed.append(known.setdefault(group, group))
     return placed

@@ -163,6 +163,8 @@ class Router:
         """
         if timeout_s is None:
             timeout_s = self.default_s
+        if kind == "propose" or kind == "read":
+            return self.run(group_id, kind, body, self.now() + timeout_s, timeout_s)
         return self._begin(group_id, kind, body, self.now() + timeout_s, timeout_s)
 
     def _begin(
@@ -176,12 +178,13 @@ class Router:
 
     async def run(self, group_id: GroupId, kind: CallKind, body: bytes, deadline: float, timeout_s: float) -> bytes:
         """Try here, if this node leads; else search. `timeout_s` is what is left until `deadline`."""
-        attempts = Attempts(kind)
-        if self.caller.leads(group_id):
-            try:
-                return await self._local(group_id, kind, body, timeout_s)
-            except PASSING as problem:
-                attempts.failed(problem)
+        if not self.caller.leads(group_id):
+            return await self.search(group_id, body, deadline, timeout_s, Attempts(kind))
+        try:
+            return await self._local(group_id, kind, body, timeout_s)
+        except PASSING as problem:
+            attempts = Attempts(kind)
+            attempts.failed(problem)
         return await self.search(group_id, body, deadline, timeout_s, attempts)
 
     def _local(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float) -> Future[bytes]:
@@ -403,7 +406,7 @@ class ServiceRoute:
         self, key: bytes, command: bytes, timeout_s: float | None, session: bool | Numbered = True
     ) -> Awaitable[bytes]:
         if session is True:
-            return self._router.call_key(self.name, key, "session", command, timeout_s)
+            return self._router.sessions.call_key(self.name, key, command, timeout_s)
         if session is False:
             return self._router.call_key(self.name, key, "propose", command, timeout_s)
         kind: CallKind = "numbered first" if session.first else "numbered"

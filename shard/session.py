@@ -30,6 +30,7 @@ from multiraft.errors import (
     OutcomeUnknown,
     Overloaded,
     SessionExpired,
+    WrongShard,
 )
 from multiraft.sessions import CLIENT_BYTES, HEAD, WINDOW
 from multiraft.shard.attempts import BACKOFF_FIRST_S, NUMBERED_LEAST_S, NumberedAttempts
@@ -96,8 +97,7 @@ class Sessions:
                 entry = HEAD.pack(session.client, sequence, session.lowest) + command
                 return await self.attempt(group_id, entry, deadline, timeout_s)
             except SessionExpired as problem:  # no attempt may have happened, or it would be OutcomeUnknown
-                if self._of_groups.get(group_id) is session:
-                    del self._of_groups[group_id]
+                self._forget(group_id, session)
                 before, ended = ended, problem
             finally:
                 session.end(sequence)
@@ -106,6 +106,45 @@ class Sessions:
             timeout_s = deadline - self._router.now()
             if timeout_s <= 0:
                 raise ended
+
+    async def call_key(self, service: str, key: bytes, command: bytes, timeout_s: float | None) -> bytes:
+        """Have the shard of `key` apply `command` once; as `Router.call_key` of the kind "session".
+
+        The usual case goes a short way: the shard is led here, and the session in it is open.
+        """
+        router, caller = self._router, self._caller
+        if timeout_s is None:
+            timeout_s = router.default_s
+        deadline = router.now() + timeout_s
+        session = None
+        shards = router.map.services.get(service)
+        if shards is not None:
+            group_id = shards.find(key).group_id
+            session = self._of_groups.get(group_id)
+        if session is not None and caller.leads(group_id):
+            sequence = session.begin()
+            try:
+                entry = HEAD.pack(session.client, sequence, session.lowest) + command
+                try:
+                    return await caller.ask_local(group_id, "numbered", entry, timeout_s)
+                except MultiRaftError as problem:
+                    attempts = NumberedAttempts(False)
+                    attempts.failed(problem)
+                return await router.search(group_id, entry, deadline, timeout_s, attempts)
+            except (SessionExpired, WrongShard) as problem:  # no attempt has happened: begin anew
+                timeout_s = deadline - router.now()
+                if timeout_s <= 0:
+                    raise
+                if isinstance(problem, SessionExpired):
+                    self._forget(group_id, session)
+            finally:
+                session.end(sequence)
+        return await router.call_key(service, key, "session", command, timeout_s)
+
+    def _forget(self, group_id: GroupId, session: GroupSession) -> None:
+        """The group does not know this session any more."""
+        if self._of_groups.get(group_id) is session:
+            del self._of_groups[group_id]
 
     async def attempt(
         self, group_id: GroupId, entry: bytes, deadline: float, timeout_s: float, *, first: bool = True

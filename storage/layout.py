@@ -47,9 +47,11 @@ from multiraft.types import (
     Membership,
     NodeId,
     ReplicaDescriptor,
+    ReplicaId,
     SeenRun,
     Snapshot,
     SpaceId,
+    Term,
     Tombstone,
 )
 
@@ -102,6 +104,7 @@ DAMAGE_KEY: Final = _KEY.pack(0, _KIND_DATA + 1)
 FIRST_GROUP_KEY: Final = _KEY.pack(1, 0)
 
 _ID_BYTES_MAX: Final = 64
+_crc32: Final = zlib.crc32
 
 # ------------------------------------------------------------------------------------------------------------ keys
 
@@ -202,8 +205,14 @@ def _checksum(key: bytes, body: bytes) -> int:
 
 
 def encode_hard_state(group_id: GroupId, hard_state: HardState) -> bytes:
-    body = _HARD_STATE.pack(hard_state.term, hard_state.vote, hard_state.commit)
-    return seal(_KEY.pack(group_id, KIND_HARD_STATE), body)
+    return hard_state_item(group_id, hard_state.term, hard_state.vote, hard_state.commit)[1]
+
+
+def hard_state_item(group_id: GroupId, term: Term, vote: ReplicaId, commit: Index) -> tuple[bytes, bytes]:
+    """Return the key and the value of a group's hard state."""
+    key = _KEY.pack(group_id, KIND_HARD_STATE)
+    body = _HARD_STATE.pack(term, vote, commit)
+    return key, _VALUE_HEAD.pack(VALUE_FORMAT, _crc32(body, _crc32(key, VALUE_FORMAT))) + body
 
 
 def decode_hard_state(group_id: GroupId, value: bytes) -> HardState:

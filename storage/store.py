@@ -39,6 +39,7 @@ from multiraft.types import (
     Membership,
     NodeId,
     ReplicaDescriptor,
+    ReplicaId,
     SeenRun,
     Snapshot,
     SpaceId,
@@ -80,6 +81,12 @@ class PartitionedBatch:
     def put_hard_state(self, group_id: GroupId, hard_state: HardState) -> None:
         """Store term, vote and commit as one value."""
         self._store(layout.group_key(group_id, layout.KIND_HARD_STATE), layout.encode_hard_state(group_id, hard_state))
+
+    def put_step(self, group_id: GroupId, record: Record, term: Term, vote: ReplicaId, commit: Index) -> None:
+        """Store `record`, and the hard state of these three, as `put_record` and `put_hard_state` would."""
+        self._put(layout.record_key(group_id, record.first), record.raw)
+        self._store(*layout.hard_state_item(group_id, term, vote, commit))
+        self.size_bytes += len(record.raw) + _KEY_OVERHEAD_BYTES
 
     def put_membership(self, group_id: GroupId, membership: Membership) -> None:
         """Store the membership that is in effect, in place of the one before."""
@@ -426,11 +433,7 @@ class PartitionedStore(DataReads):
         return space
 
     def view(self) -> PartitionedView:
-        """Return reads of keyspaces and applied indexes, all of this moment. To be closed; `close` does it, too.
-
-        It shows every write that was complete, and of those under way each as a whole or not at all. Raises
-        StorageError once the store is closed.
-        """
+        """Return reads of keyspaces and applied indexes of now. Raises StorageError once the store is closed."""
         return PartitionedView(self._backend.view())
 
     def batch(self) -> WriteBatch:
@@ -440,13 +443,10 @@ class PartitionedStore(DataReads):
         return PartitionedBatch(self._backend.batch())
 
     def submit(self, batch: WriteBatch, done: Done, sync: bool = True) -> None:
-        """Write and sync `batch` after all earlier ones; then call `done(None)`, or `done(error)`, on the loop.
+        """Write and sync `batch` after all earlier ones; see ports.Store.submit.
 
-        Without `sync`, `done` comes when it is written; a loss of power may take it away, with all unsynced ones after
-        it and none before. Nothing submitted before a synced batch can be lost once that one's `done` has come.
-
-        Never blocks, never calls `done` before returning. Batches complete in the order submitted. The error is a
-        StorageError whose `__cause__` is what went wrong. Raises StorageError, itself, once `close` was called.
+        The error that `done` gets is a StorageError whose `__cause__` is what went wrong. Raises StorageError, itself,
+        once `close` was called.
         """
         if self._closing is not None:
             raise StorageError(f"{self._backend.name}: the store is closed")

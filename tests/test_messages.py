@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from multiraft import messages
 from multiraft.errors import InvariantViolation, WireError
+from multiraft.gathered import Acks, Appends
 from multiraft.membership import pack_membership
 from multiraft.messages import (
     Append,
@@ -39,6 +40,7 @@ from multiraft.messages import (
     Response,
 )
 from multiraft.records import COMMANDS, Record, encode_record
+from multiraft.singly import singly
 from multiraft.transport.frames import encode_message
 from multiraft.transport.wire import ID_BYTES_MAX, from_wire, to_wire
 from multiraft.types import U64_MAX, founding_membership
@@ -56,6 +58,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "service": names,
     "method": names,
     "cluster_id": st.binary(max_size=ID_BYTES_MAX),
+    "rows": st.lists(st.tuples(u64, u64, u64, u64, u64), max_size=5),
     **dict.fromkeys(("accepted", "granted", "forced", "answer_now", "gone"), st.booleans()),
 }
 
@@ -71,6 +74,17 @@ def appends(draw: st.DrawFn) -> Append:
         after = record.last
     leader_term = term + draw(st.integers(0, 3))
     return Append(draw(u64), group_id, prev_index, prev_term, tuple(records), draw(u64), leader_term, draw(u64))
+
+
+@st.composite
+def gathered(draw: st.DrawFn) -> Appends:
+    singles = [one for one in draw(st.lists(appends(), min_size=1, max_size=4)) if one.records]
+    first = encode_record(16, 8, 3, 3, COMMANDS, 0, [b"x"])
+    rows, records = [(1, 16, 7, 3, 1, 3, 2)], [first]
+    for one in singles:
+        rows.append((one.commit, one.group_id, one.prev_index, one.prev_term, one.sender, one.term, one.to))
+        records.append(one.records[0])
+    return Appends(records, rows)
 
 
 @st.composite
@@ -93,6 +107,8 @@ def forms(draw: st.DrawFn) -> Form:
 def of_kind(kind: Any) -> st.SearchStrategy[Message]:
     if kind is Append:
         return appends()
+    if kind is Appends:
+        return gathered()
     if kind is InstallSnapshot:
         return snapshots()
     if kind is CreateReplica:
@@ -104,7 +120,7 @@ def of_kind(kind: Any) -> st.SearchStrategy[Message]:
 
 def same(value: Any) -> Any:
     """Return a value that is equal for equal messages, which compare by identity."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return tuple(same(item) for item in value)
     if isinstance(value, Record) or type(value) in KINDS:
         return (type(value), *[same(getattr(value, name)) for name in type(value).__slots__])
@@ -128,6 +144,9 @@ def test_each_kind_comes_back_as_itself(kind: Any) -> None:
     samples |= {"stores": (("a", b"s"),), "body": b"b", "method": "m", "cluster_id": b"c", "prev_term": 1, "term": 2}
     samples |= {"data": b"d", "index_term": 1, "service": "kv", "stores_admitted": ("a",)}
     samples |= {"membership": pack_membership(founding_membership(("a", "b")))}
+    samples |= {"rows": [(1, 2, 3, 4, 5)]}
+    if kind is Appends:
+        samples |= {"rows": [(1, 16, 7, 3, 1, 3, 2)], "records": [record(8)]}
     fields = {name: samples.get(name, index % 2 == 0) for index, name in enumerate(kind.__slots__)}
     numbers = {name: index + 3 for index, name in enumerate(kind.__slots__)}
     flags = ("accepted", "granted", "forced", "answer_now", "gone")
@@ -139,7 +158,7 @@ def test_each_kind_comes_back_as_itself(kind: Any) -> None:
 
 
 def test_codes_are_unique_and_slots_sorted_and_in_the_order_of_arguments() -> None:
-    assert len({kind.CODE for kind in KINDS}) == len(KINDS) == 24
+    assert len({kind.CODE for kind in KINDS}) == len(KINDS) == 26
     for kind in KINDS:
         assert list(kind.__slots__) == sorted(kind.__slots__)
         assert list(inspect.signature(kind).parameters) == list(kind.__slots__)
@@ -154,6 +173,7 @@ GOLDEN: list[tuple[Message, str]] = [
     (PreVote(1, 2, 3, 4, 5, 6), "01" + "".join(f"{number:016x}" for number in (1, 2, 3, 4, 5, 6))),
     (Beat(1, 2, True, 3, 4, 5), "14" + f"{1:016x}{2:016x}01{3:016x}{4:016x}{5:016x}"),
     (LeadAsk(), "18"),
+    (Acks([(1, 2, 3, 4, 5)]), "0d," + "".join(f"{number:016x}" for number in (1, 2, 3, 4, 5))),
     (LeadAll(((1, 2, 3),)), f"16,{1:016x}{2:016x}{3:016x}"),
     (LeadDelta(((1, 2, 3),), ((4, 5),)), f"17,{1:016x}{2:016x}{3:016x},{4:016x}{5:016x}"),
     (Form(b"\xcc", (("a", b"\xaa"), ("b", b"\xbb")), ("b",), 3, 4), f"1e{3:016x}{4:016x},cc,61,aa,00,62,bb,01"),
@@ -178,6 +198,33 @@ def test_the_layout_stays_what_nodes_of_other_versions_expect(message: Message, 
 def test_an_append_carries_its_records_byte_for_byte() -> None:
     records = tuple(encode_record(16, index, 3, 3, COMMANDS, 0, [b"x"]) for index in (8, 9))
     assert to_wire(Append(1, 16, 7, 3, records, 1, 3, 2))[1:] == tuple(record.raw for record in records)
+
+
+def test_appends_of_many_groups_carry_rows_of_numbers_and_their_records() -> None:
+    rows = [(1, 16, 7, 3, 1, 3, 2), (2, 17, 7, 3, 1, 3, 2)]
+    records = [record(8), record(8, group_id=17)]
+    numbers = "".join(f"{number:016x}" for row in rows for number in row)
+    assert [part.hex() for part in to_wire(Appends(records, rows))] == [
+        "0c", numbers, records[0].raw.hex(), records[1].raw.hex()
+    ]  # fmt: skip
+
+
+def gathered_parts(*records: Record, commit: int = 1, prev_index: int = 7, prev_term: int = 3, term: int = 3) -> Any:
+    row = (commit, 16, prev_index, prev_term, 1, term, 2)
+    return list(to_wire(Appends(list(records), [row] * len(records))))
+
+
+def test_what_is_gathered_says_the_same_singly() -> None:
+    first, second = record(8), record(8, group_id=17)
+    rows = [(1, 16, 7, 3, 1, 3, 2), (2, 17, 7, 3, 4, 3, 5)]
+    singles = singly([LeadAsk(), Appends([first, second], rows), Acks([(16, 9, 2, 3, 1)])])
+    expected = [
+        LeadAsk(),
+        Append(1, 16, 7, 3, (first,), 1, 3, 2),
+        Append(2, 17, 7, 3, (second,), 4, 3, 5),
+        AppendAnswer(True, 16, 0, 0, 9, 2, 3, 1),
+    ]
+    assert [same(one) for one in singles] == [same(one) for one in expected]
 
 
 def append_parts(*records: Record, prev_index: int = 7, prev_term: int = 3, term: int = 3) -> list[Any]:
@@ -223,6 +270,18 @@ def record(first: int, term: int = 3, prev_term: int = 3, group_id: int = 16) ->
         append_parts(record(8, prev_term=2)),  # of another history
         append_parts(record(8, term=4)),  # of a later term than its leader
         append_parts(record(8, group_id=17)),  # of another group
+        gathered_parts(),  # nothing
+        gathered_parts(record(9)),
+        gathered_parts(record(8, prev_term=2)),
+        gathered_parts(record(8, term=4)),
+        gathered_parts(record(8, group_id=17)),
+        [*gathered_parts(record(8)), record(8).raw],  # more records than rows
+        gathered_parts(record(8))[:2],
+        [*gathered_parts(record(8))[:2], 5],
+        [*gathered_parts(record(8))[:2], record(8).raw[:-1]],
+        [b"\x0c\x00", *gathered_parts(record(8))[1:]],
+        [b"\x0d"],
+        [b"\x0d", bytes(39)],  # half a row
         [*append_parts(), record(8).raw[:-1]],
         [*append_parts(), bytes(record(8).raw[:-1]) + b"y"],
         [*append_parts(), b""],
@@ -257,6 +316,7 @@ def test_a_message_with_one_byte_changed_is_a_message_or_a_wire_error(message: M
         return
     assert type(found) in KINDS
     assert not (type(message) is Append and which > 0), "a damaged record never passes"
+    assert not (type(message) is Appends and which > 1), "a damaged record never passes"
 
 
 @pytest.mark.parametrize("number", [-1, U64_MAX + 1])

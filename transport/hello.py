@@ -35,7 +35,9 @@ from multiraft.types import RUN_ID_BYTES, RUNS_KEPT, NodeId, generation_name
 
 MAGIC: Final = b"MRAFT\x00\r\n"
 VERSION_MIN: Final = 1
-VERSION_MAX: Final = 1
+VERSION_MAX: Final = 2
+"""2: messages of many groups at once (multiraft.gathered)."""
+GATHERED_VERSION: Final = 2
 HELLO_BYTES_MAX: Final = 1024
 _HEAD: Final = struct.Struct(">8sHHQQII")
 _FRAME_BYTES_MIN: Final = 4 * 1024

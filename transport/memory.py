@@ -19,6 +19,7 @@ from multiraft.config import NodeConfig
 from multiraft.errors import MultiRaftError, Unreachable
 from multiraft.messages import NodeMessage, RaftMessage
 from multiraft.ports import Cancel, FileSink, TransportHandler
+from multiraft.singly import singly
 from multiraft.transport.files import FileTransport
 from multiraft.transport.frames import encode_message, hello_frame
 from multiraft.transport.hello import Hello, encode_hello
@@ -110,7 +111,7 @@ class MemoryTransport(FileTransport):
         """Return the messages that go now; what was lost or overtaken is not among them."""
         rng, faults = self._network.rng, self._network.faults
         now: list[NodeMessage] = []
-        for message in messages:
+        for message in singly(messages):
             if type(message) not in RAFT_MESSAGES:
                 now.append(message)
                 continue

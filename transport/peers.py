@@ -28,9 +28,10 @@ from multiraft.config import NodeConfig
 from multiraft.errors import DeadlineExceeded, InvalidRequest, MultiRaftError, Overloaded, Unreachable, WireError
 from multiraft.messages import Form, Formed, FormingMessage, Message, NodeMessage, Request, Response
 from multiraft.ports import TransportHandler
+from multiraft.singly import singly
 from multiraft.transport.calls import Calls
 from multiraft.transport.frames import FrameDecoder, encode_message, hello_content, hello_frame, max_message_bytes
-from multiraft.transport.hello import Hello, Refusal, decode_hello, encode_hello, judge
+from multiraft.transport.hello import GATHERED_VERSION, Hello, Refusal, decode_hello, encode_hello, judge
 from multiraft.transport.known import Known
 from multiraft.transport.outbox import Outbox
 from multiraft.types import Identity, NodeId, SeenRun
@@ -170,6 +171,8 @@ class PeerTransport:
         if outbound is None or outbound.forming:
             self._counts["dropped_not_connected"] += len(messages)
             return False
+        if outbound.hello.version_max < GATHERED_VERSION:
+            messages = singly(messages)
         encoded = [encode_message(message) for message in messages]
         return self._queue(outbound, encoded, urgent)
 

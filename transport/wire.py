@@ -18,6 +18,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 from multiraft.errors import CorruptRecord, InvariantViolation, WireError
+from multiraft.gathered import AckRow, Acks, AppendRow, Appends
 from multiraft.membership import unpack_membership
 from multiraft.messages import (
     Append,
@@ -56,6 +57,8 @@ _REMOVED: Final = struct.Struct(">QQ")
 _APPEND: Final = struct.Struct(">BQQQQQQQ")
 _REQUEST: Final = struct.Struct(">BQQ")
 _RESPONSE: Final = struct.Struct(">BQ")
+_APPEND_ROW: Final = struct.Struct(">QQQQQQQ")
+_ACK_ROW: Final = struct.Struct(">QQQQQ")
 _SNAPSHOT: Final = struct.Struct(">BQQQQQQ")
 _CREATE: Final = struct.Struct(">BQQ")
 
@@ -129,6 +132,10 @@ def _encode_append(message: Append) -> tuple[bytes, ...]:
     return (head, *[record.raw for record in message.records])
 
 
+def _encode_appends(message: Appends) -> tuple[bytes, ...]:
+    return (_U8.pack(Appends.CODE), _join_rows(_APPEND_ROW, message.rows), *[record.raw for record in message.records])
+
+
 def _encode_lead_delta(message: LeadDelta) -> tuple[bytes, ...]:
     return (_U8.pack(LeadDelta.CODE), _join_rows(_LED, message.added), _join_rows(_REMOVED, message.removed))
 
@@ -166,6 +173,8 @@ def _encode_create(message: CreateReplica) -> tuple[bytes, ...]:
 
 _ENCODERS: Final[Mapping[type, Callable[[Any], tuple[bytes, ...]]]] = {
     Append: _encode_append,
+    Appends: _encode_appends,
+    Acks: lambda message: (_U8.pack(Acks.CODE), _join_rows(_ACK_ROW, message.rows)),
     InstallSnapshot: _encode_snapshot,
     CreateReplica: _encode_create,
     LeadAll: lambda message: (_U8.pack(LeadAll.CODE), _join_rows(_LED, message.led)),
@@ -231,6 +240,36 @@ def _decode_append(parts: list[Any]) -> Append:
     if after > U64_MAX or term < before_term:
         raise WireError("append: an index is out of range, or a record is of a later term than its leader")
     return Append(commit, group_id, prev_index, prev_term, tuple(records), sender, term, to)
+
+
+def _decode_appends(parts: list[Any]) -> Appends:
+    if len(parts) < 3:
+        raise WireError("appends: wrong number of parts")
+    _U8.unpack(parts[0])
+    rows: list[AppendRow] = list(_APPEND_ROW.iter_unpack(_blob(parts[1])))
+    if len(rows) != len(parts) - 2:
+        raise WireError("appends: as many rows as records belong together")
+    records = []
+    for row, raw in zip(rows, parts[2:], strict=True):
+        if type(raw) is not bytes:
+            raise WireError("appends: a record is not bytes")
+        try:
+            record = decode_record(row[1], raw)
+        except CorruptRecord as problem:
+            raise WireError(f"appends: {problem}") from problem
+        if record.first != row[2] + 1 or record.prev_term != row[3]:
+            raise WireError("appends: a record does not follow the entry before it")
+        if record.last > U64_MAX or row[5] < record.term:
+            raise WireError("appends: an index is out of range, or a record is of a later term than its leader")
+        records.append(record)
+    return Appends(records, rows)
+
+
+def _decode_acks(parts: list[Any]) -> Acks:
+    _take(parts, 2)
+    _U8.unpack(parts[0])
+    rows: list[AckRow] = list(_ACK_ROW.iter_unpack(_blob(parts[1])))
+    return Acks(rows)
 
 
 def _decode_snapshot(parts: list[Any]) -> InstallSnapshot:
@@ -315,6 +354,8 @@ def _fixed_decoder(kind: Callable[..., Message], head: struct.Struct) -> Callabl
 _DECODERS: Final[Mapping[int, Callable[[list[Any]], Message]]] = {
     **{kind.CODE: _fixed_decoder(kind, head) for kind, (head, _) in _FIXED.items()},  # type: ignore[attr-defined]
     Append.CODE: _decode_append,
+    Appends.CODE: _decode_appends,
+    Acks.CODE: _decode_acks,
     InstallSnapshot.CODE: _decode_snapshot,
     CreateReplica.CODE: _decode_create,
     LeadAll.CODE: _decode_lead_all,

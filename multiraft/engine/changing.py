@@ -44,6 +44,7 @@ class MembershipView:
     behind     of each other replica, how many entries it lacks as far as the leader knows; None: it does not answer
     leader     the replica that says so
     heir       the one that it is handing over to; NOBODY while it is not
+    known      a majority of its members knows of the one in effect: see `Raft.membership_known`
     """
 
     in_effect: Membership
@@ -51,6 +52,7 @@ class MembershipView:
     behind: dict[ReplicaId, int | None]
     leader: ReplicaId
     heir: ReplicaId
+    known: bool
 
 
 def encode_change(
@@ -71,12 +73,12 @@ def encode_look(known: Index | None, wait_s: float) -> bytes:
 def decode_view(answer: bytes) -> MembershipView:
     """Return what a `membership` call was answered. Raises CorruptRecord."""
     try:
-        in_effect, latest, behind, leader, heir = msgpack.unpackb(answer, strict_map_key=False)
+        in_effect, latest, behind, leader, heir, known = msgpack.unpackb(answer, strict_map_key=False)
         lacking = dict(behind)
     except (ValueError, TypeError) as problem:
         raise CorruptRecord(f"a view of a membership does not decode: {problem}") from problem
     members, newest = unpack_membership(in_effect, "a view"), unpack_membership(latest, "a view")
-    return MembershipView(members, newest, lacking, leader, heir)
+    return MembershipView(members, newest, lacking, leader, heir, known)
 
 
 class _Waiting:
@@ -292,6 +294,7 @@ def _view(replica: Replica) -> bytes:
             behind,
             core.replica_id,
             core.heir,
+            core.membership_known,
         ]
     )
     return packed

@@ -59,6 +59,7 @@ class Containing:
         self._checking: set[Replica] = set()
         self._unchecked_since: dict[Replica, float] = {}
         self._check_entries = engine.limits.check_entries or inf
+        self._on_halt = self._has_halted  # one object for all replicas
         self.compare: Callable[[Replica, Index], None] | None = None
         self.hand_over: Callable[[Replica], None] | None = None
         self.diverged: Callable[[Replica, Diverged], None] | None = None
@@ -67,8 +68,7 @@ class Containing:
 
     def open(self, replica: Replica, stored: StoredReplica) -> None:
         """Take up a replica from disk, with the halt that it may have had; before its machine gets its state."""
-        replica.on_halt = partial(self._has_halted, replica)
-        replica.executor.doing = self._engine.applying.doing
+        replica.on_halt = self._on_halt
         halt = stored.halt
         if halt is not None:
             replica.halted = halt
@@ -176,11 +176,13 @@ class Containing:
 
     def applied(self, replica: Replica) -> None:
         """A slice was applied: have the replicas compared if enough has come since. On the hot path."""
-        if replica.executor.rolling.unchecked >= self._check_entries and replica.leads:
+        if replica.made and replica.executor.rolling.unchecked >= self._check_entries and replica.leads:
             self._check(replica)
 
     def audit(self, replica: Replica, now: float) -> None:
         """Once a sweep: few commands are compared as well, if they are all that there is."""
+        if not replica.made:  # no command has come to it
+            return
         rolling = replica.executor.rolling
         if rolling.unchecked <= 0:
             rolling.settle()

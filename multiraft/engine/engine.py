@@ -36,6 +36,7 @@ from multiraft.engine.liveness import Liveness, LivenessSettings
 from multiraft.engine.machine import Machine
 from multiraft.engine.observing import Observing
 from multiraft.engine.ondisk import OnDisk
+from multiraft.engine.ordinary import Ordinary
 from multiraft.engine.outgoing import Outgoing
 from multiraft.engine.pacing import Pacing
 from multiraft.engine.proposing import check_entry, check_room, propose_queued
@@ -49,25 +50,14 @@ from multiraft.engine.upkeep import Upkeep
 from multiraft.engine.view import EngineView
 from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, Proposals, Queue
 from multiraft.engine.wheel import Wheel
-from multiraft.engine.writer import LogWriter, Persisted, Promise
-from multiraft.errors import (
-    CorruptRecord,
-    InvariantViolation,
-    NotLeader,
-    NotRunning,
-    OutcomeUnknown,
-    StorageError,
-)
+from multiraft.engine.writer import AckRows, LogWriter, Persisted, Promise, Stored
+from multiraft.errors import CorruptRecord, InvariantViolation, NotLeader, NotRunning, OutcomeUnknown, StorageError
 from multiraft.messages import NodeMessage
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import LEADER, CoreSettings
 from multiraft.records import COMMANDS, CONTROL
 from multiraft.sessions import encode_register
-from multiraft.types import (
-    GroupId,
-    NodeId,
-    StoredReplica,
-)
+from multiraft.types import GroupId, NodeId, StoredReplica
 
 log: Final = logging.getLogger("multiraft.engine")
 
@@ -115,6 +105,7 @@ class Engine:
         self._request_timeout_s = limits.request_timeout_ms / 1e3
         self._election_timeout_s = limits.election_timeout_ms / 1e3
         self._beat_s = limits.beat_ms / 1e3
+        self.slow_command_s = limits.slow_command_ms / 1e3
         self._entry_bytes = limits.entry_bytes
         self.snapshotting = Snapshotting(self)
         self.shelving = Shelving(self)
@@ -135,6 +126,7 @@ class Engine:
         self.outgoing = Outgoing(transport)
         self.view = EngineView(self)
         self.applying = Applying(self)
+        self.ordinary = Ordinary(self)
         self.upkeep = Upkeep(self, loop)
         self.residents = Residents(self, store.load_tombstones())
         self.changing = Changing(self)
@@ -175,8 +167,11 @@ class Engine:
         self.changing.stop(reason)
         self._deadlines.clear()
 
-    def open_replica(self, stored: StoredReplica, machine: Machine) -> Replica:
-        """Take up a replica that is on disk; it campaigns when nobody claims its group. Raises StartError."""
+    def open_replica(self, stored: StoredReplica, machine: Machine | None) -> Replica:
+        """Take up a replica that is on disk; it campaigns when nobody claims its group. Raises StartError.
+
+        machine  its state machine; None: one in memory, which `residents.make_machine` makes when it is first needed
+        """
         now = self.pacing.now()
         replica = self.residents.taken_up(stored, machine, now)
         core = replica.core
@@ -373,6 +368,10 @@ class Engine:
         core = replica.core
         try:
             if replica.queued:
+                batch = self.ordinary.propose(replica, now)
+                if batch is not None:
+                    self._deadlines.append(batch)
+                    return
                 self._deadlines += propose_queued(replica, self.limits, replica.stamp_ms(self.clocks), now)
             ready = core.ready()
             self._look(replica, now)
@@ -401,9 +400,12 @@ class Engine:
         if replica.reads is not None:
             self.reading.resume(replica)
 
-    def _persisted(self, persisted: list[Persisted], promises: list[Promise]) -> None:
+    def _persisted(self, persisted: list[Persisted | Stored], promises: list[Promise], acks: AckRows) -> None:
         now = self.pacing.now()
         for told in persisted:
+            if not isinstance(told, Persisted):
+                self.ordinary.stored(*told)
+                continue
             replica = told.replica
             if replica.broken is not None:
                 continue
@@ -419,6 +421,8 @@ class Engine:
             self._look(replica, now)
         if failpoints.armed is not None:
             failpoints.armed(failpoints.WRITE_BEFORE_PROMISES)
+        for node_id, rows in acks.items():
+            self.outgoing.acknowledge(node_id, rows)
         for replica, messages in promises:
             for message in messages:
                 self.outgoing.consensus(replica.node_of(message.to), message)

@@ -40,6 +40,8 @@ Run: TypeAlias = Callable[[bytes, Context], Result]
 Control: TypeAlias = Callable[[list[Any], Context], Result]
 
 CHECK: Final = 2
+_HEAD_BYTES: Final = HEAD.size
+_unpack_head: Final = HEAD.unpack_from
 _NO_HEADS: Final[Heads] = {}
 _TEXT_CHARACTERS: Final = 200
 log: Final = logging.getLogger("multiraft.engine")
@@ -135,12 +137,12 @@ class Executor:
 
     def numbered(self, entry: bytes, context: Context) -> Result:
         """Apply the command of a session, unless it was applied before. Otherwise as `command`."""
-        if len(entry) < HEAD.size:
+        if len(entry) < _HEAD_BYTES:
             return InvalidRequest(f"an entry of {len(entry)} bytes is no command of a session")
-        client, sequence, lowest = HEAD.unpack_from(entry)
+        client, sequence, lowest = _unpack_head(entry)
         answer = self.sessions.answer(client, sequence, lowest, context.time_ms)
         if answer is None:
-            answer = self.command(entry[HEAD.size :], context)
+            answer = self.command(entry[_HEAD_BYTES:], context)
             self.sessions.keep(client, sequence, answer)
         return answer
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from multiraft.engine.replica import Replica
 from multiraft.errors import CorruptRecord, InvariantViolation
+from multiraft.gathered import Acks, Appends
 from multiraft.messages import (
     AppendAnswer,
     AskRemoved,
@@ -61,14 +62,20 @@ class Incoming:
         engine = self._engine
         for node_id, incarnation, messages in inbox:
             for message in messages:
-                if type(message) in _LIVENESS:
+                kind = type(message)
+                if kind is Acks:
+                    engine.ordinary.acknowledged(node_id, cast(Acks, message), now)
+                elif kind is Appends:
+                    engine.ordinary.appended(node_id, cast(Appends, message), now)
+                elif kind in _LIVENESS:
                     engine.liveness.received(node_id, cast(LivenessMessage, message), incarnation, now)
-                elif type(message) in _HOSTING:
+                elif kind in _HOSTING:
                     engine.residents.received(node_id, cast(HostingMessage, message))
                 else:
-                    self._step(node_id, cast(RaftMessage, message), now)
+                    self.step(node_id, cast(RaftMessage, message), now)
 
-    def _step(self, node_id: NodeId, message: RaftMessage, now: float) -> None:
+    def step(self, node_id: NodeId, message: RaftMessage, now: float) -> None:
+        """Hand one message of `node_id` to the core that it is for, if it may have come from there."""
         engine = self._engine
         replica = engine.replicas.get(message.group_id)
         if replica is None or replica.broken is not None:
@@ -111,8 +118,9 @@ class Incoming:
                 self._engine.residents.tell_removed(replica, sender, node_id)
             return False
         if len(replica.strangers) >= _STRANGERS_MAX and sender not in replica.strangers:
-            replica.strangers.clear()
-        if sender in membership.nodes or replica.strangers.setdefault(sender, node_id) != node_id:
+            replica.strangers = {}
+        if sender in membership.nodes or replica.strangers.get(sender, node_id) != node_id:
             self.counters["forged_sender"] += 1
             return False
+        replica.strangers = {**replica.strangers, sender: node_id}
         return True

@@ -17,6 +17,8 @@ Lead: TypeAlias = tuple[Term, ReplicaId]
 """The term a group is led at, and the replica of it that lives on the node which is told."""
 Row: TypeAlias = tuple[GroupId, Term, ReplicaId]
 
+_SHARED_MAX: Final = 4_096
+_shared: Final[dict[Lead, Lead]] = {}  # equal entries of different groups are one object: there are few different ones
 _OF_GROUP: Final = 0x9E3779B97F4A7C15
 _OF_TERM: Final = 0xC2B2AE3D27D4EB4F
 _OF_REPLICA: Final = 0xD6E8FEB86659FD93
@@ -55,11 +57,14 @@ class LeadSet:
 
     def put(self, group_id: GroupId, term: Term, replica_id: ReplicaId) -> None:
         """Set the group's entry, in place of the one it had."""
+        lead = (term, replica_id)
         old = self._leads.get(group_id)
-        if old != (term, replica_id):
+        if old != lead:
+            if len(_shared) >= _SHARED_MAX:
+                _shared.clear()
             if old is not None:
                 self.digest ^= entry_digest(group_id, *old)
-            self._leads[group_id] = (term, replica_id)
+            self._leads[group_id] = _shared.setdefault(lead, lead)
             self.digest ^= entry_digest(group_id, term, replica_id)
 
     def drop(self, group_id: GroupId) -> None:

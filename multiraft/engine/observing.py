@@ -85,7 +85,8 @@ class Observing:
             failpoints.armed(failpoints.MEMBERSHIP_IN_EFFECT)
         membership = replica.core.membership
         # What comes of a snapshot may not name its leader yet, to whom the answer is still to go.
-        replica.strangers = {one: node for one, node in replica.strangers.items() if one not in membership.nodes}
+        if replica.strangers:
+            replica.strangers = {one: node for one, node in replica.strangers.items() if one not in membership.nodes}
         if replica.leads:
             self._lead(replica, now)
         self._engine.changing.took_effect(replica)

@@ -62,12 +62,12 @@ class OnDisk:
         batch.put_applied(stored.descriptor.group_id, applied)
         return applied
 
-    def data_of(self, stored: StoredReplica, machine: Machine) -> ReplicaData | None:
+    def data_of(self, stored: StoredReplica, machine: Machine | None) -> ReplicaData | None:
         """Return the data of a replica that is taken up; None where its machine is in memory.
 
         Raises StartError when the class keeps its state elsewhere than where this replica's state is.
         """
-        on_disk, applied = machine.data is not None, stored.applied
+        on_disk, applied = machine is not None and machine.data is not None, stored.applied
         if on_disk != (applied is not None):
             service, group_id = stored.descriptor.service, stored.descriptor.group_id
             was, declared = ("on disk", "in memory") if applied is not None else ("in memory", "on disk")

@@ -9,7 +9,7 @@ from functools import partial
 
 from multiraft.config import Limits
 from multiraft.engine.replica import Replica
-from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Proposals, Queue
+from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Proposals, Queue, divide
 from multiraft.errors import DiskFull, InvalidRequest, InvariantViolation, NotReady, OutcomeUnknown, Overloaded
 from multiraft.raft import LEADER
 from multiraft.records import CONTROL, SESSION
@@ -47,6 +47,8 @@ def _propose(
     core, budget = replica.core, replica.budget
     entries, futures, left_bytes = queue.entries, queue.futures, queue.size_bytes
     for start, end, part_bytes in record_cuts(entries, left_bytes, record_bytes):
+        if start:
+            divide(futures, start)
         try:
             first = core.propose(entries[start:end], kind, stamp_ms)
         except (NotReady, Overloaded) as problem:  # it is handing over its leadership, or commits too little

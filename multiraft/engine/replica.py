@@ -9,8 +9,7 @@ failure of the environment, halts this replica alone; a halted replica still tak
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from math import inf
 from typing import Final
 
@@ -23,7 +22,7 @@ from multiraft.engine.local import LocalReads
 from multiraft.engine.machine import Context, Machine, environmental, halt_kind, query_failed, said
 from multiraft.engine.saving import Saving
 from multiraft.engine.stamps import ReplicatedClock
-from multiraft.engine.waiting import Budget, Proposals, Queue, Reads, fail_future
+from multiraft.engine.waiting import Budget, Proposals, Queue, Reads, Result, fail_future
 from multiraft.errors import (
     Halted,
     MultiRaftError,
@@ -39,6 +38,7 @@ from multiraft.types import GroupId, Halt, Index, NodeId, ReplicaDescriptor, Rep
 
 _READ_BYTES: Final = 1024 * 1024
 _SLOWEST_KEPT: Final = 8
+_NO_STRANGERS: Final[dict[ReplicaId, NodeId]] = {}  # of all replicas that have none; never changed
 log: Final = logging.getLogger("multiraft.engine")
 
 
@@ -50,13 +50,15 @@ class Replica:
     reads                   queries that wait for a turn; then in `rounds` by round id; then in `confirmed`
     local                   reads that this replica answers whoever leads; None before the first one
     committed               apply up to here: committed, and on this disk
-    executor                runs what is applied, on the state machine
+    executor                runs what is applied, on the state machine; made when it is first needed, since most groups
+                            of a node may hold nothing and be asked nothing
+    made                    whether there is one
     data                    of a machine on disk; None: the machine's state is in memory
     clock                   the group's replicated clock, for records that are proposed here
     opened_last             the end of the log when the replica was taken up: later entries came in this run
     halted                  why applying has stopped, and at which entry; None while it has not
     handing                 halted, it leads until somebody healthy takes over
-    on_halt                 called with the reason when it has halted
+    on_halt                 called with this replica and the reason when it has halted
     slow_commands           how many took longer than they should, since the start; the latest ones in `slowest`, as
                             (index, milliseconds, in words)
     snapshot_due            no snapshot is to be thought of before this index is applied
@@ -72,6 +74,8 @@ class Replica:
     """
 
     __slots__ = (
+        "_executor",
+        "_make_executor",
         "applied",
         "apply_queued",
         "broken",
@@ -84,7 +88,6 @@ class Replica:
         "data",
         "descriptor",
         "dirty",
-        "executor",
         "group_id",
         "halted",
         "handing",
@@ -119,20 +122,23 @@ class Replica:
         self,
         descriptor: ReplicaDescriptor,
         core: Raft,
-        machine: Machine,
+        executor: Executor | None,
+        make_executor: Callable[[ReplicaDescriptor], Executor],
         budget: Budget,
         slow_command_s: float,
         stopwatch: Clock,
         real: Clock,
         data: ReplicaData | None = None,
     ) -> None:
+        """`make_executor` is called when one is needed and `executor` is None."""
         self.descriptor = descriptor
         self.data = data
         self.clock = ReplicatedClock()
         self.opened_last: Index = core.last_index
         self.group_id: GroupId = descriptor.group_id
         self.core = core
-        self.executor = Executor(descriptor.group_id, machine if data is None else on_disk(machine, data))
+        self._executor = executor
+        self._make_executor = make_executor
         self.budget = budget
         self.slow_command_s = slow_command_s
         self.stopwatch = stopwatch
@@ -141,18 +147,18 @@ class Replica:
         self.applied: Index = core.applied
         self.committed: Index = core.applied
         self.queued: dict[int, Queue] = {}
-        self.waiting: deque[Proposals] = deque()
+        self.waiting: list[Proposals] = []  # short; a deque takes 700 bytes even when empty
         self.reads: Reads | None = None
         self.rounds: dict[int, Reads] = {}
-        self.confirmed: deque[tuple[Index, Reads]] = deque()
+        self.confirmed: list[tuple[Index, Reads]] = []
         self.local: LocalReads | None = None
         self.dirty = False
         self.apply_queued = False
         self.halted: Halt | None = None
         self.handing = False
-        self.on_halt: Callable[[BaseException], None] = _nothing
+        self.on_halt: Callable[[Replica, BaseException], None] = _nothing
         self.slow_commands = 0
-        self.slowest: deque[tuple[Index, float, str]] = deque(maxlen=_SLOWEST_KEPT)
+        self.slowest: Sequence[tuple[Index, float, str]] = ()
         self.snapshot_due: Index = 0
         self.log_bytes = 0
         self.saved_bytes = 0
@@ -164,7 +170,7 @@ class Replica:
         self.seen_role = core.role
         self.seen_leader = core.leader
         self.seen_deadline_s = inf
-        self.strangers: dict[ReplicaId, NodeId] = {}
+        self.strangers: dict[ReplicaId, NodeId] = _NO_STRANGERS
         self.told_leading = False
         self.on_applied: Callable[[Replica], None] = _nobody
 
@@ -178,6 +184,26 @@ class Replica:
         self.executor.rolling.restart(index, 0)
         self.context = Context(index, 0, self.group_id, 0)
         self.applied = index
+
+    @property
+    def executor(self) -> Executor:
+        executor = self._executor
+        return executor if executor is not None else self.make()
+
+    @executor.setter
+    def executor(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def make(self) -> Executor:
+        """Make the machine, and what runs it, unless that was done before; return the latter."""
+        executor = self._executor
+        if executor is None:
+            executor = self._executor = self._make_executor(self.descriptor)
+        return executor
+
+    @property
+    def made(self) -> bool:
+        return self._executor is not None
 
     @property
     def machine(self) -> Machine:
@@ -300,29 +326,29 @@ class Replica:
         if last == record.last:
             self.log_bytes += len(record.raw)
         if batch is not None and last >= batch.last:
-            self.waiting.popleft().finish(self.budget)
+            self.waiting.pop(0).finish(self.budget)
         return True
 
     def _apply_entries(self, record: Record, last: Index, batch: Proposals | None, until_s: float) -> bool:
         entries = record.entries()
-        base = record.first
-        futures = batch.futures if batch is not None else ()
-        callers_base = batch.first if batch is not None else 0
+        base, first = record.first, self.applied + 1
         executor, context = self.executor, self.context
-        run, chain = executor.runs[record.kind], executor.rolling.chain
+        run = executor.runs[record.kind]
         ahead: Sized = ()
         if record.kind != CONTROL and executor.batch is not None:
             batches = Batches(executor, record.kind, entries, base, last)
             run, ahead = batches.run, batches.ahead
-        executor.rolling.begin(self.applied + 1)
+        executor.rolling.begin(first)
         executor.doing.record = record
-        stopwatch = self.stopwatch
+        results: list[Result] = []
+        stopwatch, slow_s = self.stopwatch, self.slow_command_s
         began_s = stopwatch()
-        for index in range(self.applied + 1, last + 1):
+        for index in range(first, last + 1):
             context.index = index
             try:
-                result = run(entries[index - base], context)
+                results.append(run(entries[index - base], context))
             except BaseException as problem:
+                self._came_of(first, results, batch)
                 if not environmental(problem):
                     raise
                 text = executor.text_of(record.kind, entries[index - base])
@@ -330,26 +356,29 @@ class Replica:
                 if isinstance(problem, KeyboardInterrupt | SystemExit):
                     raise
                 return False
-            chain(index, result)
             self.applied = index
-            if futures:
-                future = futures[index - callers_base]
-                if not future.done():
-                    if isinstance(result, bytes):
-                        future.set_result(result)
-                    else:
-                        fail_future(future, result)
+            if record.kind == CONTROL:  # which may look at what has come of the entries before
+                self._came_of(index, results, batch)
+                results = []
             now_s = stopwatch()
-            if now_s - began_s > self.slow_command_s:
+            if now_s - began_s > slow_s:
                 self._slow(index, (now_s - began_s) * 1e3, executor.text_of(record.kind, entries[index - base]))
             if now_s > until_s and index < last and not ahead:
-                return False
+                break
             began_s = now_s
-        return True
+        self._came_of(first, results, batch)
+        return self.applied == last
+
+    def _came_of(self, index: Index, results: list[Result], batch: Proposals | None) -> None:
+        """`results` came of the entries from `index` on: count them in, and tell whoever waits for them."""
+        if results:
+            self.executor.rolling.chain_all(index, results)
+            if batch is not None:
+                batch.tell(index, results)
 
     def _slow(self, index: Index, took_ms: float, text: str) -> None:
         self.slow_commands += 1
-        self.slowest.append((index, round(took_ms, 1), text))
+        self.slowest = [*self.slowest, (index, round(took_ms, 1), text)][-_SLOWEST_KEPT:]
         log.warning("group %d: command at index %d took %.0f ms: %s", self.group_id, index, took_ms, text)
 
     def _callers_of(self, record: Record) -> Proposals | None:
@@ -364,9 +393,9 @@ class Replica:
             if batch.term == record.term and batch.last >= record.first:
                 if not batch.finished:
                     return batch
-                waiting.popleft()
+                waiting.pop(0)
                 return None
-            waiting.popleft().fail(
+            waiting.pop(0).fail(
                 self.budget,
                 lambda: NotCommitted(f"group {self.group_id}: a new leader replaced the command; it is safe to retry"),
             )
@@ -376,7 +405,7 @@ class Replica:
         """A snapshot stands for what is up to `index`: what came of the commands waiting there is not known here."""
         text = f"group {self.group_id}: a snapshot took the place of the command's entry"
         while self.waiting and self.waiting[0].first <= index:
-            self.waiting.popleft().fail(self.budget, lambda: OutcomeUnknown(text))
+            self.waiting.pop(0).fail(self.budget, lambda: OutcomeUnknown(text))
 
     def restored(self, index: Index, time_ms: int, value: int) -> None:
         """The machine has the state as of `index`, the replicated clock is at `time_ms` there, the hash is `value`."""
@@ -398,14 +427,13 @@ class Replica:
         log.error("group %d: replica halted: %s", self.group_id, reason, exc_info=problem)
         self.fail_callers()
         if not isinstance(problem, KeyboardInterrupt | SystemExit):  # the process is asked to end, and starts anew
-            self.on_halt(problem)
+            self.on_halt(self, problem)
 
     def fail_callers(self) -> None:
         """This replica has halted: whoever waits for it has an answer."""
-        while self.waiting:
-            self.waiting.popleft().fail(
-                self.budget, lambda: OutcomeUnknown(f"group {self.group_id}: replica halted: {self.why_halted}")
-            )
+        waiting, self.waiting = self.waiting, []
+        for batch in waiting:
+            batch.fail(self.budget, lambda: OutcomeUnknown(f"group {self.group_id}: replica halted: {self.why_halted}"))
         self.fail_reads(self.refusal)
         if self.local is not None:
             self.local.fail(self.stopped)
@@ -426,7 +454,7 @@ class Replica:
         confirmed = self.confirmed
         query = self.executor.query
         while confirmed and confirmed[0][0] <= self.applied:
-            _, reads = confirmed.popleft()
+            _, reads = confirmed.pop(0)
             for body, future in zip(reads.queries, reads.futures, strict=True):
                 if future.done():
                     continue
@@ -448,15 +476,16 @@ class Replica:
 
     def fail_everything(self, reason: str) -> None:
         """The engine ends: what was proposed has an unknown outcome, what was not certainly did not happen."""
-        while self.waiting:
-            self.waiting.popleft().fail(self.budget, lambda: OutcomeUnknown(reason))
+        waiting, self.waiting = self.waiting, []
+        for batch in waiting:
+            batch.fail(self.budget, lambda: OutcomeUnknown(reason))
         self.lost_queue(lambda: NotCommitted(reason))
         self.fail_reads(lambda: ReadFailed(reason))
         if self.local is not None:
             self.local.fail(lambda: ReadFailed(reason))
 
 
-def _nothing(problem: BaseException) -> None:
+def _nothing(replica: Replica, problem: BaseException) -> None:
     pass
 
 

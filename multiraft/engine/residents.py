@@ -17,12 +17,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from multiraft import failpoints
+from multiraft.engine.executing import Executor
+from multiraft.engine.keyspace import on_disk
 from multiraft.engine.machine import Machine
 from multiraft.engine.quarantine import Quarantine
 from multiraft.engine.replica import Replica
+from multiraft.errors import invariant
 from multiraft.messages import AskRemoved, CreateReplica, HostingMessage, RemovedReplica
 from multiraft.ports import WriteBatch
 from multiraft.raft import Raft
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from multiraft.engine.engine import Engine
 
 _DELETED_AT_ONCE: Final = 1_000
+_FOUNDED: Final = LogStart(FOUNDING_INDEX, FOUNDING_TERM)
 log: Final = logging.getLogger("multiraft.engine")
 
 
@@ -62,6 +66,8 @@ class Residents:
         self.tombstones = tombstones
         self.quarantine = Quarantine(())
         self.make_machine: Callable[[ReplicaDescriptor], Machine | None] = lambda _: None
+        # One object of each for all replicas.
+        self._make_executor, self._on_applied = self._made_late, engine.observing.applied
         self.came: Callable[[Replica], None] = lambda _: None
         self.left: Callable[[Replica], None] = lambda _: None
         self._coming: set[GroupId] = set()
@@ -179,25 +185,31 @@ class Residents:
         self.make(stored, machine, self.came)
 
     def found(
-        self, descriptor: ReplicaDescriptor, membership: Membership, machine: Machine, then: Callable[[Replica], None]
+        self,
+        descriptor: ReplicaDescriptor,
+        membership: Membership,
+        machine: Machine | None,
+        then: Callable[[Replica], None],
     ) -> None:
         """Make one of a new group's first replicas; it takes part, and `then` is called, once it is on disk."""
         hard_state = HardState(FOUNDING_TERM, 0, FOUNDING_INDEX)
-        log_start = LogStart(FOUNDING_INDEX, FOUNDING_TERM)
         stored = StoredReplica(
-            descriptor, membership, hard_state, log_start, FOUNDING_INDEX, FOUNDING_TERM, (), FOUNDING_INDEX
+            descriptor, membership, hard_state, _FOUNDED, FOUNDING_INDEX, FOUNDING_TERM, (), FOUNDING_INDEX
         )
         self.make(stored, machine, then)
 
-    def make(self, stored: StoredReplica, machine: Machine, then: Callable[[Replica], None]) -> None:
-        """Write a new replica down; it lives, and `then` is called, once that is on disk."""
+    def make(self, stored: StoredReplica, machine: Machine | None, then: Callable[[Replica], None]) -> None:
+        """Write a new replica down; it lives, and `then` is called, once that is on disk.
+
+        machine  as in `Engine.open_replica`
+        """
         engine, group_id = self._engine, stored.descriptor.group_id
         self._coming.add(group_id)
 
         def create(batch: WriteBatch) -> None:
             nonlocal stored
             batch.create_replica(stored.descriptor, stored.membership, stored.hard_state, stored.log_start)
-            if machine.data is not None:
+            if machine is not None and machine.data is not None:
                 stored = replace(stored, applied=engine.ondisk.draw(batch, stored))
 
         def made() -> None:
@@ -239,17 +251,40 @@ class Residents:
         engine.writer.write(fill, lambda: self._delete_leftovers(group_id))
         engine.wake()
 
-    def taken_up(self, stored: StoredReplica, machine: Machine, now: float) -> Replica:
+    def taken_up(self, stored: StoredReplica, machine: Machine | None, now: float) -> Replica:
         """Return what is on disk as a replica. Raises StartError when its class keeps the state elsewhere."""
         engine, clocks = self._engine, self._engine.clocks
         data = engine.ondisk.data_of(stored, machine)
         applied = stored.snapshot_index if data is None else data.applied.index
         reader, settings = engine.ondisk.reader_of(data), engine.core_settings
         core = Raft(stored, reader, engine.view, engine.rng, settings, now, applied)
-        slow_s = engine.limits.slow_command_ms / 1e3
-        replica = Replica(stored.descriptor, core, machine, engine.budget, slow_s, clocks.effort, clocks.real, data)
-        replica.on_applied = engine.observing.applied
+        executor = None
+        if machine is not None:
+            executor = self._executor(stored.descriptor, machine if data is None else on_disk(machine, data))
+        replica = Replica(
+            stored.descriptor,
+            core,
+            executor,
+            self._make_executor,
+            engine.budget,
+            engine.slow_command_s,
+            clocks.effort,
+            clocks.real,
+            data,
+        )
+        replica.on_applied = self._on_applied
         return replica
+
+    def _executor(self, descriptor: ReplicaDescriptor, machine: Machine) -> Executor:
+        executor = Executor(descriptor.group_id, machine)
+        executor.doing = self._engine.applying.doing
+        return executor
+
+    def _made_late(self, descriptor: ReplicaDescriptor) -> Executor:
+        """Something is applied in a group, or asked of it, for the first time since the start."""
+        machine = self.make_machine(descriptor)
+        invariant(machine is not None and machine.data is None, "a machine that is made late is one in memory")
+        return self._executor(descriptor, cast(Machine, machine))
 
     # -------------------------------------------------------------------------------------------------- leaving
 

@@ -78,6 +78,20 @@ class RollingHash:
         self.value = value
         self._append(value)
 
+    def chain_all(self, index: Index, results: list[Result]) -> None:
+        """`results` came of the entries from `index` on. Otherwise as `chain`."""
+        value, append = self.value, self._append
+        for result in results:
+            if type(result) is not bytes:
+                self.value = value
+                self.chain(index, result)
+                value = self.value
+            else:
+                value = _crc32(result, value + index)
+                append(value)
+            index += 1
+        self.value = value
+
     def at(self, index: Index) -> int | None:
         """Return the value after entry `index`, which is applied; None where it is not kept any more."""
         place = index - self.since - 1

@@ -159,7 +159,7 @@ class SessionTable:
         session.replies[sequence] = reply
         if sequence > session.newest:
             session.newest = sequence
-        session.reply_bytes += _size_bytes(reply)
+        session.reply_bytes += len(reply) + REPLY_OVERHEAD_BYTES if type(reply) is bytes else _size_bytes(reply)
         if self._changes is not None:
             self._changes[_reply_key(client, sequence)] = _pack_reply(reply)
         if session.reply_bytes > self.reply_bytes:
@@ -192,7 +192,7 @@ class SessionTable:
         for sequence in passed:
             reply = replies.pop(sequence, _NEW)
             if reply is not _NEW:
-                session.reply_bytes -= _size_bytes(reply)
+                session.reply_bytes -= len(reply) + REPLY_OVERHEAD_BYTES if type(reply) is bytes else _size_bytes(reply)
                 if self._changes is not None:
                     self._changes[_reply_key(client, sequence)] = None
 

@@ -1,20 +1,22 @@
 """Callers that wait: one object per batch of them, never one per caller.
 
 A `Proposals` holds the callers of one log record, a `Reads` those of one ReadIndex round of one group. Both have one
-deadline for all. Rules of this file: a future that its caller has cancelled is left alone; a batch is finished
-exactly once.
+deadline for all. Who has proposed many commands at once waits for all of them by one `Many`.
+
+Rules of this file: a future that its caller has cancelled is left alone; a batch is finished exactly once.
 """
 
 from __future__ import annotations
 
 from asyncio import Future
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from multiraft.errors import MultiRaftError
 from multiraft.records import COMMANDS
 from multiraft.types import Index, Term
 
+Result: TypeAlias = bytes | MultiRaftError
 ENTRY_OVERHEAD_BYTES: Final = 64
 """What a command costs beside its own bytes: a bound in bytes must bound empty commands, too."""
 
@@ -40,6 +42,67 @@ class Budget:
         self.limit_bytes = self.most_bytes if why is None else 0
 
 
+class Many:
+    """Who waits for what comes of many commands; stands among the futures of a batch once for each of them.
+
+    Results come in the order of the commands, some at a time. A batch that ends where a record ends has the rest in
+    another record, which another object stands for (`rest`).
+
+    results  what has come of each: its result, or what its caller would be raised; None: nothing yet
+    missing  how many have not come yet
+    """
+
+    __slots__ = ("_at", "_told", "_until", "missing", "results")
+
+    def __init__(self, count: int, told: Callable[[list[Result]], None]) -> None:
+        """`told` is called once, with all results, in the midst of a turn: it must only note them."""
+        self.results: list[Any] = [None] * count
+        self.missing = count
+        self._told = told
+        self._at = 0
+        self._until = count
+
+    def take(self, results: list[Result]) -> None:
+        """The next ones have come."""
+        self._fill(self._at, results)
+        self._at += len(results)
+
+    @property
+    def ahead(self) -> int:
+        """How many are still to come through this very object."""
+        return self._until - self._at
+
+    def rest(self, count: int) -> Many:
+        """Return what stands for all but the first `count` of those to come through this object."""
+        begin = self._at + count
+        rest = Many(self._until - begin, lambda results: self._fill(begin, results))
+        self._until = begin
+        return rest
+
+    def _fill(self, at: int, results: list[Result]) -> None:
+        self.results[at : at + len(results)] = results
+        self.missing -= len(results)
+        if not self.missing:
+            self._told(self.results)
+
+    # What a Future has, for whoever has one outcome after the other.
+
+    def done(self) -> bool:
+        return not self.missing
+
+    def set_result(self, result: bytes) -> None:
+        self.take([result])
+
+    def set_exception(self, error: MultiRaftError) -> None:
+        self.take([error])
+
+    def exception(self) -> None:
+        """See `fail_future`."""
+
+
+Waiter: TypeAlias = "Future[bytes] | Many"
+
+
 class Queue:
     """What waits to be proposed, of one kind of record: entries, and their callers; same length."""
 
@@ -47,7 +110,7 @@ class Queue:
 
     def __init__(self) -> None:
         self.entries: list[bytes] = []
-        self.futures: list[Future[bytes]] = []
+        self.futures: list[Waiter] = []
         self.size_bytes = 0
 
 
@@ -63,7 +126,7 @@ class Proposals:
         self,
         first: Index,
         term: Term,
-        futures: list[Future[bytes]],
+        futures: list[Waiter],
         size_bytes: int,
         deadline_s: float,
         kind: int = COMMANDS,
@@ -76,6 +139,26 @@ class Proposals:
         self.deadline_s = deadline_s
         self.kind = kind
         self.finished = False
+
+    def tell(self, index: Index, results: list[Result]) -> None:
+        """The entries from `index` on were applied: tell their callers what has come of them."""
+        futures, at, count = self.futures, 0, len(results)
+        offset = index - self.first
+        while futures and at < count:
+            future = futures[offset + at]
+            if type(future) is Many:
+                end = min(count, at + future.ahead)
+                future.take(results[at:end])
+                at = end
+                continue
+            result = results[at]
+            at += 1
+            if future.done():
+                continue
+            if type(result) is bytes:
+                future.set_result(result)
+            else:
+                fail_future(future, result)
 
     def finish(self, budget: Budget) -> None:
         """Give back what the batch took from the budget and let go of its callers."""
@@ -124,14 +207,23 @@ class Reads:
         self.queries, self.futures, self.askers = [], [], []
 
 
-def fail_all(futures: Sequence[Future[Any]], error: Callable[[], MultiRaftError]) -> None:
+def fail_all(futures: Sequence[Future[Any] | Many], error: Callable[[], MultiRaftError]) -> None:
     """Set `error()` on every future that is not done; each gets an exception object of its own."""
     for future in futures:
         if not future.done():
             fail_future(future, error())
 
 
-def fail_future(future: Future[Any], error: BaseException) -> None:
+def divide(futures: list[Waiter], at: int) -> None:
+    """A record ends before place `at`: whoever waits for commands on both sides of it waits for them apart."""
+    many = futures[at]
+    if type(many) is Many and at and futures[at - 1] is many:
+        first = futures.index(many)
+        end = first + many.ahead
+        futures[at:end] = [many.rest(at - first)] * (end - at)
+
+
+def fail_future(future: Future[Any] | Many, error: Any) -> None:
     """Set `error`. A caller that was cancelled in the same moment never looks, which is no mistake worth a warning."""
     future.set_exception(error)
     future.exception()

@@ -22,11 +22,13 @@ from multiraft import failpoints
 from multiraft.engine.keyspace import Change, ReplicaData
 from multiraft.engine.pairs import put_snapshot
 from multiraft.engine.replica import Replica
+from multiraft.gathered import AckRow
 from multiraft.messages import RaftMessage
 from multiraft.ports import Clock, Store, WriteBatch
 from multiraft.raft import Ready
 from multiraft.raft.ready import SnapshotWrite
-from multiraft.types import Applied, Index, Term
+from multiraft.records import Record
+from multiraft.types import Applied, Index, NodeId, ReplicaId, Term
 
 
 class Persisted:
@@ -49,27 +51,33 @@ class Persisted:
 
 log: Final = logging.getLogger("multiraft.engine")
 Promise: TypeAlias = tuple[Replica, list[RaftMessage]]
+Stored: TypeAlias = tuple[Replica, Index, Term]
+"""The same of a replica whose record went the ordinary way: the end of that record, and its term."""
+AckRows: TypeAlias = dict[NodeId, list[AckRow]]
+"""Acknowledgements, by the node that they go to."""
 
 
 class _Pending:
     """One batch, and what may happen once it is on disk."""
 
-    __slots__ = ("batch", "callbacks", "data", "persisted", "promises", "sync", "writes")
+    __slots__ = ("acks", "batch", "callbacks", "data", "persisted", "promises", "sync", "writes")
 
     def __init__(self, batch: WriteBatch) -> None:
         self.batch = batch
         self.writes = 0
         self.sync = False
         self.data: dict[ReplicaData, Applied] = {}
-        self.persisted: list[Persisted] = []
+        self.persisted: list[Persisted | Stored] = []
         self.promises: list[Promise] = []
+        self.acks: AckRows = {}
         self.callbacks: list[Callable[[], None]] = []
 
 
 class LogWriter:
     """Gathers, submits and reports writes.
 
-    on_persisted  called on the loop after each batch, with what it carried and the promises that may now leave
+    on_persisted  called on the loop after each batch, with what it carried, in that order, and the promises and
+                  acknowledgements that may now leave
     on_failed     called once, with the error of the first write that failed, or of what was to follow a write
     """
 
@@ -79,7 +87,7 @@ class LogWriter:
         batch_bytes: int,
         writes_in_flight: int,
         stopwatch: Clock,
-        on_persisted: Callable[[list[Persisted], list[Promise]], None],
+        on_persisted: Callable[[list[Persisted | Stored], list[Promise], AckRows], None],
         on_failed: Callable[[Exception], None],
     ) -> None:
         self._store = store
@@ -167,6 +175,34 @@ class LogWriter:
             self._submit()
         return []
 
+    def add_ordinary(
+        self,
+        replica: Replica,
+        record: Record,
+        state: tuple[Term, ReplicaId, Index],
+        node_id: NodeId | None,
+        ack: AckRow | None,
+    ) -> None:
+        """Take a record and the hard state to be stored with it; `ack` goes to `node_id` once that is on disk."""
+        if self._failed:
+            return
+        pending = self._open
+        if pending is None:
+            pending = self._open = _Pending(self._store.batch())
+        pending.sync = True
+        batch = pending.batch
+        batch.put_step(replica.group_id, record, *state)
+        pending.writes += 1
+        pending.persisted.append((replica, record.last, record.term))
+        if ack is not None and node_id is not None:
+            rows = pending.acks.get(node_id)
+            if rows is None:
+                pending.acks[node_id] = [ack]
+            else:
+                rows.append(ack)
+        if batch.size_bytes >= self._batch_bytes:
+            self._submit()
+
     def write(self, fill: Callable[[WriteBatch], None], then: Callable[[], None], sync: bool = True) -> None:
         """Let `fill` put something else into the open batch, and call `then` once it is on disk.
 
@@ -233,7 +269,7 @@ class LogWriter:
         self._note_durable(pending)
         self.flush()
         try:
-            self._on_persisted(pending.persisted, pending.promises)
+            self._on_persisted(pending.persisted, pending.promises, pending.acks)
             for callback in pending.callbacks:
                 callback()
         except Exception as problem:  # a failed read, or a bug: the rest of what was to follow will never come

@@ -31,8 +31,8 @@ class Elections(Reconfiguration):
     def campaign(self, now: float, forced: bool = False) -> None:
         """Try to become the leader: ask first whether it can succeed (pre-vote), then for votes.
 
-        Does nothing but re-arm the deadline where this replica is no voter, has an empty log or a committed membership
-        change that has not taken effect, or is loyal (L11).
+        Does nothing but re-arm the deadline, and forget who led before, where this replica is no voter, has an empty
+        log or a committed membership change that has not taken effect, or is loyal (L11; its leader is not forgotten).
         `forced` skips the pre-vote and loyalty, for this one campaign (L16). A leader, and a candidate whose
         self-vote is not on disk yet (L17), go on as they are. `now` is the patience clock, in seconds. Raises
         CorruptRecord.
@@ -44,9 +44,11 @@ class Elections(Reconfiguration):
         electable = self._electable()
         if electable and forced:
             self._stand(now, True)
-        elif not electable or self._contacts.loyal(self.group_id, self.term, now):
+        elif (loyal := self._contacts.loyal(self.group_id, self.term, now)) or not electable:
             if self.role is not FOLLOWER:
                 self._become_follower(self.term, NOBODY, now)
+            elif not (forced or loyal):
+                self.leader = NOBODY  # who was known by an append alone has fallen silent, or leads without this one
             self._rearm_if_armed(now)
         else:
             self._leave_role()

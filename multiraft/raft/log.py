@@ -82,7 +82,7 @@ class Log:
         self._reader = reader
         self._records: list[Record] = []
         self._firsts: list[Index] = []
-        self._deleted: set[Index] = set()
+        self._deleted: set[Index] | None = None
         # (last index, its term, what its completion makes stable) of each write handed out, oldest first
         self._in_flight: list[tuple[Index, Term, Index]] = []
 
@@ -176,6 +176,25 @@ class Log:
         self.last_index = record.last
         self.last_term = record.term
 
+    def append_handed(self, record: Record) -> None:
+        """Put `record` at the end, and hand it out to be written, at once; all before it was handed out."""
+        last = record.last
+        invariant(
+            record.first == self.last_index + 1 == self.handed + 1 and record.prev_term == self.last_term,
+            "a record follows the last one, which was handed out",
+        )
+        self._records.append(record)
+        self._firsts.append(record.first)
+        self.size_bytes += len(record.raw)
+        self.last_index = self.handed = last
+        self.last_term = record.term
+        self._in_flight.append((last, record.term, last))
+
+    @property
+    def deletes(self) -> bool:
+        """Whether keys of the store are to be deleted with the next write."""
+        return bool(self._deleted)
+
     def truncate(self, conflict: Index) -> None:
         """Take away every entry from `conflict` on; a record that brings another one there must follow.
 
@@ -184,7 +203,7 @@ class Log:
         invariant(self.applied < conflict <= self.last_index, "only entries that were not applied are taken away")
         last_term = self.term(conflict - 1)
         if conflict <= self.held_after:
-            self._deleted.update(self._reader.read_firsts(self.group_id, conflict))
+            self._delete(self._reader.read_firsts(self.group_id, conflict))
             self.held_after = conflict - 1
             at = 0
         else:
@@ -195,7 +214,7 @@ class Log:
                 self._records[at] = kept
                 self.size_bytes += len(kept.raw) - len(straddling.raw)
                 at += 1
-        self._deleted.update([first for first in self._firsts[at:] if first <= self.handed])
+        self._delete([first for first in self._firsts[at:] if first <= self.handed])
         self.size_bytes -= sum([len(record.raw) for record in self._records[at:]])
         del self._records[at:], self._firsts[at:]
         self.last_index = conflict - 1
@@ -217,7 +236,7 @@ class Log:
         firsts = self._reader.read_firsts(self.group_id, 0, index + 1)
         if index < self.last_index and firsts:
             firsts.pop()  # begins with the entry after the start, or may reach it
-        self._deleted.update(firsts[:_COMPACTED_KEYS_MAX])
+        self._delete(firsts[:_COMPACTED_KEYS_MAX])
         self.start = start
         count = 0
         while count < len(self._records) and self._records[count].last <= index:
@@ -231,8 +250,8 @@ class Log:
 
         Nothing is stable until that is written. `applied` follows when the state machine has the snapshot.
         """
-        self._deleted.update(self._reader.read_firsts(self.group_id, 0))
-        self._deleted.update([first for first in self._firsts if first <= self.handed])
+        self._delete(self._reader.read_firsts(self.group_id, 0))
+        self._delete([first for first in self._firsts if first <= self.handed])
         self._records.clear()
         self._firsts.clear()
         self.size_bytes = 0
@@ -256,6 +275,13 @@ class Log:
             count += 1
         del self._records[:count], self._firsts[:count]
 
+    def _delete(self, firsts: list[Index]) -> None:
+        """The records stored under these keys no longer count."""
+        if firsts:
+            if self._deleted is None:
+                self._deleted = set()
+            self._deleted.update(firsts)
+
     # ------------------------------------------------------------------------------------------------- writing
 
     def hand_out(self) -> tuple[list[Record], list[Index]]:
@@ -268,9 +294,9 @@ class Log:
         if self.handed != self.last_index:
             records = self._records[bisect_right(self._firsts, self.handed) :]
             self.handed = self.last_index
-        if self._deleted:
+        if self._deleted is not None:
             deleted = sorted(self._deleted)
-            self._deleted.clear()
+            self._deleted = None
         self._in_flight.append((self.last_index, self.last_term, self.last_index))
         return records, deleted
 

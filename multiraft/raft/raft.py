@@ -30,53 +30,25 @@ from multiraft.messages import (
     TimeoutNow,
     VoteAnswer,
 )
-from multiraft.raft.election import Elections
+from multiraft.raft.ordinary import Ordinary
 from multiraft.raft.progress import REPLICATE
-from multiraft.raft.ready import FOLLOWER, LEADER, Contacts, CoreSettings, Dice, Ready
+from multiraft.raft.ready import FOLLOWER, LEADER, Ready
 from multiraft.records import RECORD_HEADER_BYTES, encode_record
-from multiraft.types import NOBODY, HardState, Index, ReplicaId, StoredReplica, Term
+from multiraft.types import NOBODY, HardState, Index, ReplicaId, Term
 
 if TYPE_CHECKING:
-    from multiraft.ports import LogReader
+    pass
 
 
-class Raft(Elections):
-    """One replica of one group. Attributes to read: see `ReplicaState`."""
+class Raft(Ordinary):
+    """One replica of one group. Attributes to read: see `ReplicaState`.
 
-    __slots__ = (
-        "_shown_leader",
-        "_shown_role",
-        "_shown_term",
-        "_written_commit",
-        "_written_membership",
-        "_written_term",
-        "_written_vote",
-    )
+    It starts from what is on disk, as a follower of nobody with an armed deadline: `now` is the patience clock in
+    seconds, `applied` what the state machine has already, at least what the stored snapshot covers. Raises
+    InvariantViolation when these contradict each other.
+    """
 
-    def __init__(
-        self,
-        stored: StoredReplica,
-        reader: LogReader,
-        contacts: Contacts,
-        rng: Dice,
-        settings: CoreSettings,
-        now: float,
-        applied: Index,
-    ) -> None:
-        """Start from what is on disk, as a follower of nobody with an armed deadline.
-
-        `now` is the patience clock in seconds; `applied` is what the state machine has already, at least what the
-        stored snapshot covers. Raises InvariantViolation when these contradict each other.
-        """
-        super().__init__(stored, reader, contacts, rng, settings, now, applied)
-        # What was handed out last: `ready()` compares.
-        self._written_term = self.term
-        self._written_vote = self.vote
-        self._written_commit = stored.hard_state.commit
-        self._shown_role = FOLLOWER
-        self._shown_term = self.term
-        self._shown_leader: ReplicaId = NOBODY
-        self._written_membership = self.membership.index
+    __slots__ = ()
 
     # ---------------------------------------------------------------------------------------------------- inputs
 

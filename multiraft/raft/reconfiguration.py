@@ -60,10 +60,10 @@ class Reconfiguration(Snapshots):
     def membership_known(self) -> bool:
         """Whether a majority of the members of now knows of the membership in effect. False unless this one leads.
 
-        Only then may a replica that takes part no longer go. Whoever knows of the change may be lost before, and those
-        that are left would need the vote of the removed one by the membership that they know of. What makes it so is an
-        entry that was appended after the change took effect here and is committed: a majority has stored it together
-        with a commit that covers the change.
+        Only then may a replica that takes part no longer go, or one be lost for which another has become a voter.
+        Whoever knows of the change may be lost before, and those that are left would need, by the membership that they
+        know of, the votes of those that are gone. What makes it so is an entry that was appended after the change took
+        effect here and is committed: a majority has stored it together with a commit that covers the change.
         """
         return self.role is LEADER and self.commit > self._settles_after and self.commit >= self._office_index
 
@@ -210,9 +210,12 @@ class Reconfiguration(Snapshots):
             index = self._changes.pop(0)
             if index > self.membership.index:  # a log that is applied anew meets old changes
                 before, self.membership = self.membership, self._membership_at(index)
-                gone = any(replica_id not in self.membership.nodes for replica_id in before.nodes)
-                # Where nobody left, the change itself was appended after all those before it had taken effect.
-                self._settles_after = self.log.last_index if gone else index - 1
+                # Where nobody left and the voters are the same, nobody has to know of this change, and it was itself
+                # appended after all those before it had taken effect.
+                after = self.membership
+                alike = (before.voters, before.outgoing) == (after.voters, after.outgoing)
+                plain = alike and before.nodes.keys() <= after.nodes.keys()
+                self._settles_after = index - 1 if plain else self.log.last_index
         if self.role is LEADER:
             self._lead_members()
         return True
@@ -220,7 +223,6 @@ class Reconfiguration(Snapshots):
     def _lead_members(self) -> None:
         """The membership that this leader leads has changed."""
         membership = self.membership
-        gone = any(replica_id not in membership.nodes for replica_id in self.progress)
         progress = {one: self.progress.get(one) for one in membership.replicas}
         own = self.progress[self.replica_id]
         self.progress = {
@@ -236,8 +238,8 @@ class Reconfiguration(Snapshots):
             self._confirm_reads()
         if not membership.is_voter(self.replica_id):
             self._resign()
-        elif gone:
-            log = self.log  # committed, it says that the others know who has left: see `membership_known`
+        elif self._settles_after == self.log.last_index and not membership.auto_leave:
+            log = self.log  # committed, it says that the others know of the change: see `membership_known`
             self._store(encode_record(self.group_id, log.last_index + 1, self.term, log.last_term, NOOP, 0, [b""]))
 
     def _newcomer(self, replica_id: ReplicaId) -> Progress:

@@ -11,7 +11,6 @@ no leader holds a finite deadline, and only the lead set takes a deadline away (
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import TYPE_CHECKING
 
 from multiraft.errors import invariant
@@ -126,7 +125,7 @@ class ReplicaState:
         self._vote_pending = False
         self._timer_due = False  # the next tick starts the timer, and does nothing else
         # Leader: (last index, bytes) of its records that are not committed, oldest first; their sum.
-        self._tail: deque[tuple[Index, int]] = deque()
+        self._tail: list[tuple[Index, int]] = []
         self.uncommitted_bytes = 0
         # Leader: progress of all others; its no-op; when it was elected; reads not confirmed yet, oldest first.
         self._peers: list[Progress] = []
@@ -171,8 +170,13 @@ class ReplicaState:
     def _shorten_tail(self) -> None:
         """A leader's commit has moved."""
         tail, commit = self._tail, self.commit
-        while tail and tail[0][0] <= commit:
-            self.uncommitted_bytes -= tail.popleft()[1]
+        count = 0
+        for last, size_bytes in tail:
+            if last > commit:
+                break
+            self.uncommitted_bytes -= size_bytes
+            count += 1
+        del tail[:count]
 
     # -------------------------------------------------------------------------------------------------- deadline
 

@@ -86,7 +86,8 @@ class Losing(Churn):
             core = self.cluster.nodes[leader]._here().engine.replicas[group_id].core
             members = core.latest_membership()
             here = members.replica_on(name)
-            if members.joint or core.change_pending or (here and len(members.voters) < _SPARE_VOTERS):
+            uncertain = members.joint or core.change_pending or not core.membership_known
+            if uncertain or (here and len(members.voters) < _SPARE_VOTERS):
                 return False
         return True
 

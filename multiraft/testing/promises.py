@@ -24,6 +24,7 @@ from multiraft.messages import (
     VoteAnswer,
 )
 from multiraft.raft import LEADER
+from multiraft.singly import singly
 from multiraft.storage import MemoryDisk
 from multiraft.testing.platter import hard_state, last_entry, removed
 from multiraft.types import GroupId, NodeId, Term
@@ -55,7 +56,7 @@ class Promises:
 
     def sends(self, to: NodeId, messages: Sequence[NodeMessage]) -> None:
         """These are handed to the transport now."""
-        for message in messages:
+        for message in singly(messages):
             if type(message) in _PROMISING and removed(self._disk, message.group_id, message.sender):  # type: ignore[union-attr]
                 continue
             if isinstance(message, AppendAnswer):

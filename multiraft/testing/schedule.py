@@ -28,11 +28,19 @@ from random import Random
 from typing import Any, Final, TypeVar
 
 from multiraft.errors import MultiRaftError, NotCommitted, NotRunning, StartError
-from multiraft.failpoints import FAILPOINTS, Action
 from multiraft.testing.churn import Churn
 from multiraft.testing.cluster import MemoryCluster
 from multiraft.testing.losing import Losing
 from multiraft.testing.observing import retry_halted
+from multiraft.testing.places import (
+    ACTIONS,
+    ACTIONS_ANYWHERE,
+    PLACES,
+    PLACES_OF_DISKS,
+    PLACES_OF_FORMING,
+    PLACES_OF_NEWCOMERS,
+    RARE,
+)
 from multiraft.testing.trace import Trace
 from multiraft.testing.virtual import VirtualLoop
 from multiraft.types import GroupId, NodeId
@@ -45,28 +53,6 @@ ALWAYS: Final = ("heal", "start", "mend", "resume")
 WEIGHTS: Final = {"heal": 3, "start": 4, "mend": 2, "resume": 2, "disturb": 6, "failpoint": 24, "crash_at_write": 4}
 """How often a kind is drawn, where that is not 2: more often what takes effect only now and then."""
 MOST_FAULTS: Final = 40
-ACTIONS: Final[tuple[Action, ...]] = ("kill", "kill", "delay", "eio", "enospc")
-ACTIONS_ANYWHERE: Final[tuple[Action, ...]] = ("kill", "delay")
-RARE: Final = {
-    "close.": 5,
-    "data.file-made": 15,
-    "membership.": 5,
-    "open.": 1,
-    "replica.": 5,
-    "snapshot.after-restore": 15,
-    "snapshot.before-restore": 15,
-    "snapshot.": 5,
-    "space.filled": 40,
-    "space.": 15,
-}
-PLACES: Final = tuple(
-    name
-    for name in sorted(point.name for point in FAILPOINTS.values())
-    for _ in range(next((weight for prefix, weight in RARE.items() if name.startswith(prefix)), 1))
-)
-"""Those that are passed now and then only are drawn more often."""
-PLACES_OF_FORMING: Final = ("bind.before-file", "replica.before-create", "replica.after-create", "write.after-sync")
-PLACES_OF_DISKS: Final = ("disk.",)  # only there can an operation of the disk fail
 WILD_RATES: Final = (0.2, 0.5, 0.9, 1.0, 1.0, 1.1, 2.0, 5.0)
 CAREFUL_RATES: Final = (0.9905, 0.996, 1.0, 1.004, 1.0095)
 """Within the drift that leases allow for."""
@@ -442,6 +428,8 @@ class Schedule(Losing):
             await self._stop()
         elif place.endswith("-remove"):
             await self._remove()
+        elif place.startswith(PLACES_OF_NEWCOMERS):
+            await self._replace()
         elif place.endswith("-restore") and (restarted := self._any(self._up())) is not None:
             self.cluster.crash(restarted)
             await self.start_one(restarted)

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from multiraft.engine.keyspace import ReplicaData
-from multiraft.engine.writer import LogWriter, Persisted, Promise
+from multiraft.engine.writer import AckRows, LogWriter, Persisted, Promise, Stored
 from multiraft.messages import AppendAnswer
 from multiraft.raft import Ready, Role
 from multiraft.records import COMMANDS, Record, encode_record
@@ -33,6 +33,10 @@ class Batch:
     def put_record(self, group_id: int, record: Record) -> None:
         self.ops.append(("record", record.first))
         self.size_bytes += len(record.raw)
+
+    def put_step(self, group_id: int, record: Record, term: int, vote: int, commit: int) -> None:
+        self.put_record(group_id, record)
+        self.put_hard_state(group_id, HardState(term, vote, commit))
 
     def delete_records(self, group_id: int, firsts: Sequence[int]) -> None:
         self.ops += [("delete", first) for first in firsts]
@@ -81,9 +85,10 @@ class Desk:
             cast(Any, self.disk), batch_bytes, writes_in_flight, lambda: 0.0, self._on_persisted, self.errors.append
         )
 
-    def _on_persisted(self, persisted: list[Persisted], promises: list[Promise]) -> None:
-        self.persisted += [told.index for told in persisted]
+    def _on_persisted(self, persisted: list[Persisted | Stored], promises: list[Promise], acks: AckRows) -> None:
+        self.persisted += [told.index if isinstance(told, Persisted) else told[1] for told in persisted]
         self.promised += [cast(AppendAnswer, message).index for _, messages in promises for message in messages]
+        self.promised += [index for rows in acks.values() for _, index, *_ in rows]
 
     def add(self, ready: Ready) -> list[int]:
         """Return the promises that need not wait."""

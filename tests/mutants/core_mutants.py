@@ -147,8 +147,8 @@ PERSISTING: Final = (
         "conflict-keeps-stored-keys",
         "a conflict deletes every stored key from there on",
         LOG,
-        "self._deleted.update(self._reader.read_firsts(self.group_id, conflict))",
-        "self._deleted.clear()",
+        "self._delete(self._reader.read_firsts(self.group_id, conflict))",
+        "self._deleted = None",
         (
             "tests/raft/test_log.py::TestConflicts::test_keys_below_memory_are_asked_of_the_store",
             f"{FOLLOWER}::test_a_conflict_names_every_stored_key_and_those_on_their_way",

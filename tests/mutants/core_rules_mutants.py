@@ -74,8 +74,8 @@ CORE_RULES_MUTANTS: Final = (
         "L11-campaign",
         "a loyal replica starts no campaign",
         ELECTION,
-        "elif not electable or self._contacts.loyal(self.group_id, self.term, now):",
-        "elif not electable:",
+        "elif (loyal := self._contacts.loyal(self.group_id, self.term, now)) or not electable:",
+        "elif (loyal := False) or not electable:",
         (f"{RULES}::test_L11_a_loyal_replica_starts_no_campaign",),
     ),
     Mutant(

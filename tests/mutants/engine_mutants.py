@@ -34,7 +34,8 @@ WRITING: Final = (
         "        self._in_flight.append(pending)\n",
         "        self._in_flight.append(pending)\n"
         "        promises, pending.promises = pending.promises, []\n"
-        "        self._on_persisted([], promises)\n",
+        "        acks, pending.acks = pending.acks, {}\n"
+        "        self._on_persisted([], promises, acks)\n",
         (
             f"{GROUP_COMMIT}::test_promises_and_reports_come_with_the_completion_of_their_batch",
             f"{PROMISES_KEPT}::test_what_was_acknowledged_is_on_two_disks_at_that_very_moment",
@@ -48,7 +49,7 @@ WRITING: Final = (
         "        self._in_flight.append(pending)\n",
         "        self._in_flight.append(pending)\n"
         "        persisted, pending.persisted = pending.persisted, []\n"
-        "        self._on_persisted(persisted, [])\n",
+        "        self._on_persisted(persisted, [], {})\n",
         (
             f"{GROUP_COMMIT}::test_promises_and_reports_come_with_the_completion_of_their_batch",
             f"{CRASHES}::test_a_single_node_acknowledges_only_after_its_own_sync",

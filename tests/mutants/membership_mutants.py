@@ -30,6 +30,7 @@ NODES: Final = "tests/node/test_membership.py"
 RESIDING: Final = "tests/node/test_residents.py"
 DETAILS: Final = "tests/raft/test_membership_details.py"
 FOUND: Final = "tests/node/test_found_by_storm.py"
+SIMULATED: Final = "tests/node/test_found_by_simulation.py"
 
 IN_THE_LOG: Final = (
     Mutant(
@@ -334,9 +335,35 @@ UNHEARD: Final = (
         "no-word-after-a-removal",
         "a leader appends an entry by which a majority comes to know of a removal",
         RECONFIGURATION,
-        "        elif gone:\n",
-        "        elif not membership.nodes:\n",
+        "        elif self._settles_after == self.log.last_index and",
+        "        elif not membership.nodes and",
         (f"{NODES}::test_a_replica_is_replaced_on_its_own_node_under_a_new_id",),
+    ),
+    Mutant(
+        "no-word-of-other-voters",
+        "a leader appends an entry by which a majority comes to know of other voters",
+        RECONFIGURATION,
+        "                plain = alike and before",
+        "                plain = before",
+        (
+            "tests/raft/test_membership_known.py::test_a_change_of_voters_is_known_to_a_majority_only_by_an_entry_after_it",
+        ),
+    ),
+    Mutant(
+        "change-done-too-early",
+        "who changes the voters is answered when a majority knows",
+        "multiraft/members.py",
+        "        while not view.known and",
+        "        while not view.known and not members.nodes and",
+        (f"{SIMULATED}::test_a_change_that_is_done_outlives_the_leader_who_made_it",),
+    ),
+    Mutant(
+        "leader-of-a-removed-one-remembered",
+        "who cannot campaign forgets a leader that was known by an append alone",
+        ELECTION,
+        "                self.leader = NOBODY  # who was known",
+        "                pass  # who was known",
+        (f"{SIMULATED}::test_who_was_removed_asks_though_a_leader_sent_it_entries_without_claiming_to_lead_it",),
     ),
     Mutant(
         "asked-for-once-only",

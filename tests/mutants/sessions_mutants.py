@@ -233,12 +233,20 @@ THE_CLIENT: Final = (
         "session-number-never-ends",
         "a number is outstanding until its caller has been told, or has gone",
         SESSION,
-        "            finally:\n                session.end(sequence)\n",
-        "            finally:\n                pass\n",
+        "            finally:\n                session.end(sequence)\n            if before",
+        "            finally:\n                pass\n            if before",
         (
             f"{CLIENT_TESTS}::test_a_caller_that_goes_leaves_its_number_behind",
             f"{NODE_TESTS}::test_a_copy_that_comes_after_its_caller_has_gone_is_not_applied",
         ),
+    ),
+    Mutant(
+        "session-number-never-ends-by-key",
+        "a number is outstanding until its caller has been told, or has gone, on the short way, too",
+        SESSION,
+        "            finally:\n                session.end(sequence)\n        return",
+        "            finally:\n                pass\n        return",
+        ("tests/shard/test_session_by_key.py::test_a_caller_that_goes_leaves_its_number_behind",),
     ),
     Mutant(
         "session-passes-outstanding",

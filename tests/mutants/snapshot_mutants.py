@@ -149,7 +149,7 @@ INSTALLING: Final = (
         "install-keys-forgotten",
         "keys that are on their way to the disk are deleted with the old log, too",
         LOG,
-        "        self._deleted.update([first for first in self._firsts if first <= self.handed])\n        self._records.clear()",
+        "        self._delete([first for first in self._firsts if first <= self.handed])\n        self._records.clear()",
         "        self._records.clear()",
         (f"{FOLLOWER}::test_every_key_of_the_old_log_is_deleted_also_those_on_their_way",),
     ),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import permutations
 from typing import Any
 
 import pytest
 
 from multiraft import MultiRaftError
+from multiraft.messages import Append, RemovedReplica
 from multiraft.types import NOBODY
 
 GROUP = 16
@@ -59,5 +61,54 @@ def test_who_leads_on_a_node_is_not_taken_for_the_learner_that_has_replaced_it(p
         assert core.leader == NOBODY
         engine.view.claimed(GROUP, core.term + 1, leader, engine.pacing.now())
         assert core.leader == members.replica_on(leader)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("kind", ["add", "promote", "replace"])
+def test_a_change_that_is_done_outlives_the_leader_who_made_it(play: Play, kind: str) -> None:
+    """Only the leader knew that the change was in effect: by what the others knew they needed the vote of the lost."""
+
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        leader = await ledgers.leader()
+        group = cluster.nodes[leader].group(GROUP)
+        here = [name for name in cluster.names if GROUP in cluster.nodes[name]._here().engine.replicas]
+        other, newcomer = sorted((name for name in cluster.names if name != leader), key=lambda name: name not in here)
+        if kind == "promote":
+            await group.add(newcomer, voter=False)
+        for one, two in permutations(cluster.names, 2):
+            cluster.network.delay(one, two, 0.02)
+        if kind == "replace":
+            await group.replace(other, other)
+        else:
+            await getattr(group, kind)(newcomer)
+        cluster.crash(leader)
+        await cluster.until(lambda: len(cluster.leaders(GROUP)) == 1, timeout_s=10.0)
+
+    play(scenario, replicas=3 if kind == "replace" else 2)
+
+
+def test_who_was_removed_asks_though_a_leader_sent_it_entries_without_claiming_to_lead_it(play: Play) -> None:
+    """Known by an append alone, that leader was taken for one that answers for the replica, and nobody was asked."""
+
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        leader = await ledgers.leader()
+        engine = cluster.nodes[leader]._here().engine
+        gone = next(name for name in cluster.names if name != leader)
+        told = engine.outgoing.urgent
+        engine.outgoing.urgent = lambda node_id, message: type(message) is RemovedReplica or told(node_id, message)
+        await cluster.nodes[leader].group(GROUP).remove(gone)
+        await cluster.run_for(0.2)
+        there = cluster.nodes[gone]._here().engine
+        core = there.replicas[GROUP].core
+        led = engine.replicas[GROUP].core
+        last, end_term = core.last_index, core.log.last_term
+        late = Append(last, GROUP, last, end_term, (), led.replica_id, led.term, core.replica_id)
+        there.messages_received(leader, cluster.nodes[leader]._here().store.incarnation, [late])
+        await cluster.until(lambda: core.leader == led.replica_id and core.membership.removed(core.replica_id))
+        del engine.outgoing.urgent
+        await cluster.until(lambda: GROUP not in there.replicas, timeout_s=20.0)
 
     play(scenario)

@@ -28,16 +28,16 @@ class FilledFirst:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.finished = 0
-        self._step = Incoming._step
+        self.step = Incoming.step
         fills = self
 
         def step(incoming: Incoming, node_id: str, message: Any, now: float) -> None:
             if type(message) is InstallSnapshot and message.data:
                 fills.fill(incoming, node_id, message)
             else:
-                fills._step(incoming, node_id, message, now)
+                fills.step(incoming, node_id, message, now)
 
-        monkeypatch.setattr(Incoming, "_step", step)
+        monkeypatch.setattr(Incoming, "step", step)
 
     def fill(self, incoming: Incoming, node_id: str, message: InstallSnapshot) -> None:
         engine = incoming._engine
@@ -50,7 +50,7 @@ class FilledFirst:
 
         def filled() -> None:
             self.finished += 1
-            self._step(incoming, node_id, _as_file(message), engine.pacing.now())
+            self.step(incoming, node_id, _as_file(message), engine.pacing.now())
 
         one.finish(message.index, message.index_term, sent.time_ms, sent.hash, filled)
 
@@ -107,7 +107,7 @@ def test_what_was_filled_for_nothing_is_deleted(play: Callable[..., None], monke
                 core = replica_of(ledgers, name).core
                 message = InstallSnapshot(b"a file", GROUP, 2, 1, b"", core.leader, core.term, core.replica_id)
                 node_id = core.membership.nodes[core.leader]
-                one.finish(2, 1, 0, 0, lambda m=message, n=node_id: engine.incoming._step(n, m, 0.0))  # type: ignore[misc]
+                one.finish(2, 1, 0, 0, lambda m=message, n=node_id: engine.incoming.step(n, m, 0.0))  # type: ignore[misc]
             await cluster.run_for(0.5)
             assert one.space > data.space
             assert store_of(ledgers, name).spaces() == [data.space]

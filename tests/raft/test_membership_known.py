@@ -1,23 +1,26 @@
-"""When a majority knows who takes part: only then may a replica that was removed be told to go."""
+"""When a majority knows who takes part: only then may a replica that was removed go, and a change is done."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from multiraft.raft import AddLearner, Remove
+import pytest
+
+from multiraft.raft import AddLearner, Change, Demote, Remove
 
 Make = Callable[..., Any]
 
 
-def test_a_removal_is_known_to_a_majority_only_by_an_entry_after_it(cluster: Make) -> None:
+@pytest.mark.parametrize("change", [Remove(4), Demote(4)])
+def test_a_change_of_voters_is_known_to_a_majority_only_by_an_entry_after_it(cluster: Make, change: Change) -> None:
     """Whoever knows may be lost before: nobody may be told to go until the others have it on disk."""
     made = cluster(4)
     made.elect(1)
     leader = made.core(1)
     made.propose(1, b"x")
     assert leader.membership_known
-    index = leader.propose_membership([Remove(4)], 0)
+    index = leader.propose_membership([change], 0)
     for _ in range(3):  # the change is stored by all, and nothing after it
         for message in made[1].take():
             made.core(message.to).step(message, 0.0)
@@ -36,7 +39,7 @@ def test_a_removal_is_known_to_a_majority_only_by_an_entry_after_it(cluster: Mak
     assert not made.core(2).membership_known  # a follower cannot tell
 
 
-def test_an_addition_needs_no_entry_after_it(cluster: Make) -> None:
+def test_a_learner_more_needs_no_entry_after_it(cluster: Make) -> None:
     made = cluster()
     made.elect(1)
     made.propose(1, b"x")

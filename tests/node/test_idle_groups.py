@@ -1,0 +1,102 @@
+"""Groups that hold nothing and are asked nothing: what they cost, and that they are whole once they are needed."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from multiraft.engine.replica import Replica
+from tests.node.conftest import Ledger, Ledgers
+
+
+class Counted(Ledger):
+    """Counts how many of it were made."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        type(self).made += 1
+
+
+@pytest.fixture(autouse=True)
+def none_made() -> None:
+    Counted.made = 0
+
+
+def replicas_of(ledgers: Ledgers, name: str) -> dict[int, Replica]:
+    return ledgers.cluster.nodes[name]._here().engine.replicas
+
+
+def test_a_machine_is_made_when_its_group_is_first_used(play: Callable[..., None]) -> None:
+    async def scenario(ledgers: Ledgers) -> None:
+        # The first one of each node told that they are kept in memory.
+        assert Counted.made == 3
+        group_id = Ledgers.GROUP + 7
+        assert not any(replicas_of(ledgers, name)[group_id].made for name in "abc")
+        leader = ledgers.cluster.leaders(group_id)[0]
+        await ledgers.cluster.nodes[leader].group(group_id).propose(b"first")
+        await ledgers.cluster.until(lambda: all(replicas_of(ledgers, name)[group_id].made for name in "abc"))
+        assert Counted.made == 6
+        for name in "abc":
+            machine = ledgers.cluster.nodes[name].local_machine(group_id)
+            assert isinstance(machine, Counted)
+            assert machine.kept == [b"first"]
+
+    play(scenario, shards=10, machine=Counted)
+
+
+def test_an_idle_group_answers_and_is_inspected(play: Callable[..., None]) -> None:
+    async def scenario(ledgers: Ledgers) -> None:
+        assert await ledgers.cluster.nodes["a"].group(Ledgers.GROUP + 3).read(b"?") == b""
+        machine = ledgers.cluster.nodes["b"].local_machine(Ledgers.GROUP + 4)
+        assert isinstance(machine, Counted)
+        before = Counted.made
+        for node in ledgers.cluster.nodes.values():
+            assert len(node.groups_status()) == 11
+            assert node.group_status(Ledgers.GROUP + 5)["failed_commands"] == 0
+        assert Counted.made == before  # looking makes nothing
+
+    play(scenario, shards=10, machine=Counted)
+
+
+def test_what_was_applied_is_there_after_a_restart_and_the_rest_is_not_made(play: Callable[..., None]) -> None:
+    async def scenario(ledgers: Ledgers) -> None:
+        cluster, group_id = ledgers.cluster, Ledgers.GROUP + 2
+        await cluster.nodes["a"].group(group_id).propose(b"kept")
+        await cluster.stop()
+        Counted.made = 0
+        await cluster.start()
+        await cluster.ready()
+        await cluster.until(lambda: all(replicas_of(ledgers, name)[group_id].applied > 2 for name in "abc"))
+        for name in "abc":
+            machine = cluster.nodes[name].local_machine(group_id)
+            assert isinstance(machine, Counted)
+            assert machine.kept == [b"kept"]
+        assert Counted.made == 6
+
+    play(scenario, shards=10, machine=Counted)
+
+
+@pytest.mark.parametrize("shards", [200])
+def test_an_idle_group_takes_little_memory(play: Callable[..., None], shards: int) -> None:
+    def grown(options: dict[str, Any]) -> int:
+        taken = 0
+
+        async def scenario(ledgers: Ledgers) -> None:
+            nonlocal taken
+            taken, _ = tracemalloc.get_traced_memory()
+
+        tracemalloc.start()
+        try:
+            play(scenario, **options)
+        finally:
+            tracemalloc.stop()
+        return taken
+
+    few, many = grown({"shards": 1}), grown({"shards": shards})
+    # Of three nodes, with the memory disk's and network's share, which real nodes have outside of Python's memory.
+    assert (many - few) / (shards - 1) / 3 < 5_500

@@ -6,12 +6,13 @@ kind of null, or a text that came as a number, is a difference.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -82,6 +83,60 @@ class Wire:
         if kind in "*%":
             return kind, [self.reply() for _ in range(count * (2 if kind == "%" else 1))]
         raise ValueError(f"a reply of an unknown kind: {line!r}")
+
+
+class Talk:
+    """The same without blocking, within the loop that the server runs in."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def to(cls, address: str) -> Talk:
+        host, _, port = address.rpartition(":")
+        return cls(*await asyncio.open_connection(host, int(port)))
+
+    async def __aenter__(self) -> Talk:
+        return self
+
+    async def __aexit__(self, *problem: object) -> None:
+        self.writer.close()
+        with suppress(ConnectionError):
+            await self.writer.wait_closed()
+
+    def send(self, *requests: Sequence[bytes | str]) -> None:
+        self.writer.write(b"".join(encode(request) for request in requests))
+
+    async def ask(self, *words: bytes | str) -> Reply:
+        self.send(words)
+        return await self.reply()
+
+    async def ask_all(self, *requests: Sequence[bytes | str]) -> list[Reply]:
+        self.send(*requests)
+        return [await self.reply() for _ in requests]
+
+    async def reply(self) -> Reply:
+        """Read one reply. Raises EOFError at the end of the connection."""
+        line = await self._reader.readuntil(b"\r\n")
+        kind, text = chr(line[0]), line[1:-2]
+        if kind in "+-":
+            return kind, text.decode("utf-8", "surrogateescape")
+        if kind == ":":
+            return kind, int(text)
+        if kind == "_" or text == b"-1":
+            return kind, None
+        count = int(text)
+        if kind in "$=":
+            return kind, (await self._reader.readexactly(count + 2))[:-2]
+        return kind, [await self.reply() for _ in range(count * (2 if kind == "%" else 1))]
+
+    async def ended(self) -> bool:
+        """Wait for the end of the connection; return whether nothing came before it."""
+        try:
+            return await self._reader.read() == b""
+        except ConnectionError:
+            return True
 
 
 def encode(words: Sequence[bytes | str]) -> bytes:

@@ -57,7 +57,7 @@ _numbers = st.one_of(_integers, _integers, _odd_numbers)
 _floats = st.one_of(
     st.sampled_from(
         b"0.1 -0.1 1.5 3.0e3 -2.5E-4 .5 5. 1e17 12345678901234567.891 1e-20 0.30000000000000004 1e300 1e4000 -1e4932 "
-        b"1e5000 inf -inf nan 1.1.1 e5 3.141592653589793238462643383279 -0.0 1e-4990 Infinity - 1e "
+        b"1e5000 inf -inf nan 1.1.1 e5 0x1.8p3 -0x.1 3.141592653589793238462643383279 -0.0 1e-4990 Infinity - 1e "
         b"0.00000000000000001".split()
     ),
     st.decimals(-1000, 1000, places=5).map(lambda number: b"%s" % str(number).encode()),

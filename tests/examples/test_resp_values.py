@@ -106,6 +106,8 @@ def test_small_sums_are_exact(one: Decimal, other: Decimal) -> None:
         (b"1e-20", b"0", b"0"),  # below the 17 places that are written
         (b"3", b"-3", b"0"),
         (b"+1.5", b".5", b"2"),
+        (b"0x10", b"-0x.8p1", b"15"),
+        (b"0X1.8p-2", b"0", b"0.375"),
     ],
 )
 def test_sums(one: bytes, other: bytes, total: bytes) -> None:
@@ -123,7 +125,9 @@ def test_sums_beyond_the_largest_number_are_infinite() -> None:
         add_texts(b"1e5000", b"1")
 
 
-@pytest.mark.parametrize("text", [b"", b"a", b"1.1.1", b"1e", b" 1", b"1 ", b"nan", b"0x1", b"1" * 256, b"e5", b"."])
+@pytest.mark.parametrize(
+    "text", [b"", b"a", b"1.1.1", b"1e", b" 1", b"1 ", b"nan", b"0x", b"0x1p", b"1" * 256, b"e5", b"."]
+)
 def test_what_is_no_number(text: bytes) -> None:
     with pytest.raises(BadNumber):
         read(text)
@@ -131,7 +135,7 @@ def test_what_is_no_number(text: bytes) -> None:
 
 def test_a_huge_exponent_costs_nothing() -> None:
     began_s = time.process_time()
-    for text in (b"1e999999999", b"1e-999999999", b"9" * 250 + b"e5400"):
+    for text in (b"1e999999999", b"0x1p-999999999", b"1e-999999999", b"9" * 250 + b"e5400"):
         with pytest.raises(BadNumber):
             read(text)
     assert time.process_time() - began_s < 2

@@ -42,8 +42,6 @@ class Connection(asyncio.Protocol):
         self._server = server
         self.client = Client(server, server.next_number(), known=server.password is None, since_s=time.monotonic())
         self._parser = Parser()
-        if not self.client.known:
-            self._parser.limits = _STRANGER
         self._transport: asyncio.Transport | None = None
         self._waiting: list[Request] = []  # taken, and not begun
         self._chunk: _Chunk | None = None
@@ -141,6 +139,7 @@ class Connection(asyncio.Protocol):
         if self._chunk is not None or not self._writable or self._transport is None:
             return
         before_bytes = self._parser.held_bytes
+        self._parser.limits = (REQUEST_BYTES, ARGUMENTS) if self.client.known else _STRANGER
         try:
             requests = self._waiting or self._parser.take(CHUNK_REQUESTS)
         except ProtocolError as problem:
@@ -179,11 +178,8 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, command: Command, request: Request) -> Answer | Plan:
         client = self.client
-        if not client.known:
-            if "no_auth" not in command.flags:
-                raise Refused("NOAUTH Authentication required.")
-        elif self._parser.limits is _STRANGER:
-            self._parser.limits = (REQUEST_BYTES, ARGUMENTS)
+        if not client.known and "no_auth" not in command.flags:
+            raise Refused("NOAUTH Authentication required.")
         if client.transaction is not None and not command.at_once:
             return enqueue(client, client.transaction, command, request)
         if command.plan is not None:

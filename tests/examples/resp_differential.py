@@ -142,7 +142,7 @@ _anywhere = st.one_of(
     _words(
         _named(b"SCAN"),
         st.sampled_from([b"0", b"x", b""]),
-        _named(b"COUNT", b"MATCH", b"junk"),
+        _named(b"COUNT", b"junk"),
         _named(b"0", b"x"),
     ),
     st.just([b"DBSIZE"]),

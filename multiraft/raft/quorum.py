@@ -21,8 +21,7 @@ def majority_index(held: list[Index]) -> Index:
     """
     if not held:
         return INDEX_MAX
-    held = sorted(held)
-    return held[(len(held) - 1) // 2]
+    return sorted(held)[(len(held) - 1) // 2]
 
 
 def majority_time(times: list[float]) -> float:

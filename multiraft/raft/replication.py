@@ -165,12 +165,10 @@ class Replication(ReplicaState):
                 self._shorten_tail()
 
     def _held(self, voters: tuple[ReplicaId, ...]) -> Index:
-        progress = self.progress
-        held = []
-        for voter in voters:
-            peer = progress.get(voter)
-            held.append(0 if peer is None or peer.state is LOST else peer.match)
-        return majority_index(held)
+        find = self.progress.get
+        return majority_index(
+            [0 if (peer := find(voter)) is None or peer.state is LOST else peer.match for voter in voters]
+        )
 
     # --------------------------------------------------------------------------------------------- leader: reads
 

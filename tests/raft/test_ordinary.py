@@ -16,7 +16,7 @@ import pytest
 
 from multiraft.errors import Overloaded
 from multiraft.messages import Append, AppendAnswer, RaftMessage
-from multiraft.raft import AddLearner, Demote, Promote, Raft, Ready, Role
+from multiraft.raft import ASK_READY, NOT_ORDINARY, UNTOLD, AddLearner, Demote, Promote, Raft, Ready, Role
 from multiraft.raft.log import Log
 from multiraft.raft.progress import Progress
 from multiraft.records import COMMANDS, Record
@@ -118,8 +118,9 @@ class Short(General):
         elif (
             isinstance(message, AppendAnswer)
             and message.accepted
-            and core.acknowledged(message.sender, message.term, message.index, self.now)
+            and (came := core.acknowledged(message.sender, message.term, message.index, self.now)) != NOT_ORDINARY
         ):
+            assert core.commit_untold or came != UNTOLD
             self.short += 1
             self._commits(replica)
             return
@@ -146,9 +147,9 @@ class Short(General):
 
     def _commits(self, replica: Any) -> None:
         committed = replica.core.newly_committed()
-        if committed:
+        if committed > 0:
             replica._apply(committed)
-        elif not replica.core.unchanged():
+        elif committed == ASK_READY:
             self.drive(replica)
 
 

@@ -82,7 +82,7 @@ class Ordinary:
                     ):
                         ack = (group_id, record.last, to, term, sender)
                         add_ordinary(replica, record, (term, core.vote, core.commit), node_id, ack)
-                        self._commits(replica)
+                        self.commits(replica)
                         continue
                 except (InvariantViolation, CorruptRecord) as problem:
                     engine.broke(replica, problem)
@@ -103,7 +103,7 @@ class Ordinary:
                         and core.membership.nodes.get(sender) == node_id
                         and (came := core.acknowledged(sender, term, index, now)) != NOT_ORDINARY
                     ):
-                        self._commits(replica)
+                        self.commits(replica)
                         if came == UNTOLD:
                             engine.upkeep.tell_commit_later(replica)
                         continue
@@ -123,10 +123,10 @@ class Ordinary:
         except (InvariantViolation, CorruptRecord) as problem:
             self._engine.broke(replica, problem)
             return
-        if self._commits(replica) and core.commit_untold:
+        if self.commits(replica) and core.commit_untold:
             self._engine.upkeep.tell_commit_later(replica)
 
-    def _commits(self, replica: Replica) -> bool:
+    def commits(self, replica: Replica) -> bool:
         """After a short way: have applied what is committed now, or the coming turn ask what to do. Is there any?"""
         committed = replica.core.newly_committed()
         if not committed:

@@ -21,7 +21,8 @@ def majority_index(held: list[Index]) -> Index:
     """
     if not held:
         return INDEX_MAX
-    return sorted(held)[(len(held) - 1) // 2]
+    held = sorted(held)
+    return held[(len(held) - 1) // 2]
 
 
 def majority_time(times: list[float]) -> float:

@@ -96,6 +96,13 @@ class Replication(ReplicaState):
                 return True
         return False
 
+    def all_told(self, commit: Index) -> bool:
+        """Whether every follower was told of that commit, as far as it has acknowledged entries up to there."""
+        for peer in self._peers:
+            if peer.told < commit and peer.told < peer.match and peer.state is not LOST:
+                return False
+        return True
+
     def commit_messages(self) -> list[CommitTo]:
         """Return what tells those followers, each at most what it has acknowledged; they count as told then."""
         messages = []

@@ -15,12 +15,13 @@ import struct
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import msgpack
 
 from benchmarks.figures import latency_buckets, latency_figures
+from multiraft.admin.api import serve_admin
 from multiraft.config import Limits, NodeConfig
 from multiraft.errors import NotReady
 from multiraft.node import Node
@@ -197,7 +198,9 @@ async def serve(options: dict[str, Any]) -> None:
     def say(answer: object) -> None:
         print(json.dumps(answer), flush=True)
 
-    async with worker.node:
+    async with worker.node, AsyncExitStack() as stack:
+        if "serve" in options:  # remote clients, beside the admin API
+            await stack.enter_async_context(serve_admin(worker.node, options["serve"][options["node_id"]]))
         await worker.node.ready(timeout_s=120)
         if options.get("gc", "freeze") == "freeze":
             tune_process()

@@ -18,7 +18,6 @@ from rich.live import Live
 from multiraft.admin import bench_pages
 from multiraft.admin.client import DEFAULT_URL
 from multiraft.admin.invoking import (
-    INTERRUPTED,
     NOT_FOUND,
     REFUSED,
     UNREACHABLE,
@@ -124,7 +123,7 @@ def bench(context: click.Context, /, urls: tuple[str, ...], as_json: bool, **opt
     except BrokenPipeError:
         raise PipeClosed from None
     if found["interrupted"]:
-        context.exit(INTERRUPTED)
+        raise click.Abort
     if found["errors"]:
         raise Unhealthy
 
@@ -173,9 +172,6 @@ class _Bench:
             "consistency": options["read_as"],
         }
         self._what = bench_pages.options_text(said)
-        stop = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         timeout_ms, most = int(options["timeout_s"] * 1_000), max(in_flight, 64) + 64
         async with Client(self._urls, timeout_ms=timeout_ms, in_flight=most, in_flight_bytes=1 << 28) as client:
             await self._try_out(client, workload)
@@ -185,6 +181,9 @@ class _Bench:
             load = Load(
                 client, options["service"], workload, in_flight=in_flight, rate=options["rate"], how=self._how()
             )
+            stop = asyncio.Event()
+            for number in (signal.SIGINT, signal.SIGTERM):  # until now it ends at once
+                asyncio.get_running_loop().add_signal_handler(number, stop.set)
             await self._load(load, stop)
             return self._found(load, client, stop.is_set())
 

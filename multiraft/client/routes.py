@@ -100,11 +100,7 @@ class ClientRoute:
         "The replica on this node" is one on a node that this client is connected to. Return the answer and its age in
         milliseconds. Raises InvalidRequest if there is no shard of that id.
         """
-        kind, argument = frames.READ, 0
-        if how.nearby:
-            kind, argument = frames.NEAR, -1 if how.stale_ms is None else how.stale_ms
-        elif how.lease:
-            kind = frames.LEASE
+        kind, argument = call_of(how)
         place: str | GroupId = self.name
         key = b""
         if type(where) is bytes:
@@ -153,6 +149,13 @@ class ClientRoute:
         if shard is None:
             raise InvalidRequest(f"service {self.name!r} has no shard {shard_id!r}")
         return shard.group_id
+
+
+def call_of(how: Consistency) -> tuple[int, int]:
+    """Return the kind of a read, and its argument."""
+    if how.nearby:
+        return frames.NEAR, -1 if how.stale_ms is None else how.stale_ms
+    return (frames.LEASE if how.lease else frames.READ), 0
 
 
 def _limits(bounds: Welcome) -> Limits:

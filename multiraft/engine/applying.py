@@ -25,7 +25,7 @@ _REST_MOST_S: Final = 0.02
 
 
 class Applying:
-    """The replicas of one engine that have committed entries to apply; `doing` says which one does, `telling` whom to call."""
+    """The replicas with committed entries to apply; `doing` says which one does, `telling` whom to call."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

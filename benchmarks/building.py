@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+ROOT: Final = Path(__file__).resolve().parent.parent
+SOURCES: Final = ("multiraft", "shard", "storage", "transport")
 PEERS: Final = Path(__file__).resolve().parent / "peers"
 RESULTS: Final = Path(__file__).resolve().parent / "results"
 _BUILD_TIMEOUT_S: Final = 600
@@ -55,6 +57,23 @@ def go_program(name: str) -> str:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         raise Missing(f"`go build` of {name} failed: {lines[-1] if lines else 'it did not say why'}")
     return str(target)
+
+
+@cache
+def compiled_python() -> str:
+    """Return the path of a Python that runs the compiled build. Raises Missing when none was built from this source."""
+    python = ROOT / ".venv-compiled" / "bin" / "python"
+    asked = "import multiraft; print(multiraft.COMPILED)"
+    if not python.exists():
+        raise Missing("the compiled build is not there (`make .venv-compiled/.built` makes it)")
+    built_s = (python.parent.parent / ".built").stat().st_mtime
+    late = [file for name in SOURCES for file in (ROOT / name).rglob("*.py") if file.stat().st_mtime > built_s]
+    if late:
+        raise Missing(f"the compiled build is older than {late[0].relative_to(ROOT)} (`make .venv-compiled/.built`)")
+    done = subprocess.run([str(python), "-c", asked], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    if done.stdout.strip() != "True":
+        raise Missing(f"{python} does not run the compiled build: {done.stderr.strip() or done.stdout.strip()}")
+    return str(python)
 
 
 def installed_program(name: str, package: str) -> str:

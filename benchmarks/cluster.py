@@ -33,7 +33,7 @@ def free_ports(count: int) -> list[int]:
 class Cluster:
     """Three workers; a context manager."""
 
-    def __init__(self, groups: int, **options: Any) -> None:
+    def __init__(self, groups: int, python: str = sys.executable, **options: Any) -> None:
         self._groups = groups
         self._directory = tempfile.mkdtemp(prefix="multiraft-bench-")
         members = {name: f"127.0.0.1:{port}" for name, port in zip(NODES, free_ports(3), strict=True)}
@@ -48,7 +48,7 @@ class Cluster:
                 **options,
             }
             self.workers[name] = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.worker", json.dumps(wanted)],
+                [python, "-m", "benchmarks.worker", json.dumps(wanted)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

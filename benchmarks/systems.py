@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from benchmarks.building import go_program, installed_program, python_module
+from benchmarks.building import compiled_python, go_program, installed_program, python_module
 from benchmarks.ceiling import CeilingOptions, run_ceiling
 from benchmarks.cluster import NODES, Cluster
 from benchmarks.figures import Case, Figure, figure_from
@@ -158,6 +158,14 @@ class OwnHost(Host):
         if self.cluster is None:
             raise RuntimeError("the nodes are not started")
         return self.cluster
+
+
+class CompiledHost(OwnHost):
+    """The same with the compiled build, by the Python that has it."""
+
+    def start(self) -> None:
+        self._options["python"] = compiled_python()
+        super().start()
 
 
 class RemoteHost(OwnHost):
@@ -400,6 +408,14 @@ HOSTS: Final[dict[str, Kind]] = {
             "many": "Group.propose_many: one client a group, which has its share of the writes under way together",
             "command": "a typed @command through a service handle, with its session",
             "command-many": "the same by `command.many`: one client a group, as in `many`",
+        },
+    ),
+    "multiraft-compiled": Kind(
+        CompiledHost,
+        {
+            "compiled-bytes": "as `bytes`, with the hot path compiled by mypyc (MULTIRAFT_COMPILE=1)",
+            "compiled-many": "as `many`, compiled",
+            "compiled-command": "as `command`, compiled",
         },
     ),
     "multiraft-remote": Kind(

@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 from benchmarks.figures import Case, Figure, Op, fastest, figures_of, median_of, ratio
 
-IN_PROCESS: Final = ("bytes", "submit", "many", "compiled-bytes", "compiled-submit", "compiled-many")
+IN_PROCESS: Final = ("bytes", "many", "compiled-bytes", "compiled-many")
 COMMANDS: Final = ("command", "command-many", "compiled-command", "compiled-command-many")
 REDIS_OPS: Final[tuple[Op, ...]] = ("set", "get", "incr")
 PYSYNCOBJ: Final = ("pysyncobj-default", "pysyncobj-unbatched", "pysyncobj-ticking")

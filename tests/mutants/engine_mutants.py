@@ -72,7 +72,7 @@ WRITING: Final = (
         "(term, core.vote, core.commit), node_id, ack)\n",
         "(term, core.vote, core.commit), None, None)\n"
         "                        engine.outgoing.acknowledge(node_id, [ack])\n",
-        (f"{CRASHES}::test_no_acknowledgement_before_a_quorum_has_synced",),
+        (f"{PROMISES_KEPT}::test_a_row_in_another_nodes_name_is_dropped",),
     ),
     Mutant(
         "completions-swapped",

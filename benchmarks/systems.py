@@ -397,7 +397,9 @@ HOSTS: Final[dict[str, Kind]] = {
         OwnHost,
         {
             "bytes": "Group.propose, one future per write; uvloop, collector frozen; reads: Group.read (ReadIndex)",
+            "many": "Group.propose_many: one client a group, which has its share of the writes under way together",
             "command": "a typed @command through a service handle, with its session",
+            "command-many": "the same by `command.many`: one client a group, as in `many`",
         },
     ),
     "multiraft-remote": Kind(

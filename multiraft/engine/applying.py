@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from multiraft.engine.doing import Doing
 from multiraft.engine.replica import Replica
+from multiraft.engine.telling import Telling
 from multiraft.types import DIRECTORY_GROUP
 
 if TYPE_CHECKING:
@@ -24,12 +25,13 @@ _REST_MOST_S: Final = 0.02
 
 
 class Applying:
-    """The replicas of one engine that have committed entries to apply; `doing` says which one does."""
+    """The replicas with committed entries to apply; `doing` says which one does, `telling` whom to call."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._queue: deque[Replica] = deque()
         self.doing = Doing()
+        self.telling = Telling(engine.loop)
         self._stopwatch = engine.clocks.effort
         self._slice_s = engine.limits.apply_slice_ms / 1e3
         self._resting = False

@@ -182,7 +182,7 @@ class FakeNode:
                 "halted": sum(view["halted"] is not None for view in self.views.values()),
                 **self.extra_groups,
             },
-            "loop": {"lag_ms": 1.25, "busy": 0.031, "turns": 4711},
+            "loop": {"kind": "asyncio", "lag_ms": 1.25, "busy": 0.031, "turns": 4711},
             "writer": {"busy": 0.42, "in_flight": 1, "syncs": 99},
             "proposals": {"pending": self.pending, "pending_bytes": self.pending * 100},
             "transfers": self.transfers,

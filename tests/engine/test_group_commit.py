@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from multiraft.engine.keyspace import ReplicaData
+from multiraft.engine.pace import Strain
 from multiraft.engine.writer import AckRows, LogWriter, Persisted, Promise, Stored
 from multiraft.messages import AppendAnswer
 from multiraft.raft import Ready, Role
@@ -82,7 +83,13 @@ class Desk:
         self.promised: list[int] = []
         self.errors: list[Exception] = []
         self.writer = LogWriter(
-            cast(Any, self.disk), batch_bytes, writes_in_flight, lambda: 0.0, self._on_persisted, self.errors.append
+            cast(Any, self.disk),
+            batch_bytes,
+            writes_in_flight,
+            lambda: 0.0,
+            Strain(lambda: 0.0),
+            self._on_persisted,
+            self.errors.append,
         )
 
     def _on_persisted(self, persisted: list[Persisted | Stored], promises: list[Promise], acks: AckRows) -> None:

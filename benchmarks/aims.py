@@ -17,7 +17,7 @@ from typing import Final, Literal
 from benchmarks.figures import Case, Figure, fastest, figures_of, median_of, ratio
 
 IN_PROCESS: Final = ("bytes", "many", "compiled-bytes", "compiled-many")
-COMMANDS: Final = ("command", "compiled-command")
+COMMANDS: Final = ("command", "command-many", "compiled-command")
 PYSYNCOBJ: Final = ("pysyncobj-default", "pysyncobj-unbatched", "pysyncobj-ticking")
 
 

@@ -43,11 +43,13 @@ def steps_for(work: Iterable[tuple[str, Case]], host_of: Callable[[str], str | N
 
 
 def work_of_rows(rows: Iterable[Row]) -> list[tuple[str, Case]]:
-    """Return what the rows compare: ours and the peers'."""
+    """Return what the rows compare, and the ceiling in the same cases: it tells how fast the machine is."""
     found = []
     for row in rows:
         found += [(system, row.case) for system in row.ours]
         found += [(system, row.peer_case or row.case) for system in row.peers]
+        if row.case.op == "writes":
+            found.append(("ceiling", row.case))
     return found
 
 

@@ -15,6 +15,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.figures import Case, Figure, figures_of, median_of
 
@@ -28,6 +29,11 @@ _STYLES: Final[dict[str, tuple[str, str, str]]] = {
     "dragonboat": ("#2ca02c", "v", "dragonboat"),
     "etcd": ("#9467bd", "X", "etcd, client outside"),
 }
+_LABELS: Final[dict[str, tuple[tuple[int, int], str]]] = {
+    "hashicorp": ((-6, 8), "right"),
+    "dragonboat": ((6, -14), "left"),
+}
+"""Where the values stand beside their points, where they would cover each other."""
 _SIZE: Final = (9, 5.5)
 _SETUP: Final = "three nodes on one two-core machine, 128-byte writes, every write synced on a quorum"
 
@@ -78,6 +84,8 @@ def throughput_against_groups(figures: Sequence[Figure], path: Path) -> Path | N
         _plot(axes, name, [case.groups for case, _ in found], [value for _, value in found])
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     counts = sorted({case.groups for found in lines.values() for case, _ in found})
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.set_xlabel("Raft groups that share the three nodes")
@@ -120,12 +128,21 @@ def idle_cpu(percents: Mapping[str, Mapping[str, float]], path: Path) -> Path | 
     picture, axes = plt.subplots(figsize=_SIZE)
     for name, found in lines.items():
         _plot(axes, name, [count for count, _ in found], [max(value, 0.05) for _, value in found])
+        offset, side = _LABELS.get(name, ((6, 8), "left"))
         for count, value in found:
-            axes.annotate(f"{value:.1f} %", (count, max(value, 0.05)), textcoords="offset points", xytext=(6, 6),
-                          fontsize=9, color=_STYLES[name][0])  # fmt: skip
+            place = (count, max(value, 0.05))
+            axes.annotate(
+                f"{value:.1f} %",
+                place,
+                textcoords="offset points",
+                xytext=offset,
+                ha=side,
+                fontsize=9,
+                color=_STYLES[name][0],
+            )
     axes.axhline(1.0, color="#555555", linestyle="--", linewidth=1)
     axes.annotate("aim: 1 %", (1, 1.0), xycoords=("axes fraction", "data"), textcoords="offset points",
-                  xytext=(-55, 5), fontsize=9, color="#555555")  # fmt: skip
+                  xytext=(8, 5), fontsize=9, color="#555555")  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

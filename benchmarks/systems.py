@@ -160,6 +160,44 @@ class OwnHost(Host):
         return self.cluster
 
 
+class RemoteHost(OwnHost):
+    """Our nodes, and `multiraft.client` in a process of its own."""
+
+    asked = 3
+
+    def __init__(self, groups: int) -> None:
+        ports = free_ranges(1, 3)[0]
+        self._addresses = {name: f"127.0.0.1:{ports + number}" for number, name in enumerate(NODES)}
+        super().__init__(groups, typed=False, serve=self._addresses)
+        self._client: Process | None = None
+
+    def start(self) -> None:
+        super().start()
+        wanted = json.dumps({"urls": [f"http://{address}" for address in self._addresses.values()]})
+        command = [sys.executable, "-m", "benchmarks.remote_client", wanted]
+        self._client = Process(command, Path(self.directory) / "client.log")
+        self._client.hear()
+
+    def stop(self) -> None:
+        if self._client is not None:
+            self._client.end()
+        super().stop()
+
+    def load(self, system: str, case: Case, seconds: float) -> dict[str, Any]:
+        return self._asked.ask(
+            op="load", level=case.op, in_flight=case.in_flight, seconds=seconds, payload=PAYLOAD_BYTES
+        )
+
+    def pids(self) -> list[int]:
+        return [*super().pids(), self._asked.pid]
+
+    @property
+    def _asked(self) -> Process:
+        if self._client is None:
+            raise RuntimeError("the client is not started")
+        return self._client
+
+
 class CeilingHost(Host):
     """The ceiling. Its processes live for one measurement each, and check themselves that they are alike."""
 
@@ -359,8 +397,14 @@ HOSTS: Final[dict[str, Kind]] = {
         OwnHost,
         {
             "bytes": "Group.propose, one future per write; uvloop, collector frozen; reads: Group.read (ReadIndex)",
+            "many": "Group.propose_many: one client a group, which has its share of the writes under way together",
             "command": "a typed @command through a service handle, with its session",
+            "command-many": "the same by `command.many`: one client a group, as in `many`",
         },
+    ),
+    "multiraft-remote": Kind(
+        RemoteHost,
+        {"remote": "multiraft.client in its own process, one connection per node, callbacks; sessions: exactly once"},
     ),
     "hashicorp": Kind(
         _peer("hashicorp"),

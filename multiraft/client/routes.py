@@ -6,7 +6,7 @@ Rules of this file: it only translates; each call is one of `Client.call`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING
 
 from multiraft.client import frames
@@ -14,7 +14,8 @@ from multiraft.client.frames import Welcome
 from multiraft.client.served import AGE
 from multiraft.config import Limits
 from multiraft.consistency import Consistency
-from multiraft.errors import InvalidRequest, NotCommitted, NotReady, OutcomeUnknown, ReadFailed
+from multiraft.errors import InvalidRequest, MultiRaftError, NotCommitted, NotReady, OutcomeUnknown, ReadFailed
+from multiraft.outcome import Outcome
 from multiraft.sessions import CLIENT_BYTES, Numbered
 from multiraft.shard.shard_map import ServiceShards
 from multiraft.types import GroupId
@@ -62,6 +63,22 @@ class ClientRoute:
         entry = session.entry(command)
         return call(self.name, key, frames.NUMBERED, entry, timeout_s, again=not session.first)
 
+    async def propose_many(
+        self, keys: Sequence[bytes], commands: Sequence[bytes], timeout_s: float | None, session: bool = True
+    ) -> list[Outcome]:
+        """Have the shards of `keys` apply `commands`; they share frames, like all calls of a turn.
+
+        Return what has become of each, in order.
+        """
+        calls = [self.propose(key, one, timeout_s, session) for key, one in zip(keys, commands, strict=True)]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        outcomes: list[Outcome] = []
+        for outcome in found:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, MultiRaftError):
+                raise outcome
+            outcomes.append(outcome)
+        return outcomes
+
     def read(self, key: bytes, query: bytes, timeout_s: float | None) -> Awaitable[bytes]:
         return self._client.call(self.name, key, frames.READ, query, timeout_s)
 
@@ -83,11 +100,7 @@ class ClientRoute:
         "The replica on this node" is one on a node that this client is connected to. Return the answer and its age in
         milliseconds. Raises InvalidRequest if there is no shard of that id.
         """
-        kind, argument = frames.READ, 0
-        if how.nearby:
-            kind, argument = frames.NEAR, -1 if how.stale_ms is None else how.stale_ms
-        elif how.lease:
-            kind = frames.LEASE
+        kind, argument = call_of(how)
         place: str | GroupId = self.name
         key = b""
         if type(where) is bytes:
@@ -136,6 +149,13 @@ class ClientRoute:
         if shard is None:
             raise InvalidRequest(f"service {self.name!r} has no shard {shard_id!r}")
         return shard.group_id
+
+
+def call_of(how: Consistency) -> tuple[int, int]:
+    """Return the kind of a read, and its argument."""
+    if how.nearby:
+        return frames.NEAR, -1 if how.stale_ms is None else how.stale_ms
+    return (frames.LEASE if how.lease else frames.READ), 0
 
 
 def _limits(bounds: Welcome) -> Limits:

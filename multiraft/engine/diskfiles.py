@@ -100,8 +100,8 @@ class DiskFiles:
         self._slice_s = limits.apply_slice_ms / 1e3
         self._timeout_s = limits.election_timeout_ms / 1e3
         self._most = limits.snapshot_transfers
-        self._pace_of_making = Pace(limits.snapshot_bytes_per_s, engine.strain, SHORT_BURST_S)
-        self._pace_of_taking = Pace(limits.snapshot_bytes_per_s, engine.strain, SHORT_BURST_S)
+        self._pace_of_making = Pace(limits.snapshot_bytes_per_s, engine.writer.strain, SHORT_BURST_S)
+        self._pace_of_taking = Pace(limits.snapshot_bytes_per_s, engine.writer.strain, SHORT_BURST_S)
         self._held_entries = HELD_TIMES * limits.snapshot_entries
         self._making: dict[GroupId, _Making] = {}
         self._made: dict[GroupId, _Made] = {}

@@ -38,7 +38,6 @@ from multiraft.engine.observing import Observing
 from multiraft.engine.ondisk import OnDisk
 from multiraft.engine.ordinary import Ordinary
 from multiraft.engine.outgoing import Outgoing
-from multiraft.engine.pace import Strain
 from multiraft.engine.pacing import Pacing
 from multiraft.engine.proposing import check_entry, check_room, propose_queued, queue_many
 from multiraft.engine.reading import Reading
@@ -108,7 +107,9 @@ class Engine:
         self._beat_s = limits.beat_ms / 1e3
         self.slow_command_s = limits.slow_command_ms / 1e3
         self._entry_bytes = limits.entry_bytes
-        self.strain = Strain(clocks.real)
+        self.writer = LogWriter(
+            store, limits.batch_bytes, limits.writes_in_flight, clocks, self._persisted, self._write_failed
+        )
         self.snapshotting = Snapshotting(self)
         self.shelving = Shelving(self)
         self.ondisk = OnDisk(self)
@@ -122,15 +123,6 @@ class Engine:
         )
         self.pacing = Pacing(clocks, loop, self.wake)
         self.wheel = Wheel()
-        self.writer = LogWriter(
-            store,
-            limits.batch_bytes,
-            limits.writes_in_flight,
-            clocks.effort,
-            self.strain,
-            self._persisted,
-            self._write_failed,
-        )
         self.outgoing = Outgoing(transport)
         self.view = EngineView(self)
         self.applying = Applying(self)

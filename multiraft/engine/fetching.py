@@ -94,8 +94,8 @@ class Fetching:
         self._files = files
         self._transport = transport
         self._timeout_s = engine.limits.election_timeout_ms / 1e3
-        self._pace = Pace(engine.limits.snapshot_bytes_per_s, engine.strain)
-        self._checking = Pace(_CHECKED_FASTER * engine.limits.snapshot_bytes_per_s, engine.strain, SHORT_BURST_S)
+        self._pace = Pace(engine.limits.snapshot_bytes_per_s, engine.writer.strain)
+        self._checking = Pace(_CHECKED_FASTER * engine.limits.snapshot_bytes_per_s, engine.writer.strain, SHORT_BURST_S)
         self._fetches: dict[GroupId, Fetch] = {}
         # What cores were given whose snapshots are not on disk yet.
         self._installing: dict[GroupId, Fetch] = {}

@@ -25,7 +25,7 @@ from multiraft.engine.pairs import put_snapshot
 from multiraft.engine.replica import Replica
 from multiraft.gathered import AckRow
 from multiraft.messages import RaftMessage
-from multiraft.ports import Clock, Store, WriteBatch
+from multiraft.ports import Clocks, Store, WriteBatch
 from multiraft.raft import Ready
 from multiraft.raft.ready import SnapshotWrite
 from multiraft.records import Record
@@ -81,6 +81,7 @@ class LogWriter:
     on_persisted  called on the loop after each batch, with what it carried, in that order, and the promises and
                   acknowledgements that may now leave
     on_failed     called once, with the error of the first write that failed, or of what was to follow a write
+    strain        how long synced writes take, for what is large and must give way to them
     """
 
     def __init__(
@@ -88,14 +89,13 @@ class LogWriter:
         store: Store,
         batch_bytes: int,
         writes_in_flight: int,
-        stopwatch: Clock,
-        strain: Strain,
+        clocks: Clocks,
         on_persisted: Callable[[list[Persisted | Stored], list[Promise], AckRows], None],
         on_failed: Callable[[Exception], None],
     ) -> None:
         self._store = store
-        self._stopwatch = stopwatch
-        self._strain = strain
+        self._stopwatch = clocks.effort
+        self.strain = Strain(clocks.real)
         self._batch_bytes = batch_bytes
         self._limit = writes_in_flight
         self._on_persisted = on_persisted
@@ -254,7 +254,7 @@ class LogWriter:
         if not self._in_flight:
             self._busy_since_s = self._stopwatch()
         self._in_flight.append(pending)
-        pending.began_s = self._strain.clock()
+        pending.began_s = self.strain.clock()
         if failpoints.armed is not None:
             failpoints.armed(failpoints.WRITE_BEFORE_SUBMIT)
         self._store.submit(pending.batch, self._done, pending.sync)
@@ -270,7 +270,7 @@ class LogWriter:
             failpoints.armed(failpoints.WRITE_AFTER_SYNC)
         pending = self._in_flight.popleft()
         if pending.sync:
-            self._strain.noted(self._strain.clock() - pending.began_s)
+            self.strain.noted(self.strain.clock() - pending.began_s)
         if not self._in_flight:
             self._busy_s += self._stopwatch() - self._busy_since_s
         self._note_durable(pending)

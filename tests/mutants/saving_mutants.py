@@ -13,7 +13,7 @@ APPLYING: Final = "multiraft/engine/applying.py"
 FILE_FORMAT: Final = "multiraft/snapshot_file.py"
 FILES: Final = "storage/snapshot_files.py"
 LOADING: Final = "multiraft/engine/loading.py"
-FILES: Final = "multiraft/engine/diskfiles.py"
+KEYSPACES: Final = "multiraft/engine/diskfiles.py"
 PACE: Final = "multiraft/engine/pace.py"
 PACED: Final = "tests/node/test_disk_files.py"
 SAVING: Final = "multiraft/engine/saving.py"
@@ -190,7 +190,7 @@ COURTEOUS: Final = (
     Mutant(
         "keyspaces-made-at-once",
         "a state is made no faster than files travel",
-        FILES,
+        KEYSPACES,
         "            if rest_s > 0:\n                making.rests = True\n",
         "            if rest_s < 0:\n                making.rests = True\n",
         (f"{PACED}::test_a_state_is_made_and_taken_in_no_faster_than_files_travel",),
@@ -198,7 +198,7 @@ COURTEOUS: Final = (
     Mutant(
         "keyspaces-filled-at-once",
         "a state is taken in no faster than files travel",
-        FILES,
+        KEYSPACES,
         "        if rest_s > 0:\n            taking.rests = True\n",
         "        if rest_s < 0:\n            taking.rests = True\n",
         (f"{PACED}::test_a_state_is_made_and_taken_in_no_faster_than_files_travel",),

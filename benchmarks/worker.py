@@ -14,7 +14,7 @@ import resource
 import struct
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
@@ -105,6 +105,13 @@ async def closed_loop(
     return {"cpu_s": used_s, **latency_figures(latencies, took_s), **buckets}
 
 
+async def _all_done(outcomes: Awaitable[Sequence[object]]) -> None:
+    """Await many writes, each of which must have succeeded."""
+    for outcome in await outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+
+
 class Worker:
     """The node, and the operations that the benchmark asks of it."""
 
@@ -135,6 +142,8 @@ class Worker:
                 lambda number, propose=handle.propose: propose(commands[number % 4096])  # type: ignore[misc]
                 for handle in handles
             ]
+        elif level in ("many", "command-many"):
+            return await self._load_many(level, in_flight, seconds, payload, groups, bucket_ms)
         elif level == "reads":
             handles = [self.node.group(group_id) for group_id in self.led("bytes")[:groups]]
             calls = [lambda number, read=handle.read: read(b"%08d" % (number % 4096)) for handle in handles]  # type: ignore[misc]
@@ -145,6 +154,31 @@ class Worker:
             keys = self._keys_of_led_groups(groups)
             calls = [lambda number, key=key: put(key, value) for key in keys]  # type: ignore[misc]
         return await closed_loop(calls, in_flight, seconds, bucket_ms)
+
+    async def _load_many(
+        self, level: str, in_flight: int, seconds: float, payload: int, groups: int, bucket_ms: float | None
+    ) -> dict[str, Any]:
+        """One client a group, which has as many writes under way together as there would be clients of it otherwise."""
+        calls: list[Callable[[int], Awaitable[object]]]
+        pad = b"x" * (payload - 8)
+        if level == "many":
+            handles = [self.node.group(group_id) for group_id in self.led("bytes")[:groups]]
+            at_once = max(1, in_flight // len(handles))
+            batches = [
+                [b"%08d" % (at * at_once + n) + pad for n in range(at_once)] for at in range(4096 // at_once + 1)
+            ]
+            calls = [
+                lambda number, many=handle.propose_many: _all_done(many(batches[number % len(batches)]))  # type: ignore[misc]
+                for handle in handles
+            ]
+        else:
+            if self.typed is None:
+                raise ValueError("this worker has no typed service")
+            keys, put_many = self._keys_of_led_groups(groups), self.typed.put.many
+            at_once = max(1, in_flight // len(keys))
+            calls = [lambda number, batch=[(key, pad)] * at_once: _all_done(put_many(batch)) for key in keys]  # type: ignore[misc]
+        found = await closed_loop(calls, max(1, in_flight // at_once), seconds, bucket_ms)
+        return {**found, "writes": found["writes"] * at_once, "writes_per_s": found["writes_per_s"] * at_once}
 
     def _keys_of_led_groups(self, groups: int) -> list[str]:
         """One key for each of the groups of "typed" that this node leads."""

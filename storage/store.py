@@ -50,6 +50,7 @@ from multiraft.types import (
 
 _KEY_OVERHEAD_BYTES = 32
 """About what LevelDB adds to each value: the key, lengths and tags."""
+_STEP_BYTES = 2 * _KEY_OVERHEAD_BYTES + layout.HARD_STATE_BYTES
 
 
 class PartitionedBatch:
@@ -84,9 +85,10 @@ class PartitionedBatch:
 
     def put_step(self, group_id: GroupId, record: Record, term: Term, vote: ReplicaId, commit: Index) -> None:
         """Store `record`, and the hard state of these three, as `put_record` and `put_hard_state` would."""
-        self._put(layout.record_key(group_id, record.first), record.raw)
-        self._store(*layout.hard_state_item(group_id, term, vote, commit))
-        self.size_bytes += len(record.raw) + _KEY_OVERHEAD_BYTES
+        put, raw = self._put, record.raw
+        put(layout.record_key(group_id, record.first), raw)
+        put(*layout.hard_state_item(group_id, term, vote, commit))
+        self.size_bytes += len(raw) + _STEP_BYTES
 
     def put_membership(self, group_id: GroupId, membership: Membership) -> None:
         """Store the membership that is in effect, in place of the one before."""

@@ -19,6 +19,7 @@ import logging
 import random
 from asyncio import Future, Task, TimerHandle
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -27,10 +28,13 @@ from aiohttp import WSMsgType
 
 from multiraft.client import frames
 from multiraft.client.core import Core, new_call
+from multiraft.client.dialling import CLOSE_S, DIAL_S, Waker, closing, open_websocket
 from multiraft.client.frames import Welcome
 from multiraft.client.lanes import Call, Done
 from multiraft.client.links import Link
-from multiraft.client.routes import ClientRoute
+from multiraft.client.routes import ClientRoute, call_of
+from multiraft.client.served import AGE
+from multiraft.consistency import LINEARIZABLE, Consistency
 from multiraft.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -51,14 +55,6 @@ from multiraft.types import GroupId, NodeId
 
 M = TypeVar("M", bound=StateMachine)
 
-PATHS: Final = ("/client", "/admin/client")
-"""Where a node's URL is looked under for what serves clients."""
-FRAME_BYTES_MAX: Final = 1 << 28
-"""A longer frame of a node is not taken."""
-_PING_S: Final = 2.0
-"""A node that is silent for so long is pinged; if it does not answer within half of that, the connection is cut."""
-_DIAL_S: Final = 3.0
-_CLOSE_S: Final = 1.0
 _AGAIN_S: Final = (0.05, 1.0)
 log: Final = logging.getLogger("multiraft.client")
 
@@ -125,7 +121,7 @@ class Client:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_DIAL_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=DIAL_S),
         )
         self._seek()
         try:
@@ -242,7 +238,7 @@ class Client:
         try:
             core.submit(call, where, key)
         except Overloaded:
-            return loop.create_task(self._when_there_is_room(call, where, key))
+            return loop.create_task(self._when_there_is_room(call, future, where, key))
         return future
 
     def send(self, service: str, key: bytes, command: bytes, done: Done, *, timeout_s: float | None = None) -> None:
@@ -251,40 +247,55 @@ class Client:
         Nothing waits and no future is made; `done` runs between two frames and must return quickly. Raises
         Overloaded (as many calls are under way as are allowed), InvalidRequest (too large), NotRunning.
         """
-        core = self.core
-        if len(command) > self._most_bytes:
-            raise self._too_large(command)
-        deadline = core.clock() + (self.timeout_s if timeout_s is None else timeout_s)
-        core.submit(new_call(0, command, deadline, numbers=True, done=done), service, key)
+        self._submit(new_call(0, command, self._until(timeout_s), numbers=True, done=done), service, key)
 
-    def ask(self, service: str, key: bytes, query: bytes, done: Done, *, timeout_s: float | None = None) -> None:
-        """Have a query answered, linearizably, and `done` called. Otherwise as `send`."""
-        core = self.core
-        if len(query) > self._most_bytes:
-            raise self._too_large(query)
-        deadline = core.clock() + (self.timeout_s if timeout_s is None else timeout_s)
-        core.submit(new_call(frames.READ, query, deadline, done=done), service, key)
+    def ask(
+        self,
+        service: str,
+        key: bytes,
+        query: bytes,
+        done: Done,
+        *,
+        how: Consistency = LINEARIZABLE,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Have a query answered, and `done` called. Otherwise as `send`."""
+        kind, argument = call_of(how)
+        told = done if kind != frames.NEAR else partial(_without_age, done)
+        self._submit(new_call(kind, query, self._until(timeout_s), argument=argument, done=told), service, key)
+
+    def _submit(self, call: Call, service: str, key: bytes) -> None:
+        if len(call.body) > self._most_bytes:
+            raise self._too_large(call.body)
+        self.core.submit(call, service, key)
+
+    def _until(self, timeout_s: float | None) -> float:
+        return self.core.clock() + (self.timeout_s if timeout_s is None else timeout_s)
 
     def _too_large(self, body: bytes) -> MultiRaftError:
         most = self.bounds.entry_bytes  # which raises where the client is not started
         return InvalidRequest(f"a call of {len(body)} bytes; the nodes take entry_bytes = {most} at most")
 
-    async def _when_there_is_room(self, call: Call, where: str | GroupId, key: bytes) -> bytes:
-        core, loop, future = self.core, asyncio.get_running_loop(), call.future
+    async def _when_there_is_room(self, call: Call, future: Future[bytes], where: str | GroupId, key: bytes) -> bytes:
+        await self.submit(call, where, key)
+        return await future
+
+    async def submit(self, call: Call, where: str | GroupId, key: bytes) -> None:
+        """Begin a call; one beyond the bounds waits for room. Raises DeadlineExceeded, InvalidRequest, NotRunning."""
+        if len(call.body) > self._most_bytes:
+            raise self._too_large(call.body)
         while True:
-            waiter: Future[None] = loop.create_future()
-            self._roomless.append(waiter)
+            try:
+                self.core.submit(call, where, key)
+                return
+            except Overloaded:
+                waiter: Future[None] = asyncio.get_running_loop().create_future()
+                self._roomless.append(waiter)
             try:
                 async with asyncio.timeout_at(call.deadline):
                     await waiter
-                core.submit(call, where, key)
             except TimeoutError:
                 raise DeadlineExceeded("as many calls were under way as this client allows; raise in_flight") from None
-            except Overloaded:
-                continue
-            if future is None:
-                raise NotRunning("the call has no future")
-            return await future
 
     async def shards(self, name: str, timeout_s: float | None = None) -> ServiceShards:
         """Return the shards of a service; wait for it if it is not in the map yet. Raises NotReady in the end."""
@@ -367,10 +378,12 @@ class Client:
 
     async def _keep(self, url: str, node_id: NodeId | None) -> None:
         """Dial a URL, and serve the connection until it ends."""
-        core = self.core
+        core, session = self.core, self._session
+        if session is None:
+            raise NotRunning("the client is not started; use `async with`")
         try:
-            async with asyncio.timeout(_DIAL_S):
-                ws = await self._open(url)
+            async with asyncio.timeout(DIAL_S):
+                ws = await open_websocket(session, url)
         except (aiohttp.ClientError, OSError, TimeoutError, WireError) as problem:
             self._problem = f"{url}: {str(problem) or type(problem).__name__}"
             if node_id is not None and not core.stopped:
@@ -394,39 +407,17 @@ class Client:
                     self._up.clear()
                     self._seek()
             with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-                async with asyncio.timeout(_CLOSE_S):
+                async with asyncio.timeout(CLOSE_S):
                     await ws.close()
 
-    async def _open(self, url: str) -> aiohttp.ClientWebSocketResponse:
-        """Connect, where below the URL the node serves clients. Raises what aiohttp raises."""
-        if self._session is None:
-            raise NotRunning("the client is not started; use `async with`")
-        for path in PATHS:
-            try:
-                return await self._session.ws_connect(
-                    url + path,
-                    compress=0,
-                    max_msg_size=FRAME_BYTES_MAX,
-                    heartbeat=_PING_S,
-                    timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_S),
-                )
-            except aiohttp.WSServerHandshakeError as problem:
-                if problem.status != 404 or path == PATHS[-1]:
-                    raise ConnectionError(
-                        f"it answers, but serves no clients (HTTP status {problem.status}); is it a node's admin URL?"
-                    ) from problem
-        raise ConnectionError("it serves no clients")
-
-    async def _greet(
-        self, ws: aiohttp.ClientWebSocketResponse, url: str, node_id: NodeId | None
-    ) -> tuple[Link, _Waker]:
+    async def _greet(self, ws: aiohttp.ClientWebSocketResponse, url: str, node_id: NodeId | None) -> tuple[Link, Waker]:
         """Say hello, and take the node's welcome. Raises WireError, OSError, TimeoutError."""
         core = self.core
-        async with asyncio.timeout(_DIAL_S):
+        async with asyncio.timeout(DIAL_S):
             await ws.send_bytes(frames.hello())
             message = await ws.receive()
         if message.type is not WSMsgType.BINARY:
-            raise ConnectionError(f"the node closed the connection: {_closing(ws, message)}")
+            raise ConnectionError(f"the node closed the connection: {closing(ws, message)}")
         welcome = frames.read_welcome(message.data)
         if self._cluster_id not in (None, welcome.cluster_id):
             raise WireError("the node is of another cluster than the nodes before it")
@@ -437,12 +428,12 @@ class Client:
         self._cluster_id, self._welcome = welcome.cluster_id, welcome
         self._most_bytes = welcome.entry_bytes + HEAD.size
         core.atlas.urls.setdefault(welcome.node_id, url)
-        waker = _Waker()
+        waker = Waker()
         link = core.connected(welcome, waker.wake)
         self._up.set()
         return link, waker
 
-    async def _converse(self, ws: aiohttp.ClientWebSocketResponse, link: Link, waker: _Waker) -> str:
+    async def _converse(self, ws: aiohttp.ClientWebSocketResponse, link: Link, waker: Waker) -> str:
         """Write and hear until the connection ends; return why it did."""
         received, receive, binary = self.core.received, ws.receive, WSMsgType.BINARY
         writer = asyncio.get_running_loop().create_task(self._write(ws, link, waker))
@@ -450,13 +441,13 @@ class Client:
             while True:
                 message = await receive()
                 if message.type is not binary:
-                    return _closing(ws, message)
+                    return closing(ws, message)
                 received(link, message.data)
         finally:
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
 
-    async def _write(self, ws: aiohttp.ClientWebSocketResponse, link: Link, waker: _Waker) -> None:
+    async def _write(self, ws: aiohttp.ClientWebSocketResponse, link: Link, waker: Waker) -> None:
         next_frame, send_bytes = self.core.next_frame, ws.send_bytes
         try:
             while True:
@@ -469,26 +460,5 @@ class Client:
             await ws.close()
 
 
-class _Waker:
-    """Tells the writer of a connection that there may be a frame."""
-
-    __slots__ = ("_waiter",)
-
-    def __init__(self) -> None:
-        self._waiter: Future[None] | None = None
-
-    def wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    async def woken(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        await self._waiter
-
-
-def _closing(ws: aiohttp.ClientWebSocketResponse, message: aiohttp.WSMessage) -> str:
-    if message.type is WSMsgType.ERROR:
-        return f"{type(message.data).__name__}: {message.data}"
-    said = message.extra if isinstance(message.extra, str) and message.extra else "without a word"
-    return f"closed by the node with code {ws.close_code}: {said}"
+def _without_age(done: Done, outcome: bytes | MultiRaftError) -> None:
+    done(outcome[AGE.size :] if type(outcome) is bytes else outcome)

@@ -6,15 +6,19 @@ Rules of this file: it only translates; each call is one of `Client.call`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from asyncio import Future
+from collections.abc import Awaitable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from multiraft.client import frames
+from multiraft.client.core import new_call
 from multiraft.client.frames import Welcome
 from multiraft.client.served import AGE
 from multiraft.config import Limits
 from multiraft.consistency import Consistency
 from multiraft.errors import InvalidRequest, NotCommitted, NotReady, OutcomeUnknown, ReadFailed
+from multiraft.outcome import Outcome
 from multiraft.sessions import CLIENT_BYTES, Numbered
 from multiraft.shard.shard_map import ServiceShards
 from multiraft.types import GroupId
@@ -62,6 +66,22 @@ class ClientRoute:
         entry = session.entry(command)
         return call(self.name, key, frames.NUMBERED, entry, timeout_s, again=not session.first)
 
+    async def propose_many(
+        self, keys: Sequence[bytes], commands: Sequence[bytes], timeout_s: float | None, session: bool = True
+    ) -> list[Outcome]:
+        """Have the shards of `keys` apply `commands`; return what has become of each, in order. Raises NotReady."""
+        client = self._client
+        await client.shards(self.name, timeout_s)
+        together = _Together(len(keys))
+        deadline = client.core.clock() + (client.timeout_s if timeout_s is None else timeout_s)
+        for at, (key, command) in enumerate(zip(keys, commands, strict=True)):
+            call = new_call(frames.PROPOSE, command, deadline, numbers=session, done=partial(together.told, at))
+            try:
+                await client.submit(call, self.name, key)
+            except NotCommitted as problem:
+                together.told(at, problem)
+        return await together.all
+
     def read(self, key: bytes, query: bytes, timeout_s: float | None) -> Awaitable[bytes]:
         return self._client.call(self.name, key, frames.READ, query, timeout_s)
 
@@ -83,11 +103,7 @@ class ClientRoute:
         "The replica on this node" is one on a node that this client is connected to. Return the answer and its age in
         milliseconds. Raises InvalidRequest if there is no shard of that id.
         """
-        kind, argument = frames.READ, 0
-        if how.nearby:
-            kind, argument = frames.NEAR, -1 if how.stale_ms is None else how.stale_ms
-        elif how.lease:
-            kind = frames.LEASE
+        kind, argument = call_of(how)
         place: str | GroupId = self.name
         key = b""
         if type(where) is bytes:
@@ -136,6 +152,35 @@ class ClientRoute:
         if shard is None:
             raise InvalidRequest(f"service {self.name!r} has no shard {shard_id!r}")
         return shard.group_id
+
+
+class _Together:
+    """The outcomes of many calls.
+
+    all  a future of all of them
+    """
+
+    __slots__ = ("_left", "_outcomes", "all")
+
+    def __init__(self, count: int) -> None:
+        self._outcomes: list[Outcome] = [b""] * count
+        self._left = count
+        self.all: Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        if not count:
+            self.all.set_result([])
+
+    def told(self, at: int, outcome: Outcome) -> None:
+        self._outcomes[at] = outcome
+        self._left -= 1
+        if not self._left and not self.all.done():
+            self.all.set_result(self._outcomes)
+
+
+def call_of(how: Consistency) -> tuple[int, int]:
+    """Return the kind of a read, and its argument."""
+    if how.nearby:
+        return frames.NEAR, -1 if how.stale_ms is None else how.stale_ms
+    return (frames.LEASE if how.lease else frames.READ), 0
 
 
 def _limits(bounds: Welcome) -> Limits:

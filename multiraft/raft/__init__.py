@@ -1,11 +1,15 @@
 """The consensus core of one group: sans-I/O and deterministic. See raft.py."""
 
 from multiraft.raft.changes import AddLearner, Bind, Change, Demote, Promote, Remove
+from multiraft.raft.ordinary import ASK_READY, NOT_ORDINARY, UNTOLD
 from multiraft.raft.raft import Raft
 from multiraft.raft.ready import LEADER, Contacts, CoreSettings, Ready, Role
 
 __all__ = [
+    "ASK_READY",
     "LEADER",
+    "NOT_ORDINARY",
+    "UNTOLD",
     "AddLearner",
     "Bind",
     "Change",

@@ -84,7 +84,7 @@ bench-idle: $(STAMP)
 	@$(BIN)/python -m benchmarks.idle $(ARGS)
 
 bench-resp: $(STAMP)
-	@$(BIN)/python -m benchmarks.resp $(ARGS)
+	@$(BIN)/python -m benchmarks --rows redis-set-16 redis-get-16 redis-incr-16 redis-set-1 redis-get-1 redis-incr-1 $(ARGS)
 
 resp-differential: $(STAMP)
 	@$(BIN)/python -m tests.examples.resp_differential --sequences $(SEQUENCES) $(ARGS)

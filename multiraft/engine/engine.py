@@ -27,6 +27,7 @@ from typing import Final
 from multiraft import failpoints
 from multiraft.config import Limits
 from multiraft.engine.applying import Applying
+from multiraft.engine.campaigning import Campaigning, campaigns_at_tick
 from multiraft.engine.changing import Changing
 from multiraft.engine.containing import Containing
 from multiraft.engine.following import Following
@@ -120,7 +121,7 @@ class Engine:
             self.snapshotting,
         )
         self.pacing = Pacing(clocks, loop, self.wake)
-        self.wheel = Wheel()
+        self.wheel, self.campaigning = Wheel(), Campaigning(self)
         self.writer = LogWriter(
             store, limits.batch_bytes, limits.writes_in_flight, clocks.effort, self._persisted, self._write_failed
         )
@@ -448,9 +449,13 @@ class Engine:
             replica = self.replicas.get(group_id)
             if replica is None or replica.broken is not None:
                 continue
+            if campaigns_at_tick(replica):
+                self.campaigning.due(replica, now)
+                continue
             replica.seen_deadline_s = inf
             with self.touching(replica, now):
                 replica.core.tick(now)
+        self.campaigning.run(now)
         if now >= self._next_beat_s:
             self._next_beat_s = max(self._next_beat_s + self._beat_s, now + self._beat_s / 2)
             self.liveness.tick(now)

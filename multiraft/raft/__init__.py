@@ -2,10 +2,12 @@
 
 from multiraft.raft.changes import AddLearner, Bind, Change, Demote, Promote, Remove
 from multiraft.raft.raft import Raft
-from multiraft.raft.ready import LEADER, Contacts, CoreSettings, Ready, Role
+from multiraft.raft.ready import CANDIDATE, LEADER, PRE_CANDIDATE, Contacts, CoreSettings, Ready, Role
 
 __all__ = [
+    "CANDIDATE",
     "LEADER",
+    "PRE_CANDIDATE",
     "AddLearner",
     "Bind",
     "Change",

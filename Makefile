@@ -32,7 +32,7 @@ help:
 	@echo "make mutants-random  change the core at random, and list what no test notices (ARGS='--count 200 --seed 1')"
 	@echo "make coverage-raft   branch coverage of the core by its own tests; fails below 97 %"
 	@echo "make check   formatting, lint, types and import rules; changes nothing"
-	@echo "make bench   measure multiraft beside the ceiling; see benchmarks/README.md"
+	@echo "make bench   measure multiraft beside its peers (ARGS=--quick, --full); see benchmarks/README.md"
 	@echo "make bench-idle  what idle groups cost, and how fast they fail over (about four minutes)"
 	@echo "make soak-increments  a million increments through kill -9, and an exact sum (about five minutes)"
 	@echo "make soak-state  2 GiB of state in one node, and a shard of 500 MB handed on: memory, restart, lateness"
@@ -69,7 +69,10 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The peer that is written in Python, and what draws the plots, are an extra; without them they are named as missing.
 bench: $(STAMP)
+	@$(BIN)/python -c 'import matplotlib, pysyncobj' 2>/dev/null || \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' || true
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 bench-idle: $(STAMP)

@@ -1,193 +1,170 @@
-"""`python -m benchmarks`: multiraft beside the ceiling, in turn, on this machine.
+"""`python -m benchmarks`: multiraft beside the ceiling and its peers, in turn, on this machine; a table with every aim.
 
-For every number of groups and of writes in flight each system is measured once a round, one after the other, so that
-a drift of the machine's speed meets all of them; the table shows medians over the rounds and their ratio to the
-ceiling's median. Three processes on one machine, synced on all three, one node leading all groups, clients inside
-the leader's process unless the row says "HTTP".
+    python -m benchmarks                       # all comparisons, two rounds: about five minutes
+    python -m benchmarks --quick               # one short round
+    python -m benchmarks --full                # three rounds, the plots' cases, scale, ten minutes sustained
+    python -m benchmarks --rows etcd-64 etcd-1000
+    python -m benchmarks --sustained 600 --rows
 
-Rules of this file: nothing else runs beside it; every replica must have applied as much as the leader, or the run
-fails; what was measured is printed with its settings and written as JSON.
+Three nodes as processes on one machine, synced, one leading all groups. What was measured goes to benchmarks/results:
+latest.json, latest.txt, and plots when matplotlib is there (the extra `bench`).
+
+Rules of this file: nothing else runs beside it; what cannot be measured is named as missing, with the reason; a system
+that fails, or whose replicas differ, is missing too, and the exit status says so.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import platform
-import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any
 
-from benchmarks.ceiling import CeilingOptions, run_ceiling
-from benchmarks.cluster import NODES, Cluster
-from benchmarks.outside import measure_http
+from benchmarks import single
+from benchmarks.aims import LIMITS, ROWS, Limit, Row, judge_limit, judge_row, wronged
+from benchmarks.building import RESULTS, Missing
+from benchmarks.figures import Case, Figure
+from benchmarks.plan import Step, steps_for, work_of_plots, work_of_rows
+from benchmarks.report import aims_table, as_json, figures_table, wronged_lines
+from benchmarks.systems import HOSTS, PAYLOAD_BYTES, WARM_UP_S, host_of, settings_of_systems, started
 
-SYSTEMS: Final = ("ceiling", "bytes", "command", "reads", "http")
-WARM_UP_S: Final = 1.0
-_RESULTS: Final = Path(__file__).resolve().parent / "results"
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One measurement: calls a second, their latency, and the leader's CPU and syncs meanwhile."""
-
-    system: str
-    groups: int
-    in_flight: int
-    per_s: float
-    p50_ms: float
-    p99_ms: float
-    leader_cpu_us: float
-    syncs_per_s: float
-    turns_per_s: float | None = None
+EXPLAINED = {
+    "hashicorp": "README.md, peers",
+    "etcd": "README.md, peers",
+    "pysyncobj-default": "README.md, peers",
+    "pysyncobj-unbatched": "README.md, peers",
+}
 
 
-def measure_ceiling(groups: int, in_flight: int, options: argparse.Namespace) -> Figure:
-    wanted = CeilingOptions(groups, in_flight, options.payload_bytes, options.seconds, options.loop, options.gc)
-    found = asyncio.run(run_ceiling(wanted))
-    seconds = found.writes / found.writes_per_s
-    return Figure(
-        "ceiling", groups, in_flight, found.writes_per_s, found.p50_ms, found.p99_ms,
-        found.cpu_s[0] / found.writes * 1e6, found.syncs[0] / seconds,
-    )  # fmt: skip
+class Run:
+    """What was measured so far, and what could not be."""
 
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.figures: list[Figure] = []
+        self.missing: dict[str, str] = {}
+        self.failed = False
 
-def measure_level(level: str, groups: int, in_flight: int, options: argparse.Namespace) -> Figure:
-    """Measure clients inside the leader's process; `level` is bytes, command or reads."""
-    wanted = {"loop": options.loop, "gc": options.gc, "typed": level == "command"}
-    with Cluster(groups, **wanted) as cluster:
-        leader = NODES[0]
-        cluster.gather_leaders(leader)
-        load = {
-            "op": "load",
-            "level": level,
-            "in_flight": in_flight,
-            "payload": options.payload_bytes,
-            "groups": groups,
-        }
-        cluster.ask(leader, **load, seconds=WARM_UP_S)
-        before = cluster.ask(leader, op="counts")
-        found = cluster.ask(leader, **load, seconds=options.seconds)
-        after = cluster.ask(leader, op="counts")
-        _check_alike(cluster, leader)
-    return Figure(
-        level, groups, in_flight, found["writes_per_s"], found["p50_ms"], found["p99_ms"],
-        (after["cpu_s"] - before["cpu_s"]) / found["writes"] * 1e6,
-        (after["syncs"] - before["syncs"]) / found["seconds"],
-        (after["turns"] - before["turns"]) / found["seconds"],
-    )  # fmt: skip
-
-
-def _check_alike(cluster: Cluster, leader: str) -> None:
-    """Every replica applies what the leader has; they are given ten seconds for the rest."""
-    for _ in range(100):
-        applied = {name: cluster.ask(name, op="counts")["applied"] for name in NODES}
-        if len(set(applied.values())) == 1:
+    def measure(self, step: Step, label: str) -> None:
+        """Measure one step; a host that cannot be started, or fails, is noted as missing and not tried again."""
+        work = [(system, case) for system, case in step.work if system not in self.missing]
+        if not work:
             return
-        time.sleep(0.1)
-    raise RuntimeError(f"the replicas did not apply the same number of commands (leader {leader}): {applied}")
+        began_s = time.monotonic()
+        found: list[Figure] = []
+        try:
+            with started(HOSTS[step.host].start(step.groups)) as host:
+                for system, case in work:
+                    figure = host.measure(system, case, self.seconds)
+                    found.append(figure)
+                    print(f"{label}  {_describe(system, case)} {figure.per_s:10,.0f}/s", file=sys.stderr, flush=True)
+        except (Missing, RuntimeError, OSError, TimeoutError) as why:
+            self.failed = self.failed or not isinstance(why, Missing)
+            print(f"{label}  {step.host}: {why}", file=sys.stderr, flush=True)
+            for system, _ in work:
+                self.missing.setdefault(system, str(why))
+            return
+        self.figures += found
+        print(f"{label}  {step.host} took {time.monotonic() - began_s:.1f} s", file=sys.stderr, flush=True)
 
 
-def measure_outside(groups: int, in_flight: int, options: argparse.Namespace) -> Figure:
-    with tempfile.TemporaryDirectory(prefix="multiraft-http-") as directory:
-        found = asyncio.run(measure_http(Path(directory), groups, in_flight, options.payload_bytes, options.seconds))
-    return Figure("http", groups, in_flight, found.per_s, found.p50_ms, found.p99_ms, found.cpu_us, found.syncs_per_s)
+def _describe(system: str, case: Case) -> str:
+    return f"{system:20} groups {case.groups:4}  in flight {case.in_flight:5}  {case.op:6}"
 
 
-def run(options: argparse.Namespace) -> list[Figure]:
-    """Measure everything asked for, round by round, with a line of progress for each figure."""
-    measures: dict[str, Callable[[int, int], Figure]] = {
-        "ceiling": lambda groups, in_flight: measure_ceiling(groups, in_flight, options),
-        "http": lambda groups, in_flight: measure_outside(groups, in_flight, options),
-    }
-    for level in ("bytes", "command", "reads"):
-        measures[level] = lambda groups, in_flight, level=level: measure_level(level, groups, in_flight, options)  # type: ignore[misc]
-    figures = []
+def chosen_rows(names: Sequence[str] | None) -> tuple[list[Row], list[Limit]]:
+    """Return the rows of these names, or all. Raises ValueError when a name is not one."""
+    if names is None:
+        return list(ROWS), list(LIMITS)
+    known = [row.name for row in ROWS] + [limit.name for limit in LIMITS]
+    wrong = [name for name in names if name not in known]
+    if wrong:
+        raise ValueError(f"no row is named {', '.join(wrong)}; there are: {', '.join(known)}")
+    return [row for row in ROWS if row.name in names], [limit for limit in LIMITS if limit.name in names]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="multiraft beside the ceiling and its peers, in turn, on this machine"
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="one round of 1.5 seconds each")
+    size.add_argument("--full", action="store_true", help="three rounds, and everything that the plots show")
+    parser.add_argument("--rounds", type=int, help="how often everything is measured (1, 2 or 3 by size)")
+    parser.add_argument("--seconds", type=float, help="how long each figure is measured (1.5, 2.5 or 2 by size)")
+    parser.add_argument("--rows", nargs="*", help="these rows only (none: no comparison); --list names them")
+    parser.add_argument("--sustained", type=float, nargs="?", const=600.0, default=0.0, metavar="SECONDS",
+                        help="load 64 groups for so long (600 by default, and with --full)")  # fmt: skip
+    parser.add_argument("--scale", action="store_true", help="the rows of 3,000, 10,000 and 100,000 groups")
+    parser.add_argument("--list", action="store_true", help="name all rows and end")
+    options = parser.parse_args(arguments)
+    options.rounds = options.rounds or (1 if options.quick else 3 if options.full else 2)
+    options.seconds = options.seconds or (1.5 if options.quick else 2.0 if options.full else 2.5)
+    options.named = options.rows is not None
+    if options.full and not options.named:
+        options.sustained, options.scale = options.sustained or 600.0, True
+    try:
+        options.rows, options.limits = chosen_rows(options.rows)
+    except ValueError as wrong:
+        parser.error(str(wrong))
+    return options
+
+
+def run(options: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
+    """Measure everything that was asked for."""
+    measured = Run(options.seconds)
+    steps = steps_for(work_of_rows(options.rows), host_of)
+    plot_steps = steps_for(work_of_plots(), host_of) if options.full and not options.named else []
     for number in range(1, options.rounds + 1):
-        for groups in options.groups:
-            for in_flight in options.in_flight:
-                for system in options.systems:
-                    figure = measures[system](groups, in_flight)
-                    figures.append(figure)
-                    print(
-                        f"round {number}/{options.rounds}  {system:8} groups {groups:3}  in flight {in_flight:4}  "
-                        f"{figure.per_s:10,.0f}/s",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-    return figures
+        for step in steps:
+            measured.measure(step, f"round {number}/{options.rounds}")
+    done = {(figure.system, figure.case) for figure in measured.figures}
+    for step in plot_steps:
+        rest = tuple(each for each in step.work if each not in done)
+        measured.measure(Step(step.host, step.groups, rest), "plots")
+    values, missing = single.measure(single.chosen(options))
+    measured.missing.update(missing)
+    return measured, values
 
 
-def table(figures: list[Figure]) -> list[str]:
-    """Return the medians as lines of text, with each system's ratio to the ceiling of the same row."""
-    cases = sorted({(figure.groups, figure.in_flight) for figure in figures})
-    lines = [
-        f"{'groups':>6} {'in flight':>9} {'system':8} {'per s':>10} {'of ceiling':>10} {'p50 ms':>8} {'p99 ms':>8} "
-        f"{'CPU us':>7} {'syncs/s':>8} {'turns/s':>8}"
-    ]
-    for groups, in_flight in cases:
-        ceiling = 0.0
-        for system in SYSTEMS:
-            found = [f for f in figures if (f.groups, f.in_flight, f.system) == (groups, in_flight, system)]
-            if not found:
-                continue
-            per_s = _median(found, "per_s")
-            if system == "ceiling":
-                ceiling = per_s
-            ratio = f"{per_s / ceiling:.2f}" if ceiling else "-"
-            turns = [f.turns_per_s for f in found if f.turns_per_s is not None]
-            lines.append(
-                f"{groups:>6} {in_flight:>9} {system:8} {per_s:>10,.0f} {ratio:>10} {_median(found, 'p50_ms'):>8.2f} "
-                f"{_median(found, 'p99_ms'):>8.2f} {_median(found, 'leader_cpu_us'):>7.1f} "
-                f"{_median(found, 'syncs_per_s'):>8,.0f} {f'{statistics.median(turns):,.0f}' if turns else '-':>8}"
-            )
-    return lines
-
-
-def _median(figures: list[Figure], name: str) -> float:
-    return float(statistics.median(getattr(figure, name) for figure in figures))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one round of two seconds each")
-    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured (default 3)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="how long each figure is measured (default 4)")
-    parser.add_argument("--groups", type=int, nargs="+", default=[1, 64])
-    parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 64, 1000])
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--payload-bytes", type=int, default=128)
-    parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop")
-    parser.add_argument("--gc", choices=("freeze", "on"), default="freeze")
-    options = parser.parse_args()
-    if options.quick:
-        options.rounds, options.seconds = 1, 2.0
-    settings: dict[str, Any] = {
-        "payload_bytes": options.payload_bytes,
-        "fsync": "every batch, on all three nodes",
-        "processes": 3,
-        "loop": options.loop,
-        "gc": options.gc,
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the tables, write the files; 1 when something failed that should not have."""
+    options = parse(arguments)
+    if options.list:
+        named = [(row.name, row.work) for row in ROWS] + [(limit.name, limit.work) for limit in LIMITS]
+        print("\n".join(f"{name:22} {work}" for name, work in named))
+        return 0
+    began_s = time.monotonic()
+    measured, values = run(options)
+    settings = {
+        "payload_bytes": PAYLOAD_BYTES,
         "rounds": options.rounds,
         "seconds": options.seconds,
+        "warm_up_s": WARM_UP_S,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "systems": settings_of_systems(),
+        "took_s": round(time.monotonic() - began_s, 1),
     }
-    figures = run(options)
-    print("  ".join(f"{name}={value}" for name, value in settings.items()))
-    print("CPU us: of the leader's process, per call. HTTP: one PUT per write, client in a process of its own.")
-    print("\n".join(table(figures)))
-    _RESULTS.mkdir(exist_ok=True)
-    path = _RESULTS / "latest.json"
-    path.write_text(json.dumps({"settings": settings, "figures": [asdict(figure) for figure in figures]}, indent=1))
-    print(f"written: {path}")
+    outcomes = [judge_row(row, measured.figures, measured.missing) for row in options.rows]
+    outcomes += [judge_limit(limit, values, measured.missing) for limit in options.limits]
+    lines = ["  ".join(f"{name}={value}" for name, value in settings.items() if name != "systems"), ""]
+    if measured.figures:
+        lines += [*figures_table(measured.figures, settings_of_systems()), ""]
+    lines += aims_table(outcomes)
+    lines += wronged_lines(wronged(measured.figures), EXPLAINED)
+    lines += [f"missing: {name}: {why}" for name, why in measured.missing.items()]
+    print("\n".join(lines))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "latest.txt").write_text("\n".join(lines) + "\n")
+    found = as_json(settings, measured.figures, outcomes, values, measured.missing)
+    (RESULTS / "latest.json").write_text(json.dumps(found, indent=1))
+    print(f"written: {RESULTS / 'latest.json'}", *single.draw(found), sep="\n")
+    return int(measured.failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -70,7 +70,7 @@ class CeilingResult:
 
     writes          acknowledged to the clients, and applied on all three nodes
     writes_per_s    over the measured time
-    p50_ms, p99_ms  from a client's call to its answer
+    p50_ms, p99_ms, p999_ms  from a client's call to its answer
     cpu_s           user and system time of each process while it was measured
     syncs           synced batches of each process
     """
@@ -79,6 +79,7 @@ class CeilingResult:
     writes_per_s: float
     p50_ms: float
     p99_ms: float
+    p999_ms: float
     cpu_s: tuple[float, ...]
     syncs: tuple[int, ...]
 
@@ -107,6 +108,7 @@ async def run_ceiling(options: CeilingOptions) -> CeilingResult:
         writes_per_s=led["applied"] / led["elapsed_s"],
         p50_ms=led["p50_s"] * 1e3,
         p99_ms=led["p99_s"] * 1e3,
+        p999_ms=led["p999_s"] * 1e3,
         cpu_s=tuple(report["cpu_s"] for report in reports),
         syncs=tuple(report["syncs"] for report in reports),
     )

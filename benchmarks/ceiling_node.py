@@ -33,6 +33,7 @@ import plyvel
 from aiohttp import web
 
 from benchmarks.ceiling import KEY_BYTES, LEADER, NODES, CeilingOptions
+from benchmarks.figures import percentile
 
 KEYS: Final = 4096
 """How many different keys the clients write."""
@@ -353,9 +354,15 @@ async def lead(options: CeilingOptions, disk: Disk, console: Console) -> None:
         cpu_s = cpu_time_s() - before_s
         leader.tell_commits()
         ordered = sorted(latencies)
-        p50_s, p99_s = ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100]
+        p50_s, p99_s, p999_s = (percentile(ordered, share) for share in (0.5, 0.99, 0.999))
         console.say(
-            applied=leader.applied, elapsed_s=elapsed_s, p50_s=p50_s, p99_s=p99_s, cpu_s=cpu_s, syncs=disk.syncs
+            applied=leader.applied,
+            elapsed_s=elapsed_s,
+            p50_s=p50_s,
+            p99_s=p99_s,
+            p999_s=p999_s,
+            cpu_s=cpu_s,
+            syncs=disk.syncs,
         )
         await console.hear()
         ended.set()

@@ -14,10 +14,14 @@ import resource
 import struct
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
+import msgpack
+
+from benchmarks.figures import latency_buckets, latency_figures
+from multiraft.admin.api import serve_admin
 from multiraft.config import Limits, NodeConfig
 from multiraft.errors import NotReady
 from multiraft.node import Node
@@ -43,6 +47,13 @@ class Blobs(BytesStateMachine):
     def query(self, query: bytes) -> bytes:
         return self.kept.get(query, b"")
 
+    def snapshot(self) -> bytes:
+        packed: bytes = msgpack.packb((self.count, self.kept))
+        return packed
+
+    def restore(self, state: bytes) -> None:
+        self.count, self.kept = msgpack.unpackb(state)
+
 
 class Typed(StateMachine):
     """The same through a typed command."""
@@ -65,11 +76,15 @@ def cpu_s() -> float:
 
 
 async def closed_loop(
-    calls: list[Callable[[int], Awaitable[object]]], in_flight: int, seconds: float
-) -> dict[str, float]:
-    """Keep `in_flight` calls under way for `seconds`, client k on calls[k % len]; return counts and latencies."""
+    calls: list[Callable[[int], Awaitable[object]]], in_flight: int, seconds: float, bucket_ms: float | None = None
+) -> dict[str, Any]:
+    """Keep `in_flight` calls under way for `seconds`, client k on calls[k % len]; return counts and latencies.
+
+    With `bucket_ms` the latencies come as a histogram, too.
+    """
     latencies: list[float] = []
     clock = time.perf_counter
+    used_s = cpu_s()
     began_s = clock()
     end_s = began_s + seconds
 
@@ -85,15 +100,16 @@ async def closed_loop(
 
     await asyncio.gather(*[client(number) for number in range(in_flight)])
     took_s = clock() - began_s
-    latencies.sort()
-    count = len(latencies)
-    return {
-        "writes": count,
-        "seconds": took_s,
-        "writes_per_s": count / took_s,
-        "p50_ms": latencies[count // 2] * 1e3,
-        "p99_ms": latencies[int(count * 0.99)] * 1e3,
-    }
+    used_s = cpu_s() - used_s
+    buckets = {} if bucket_ms is None else {"buckets": latency_buckets(latencies, bucket_ms)}
+    return {"cpu_s": used_s, **latency_figures(latencies, took_s), **buckets}
+
+
+async def _all_done(outcomes: Awaitable[Sequence[object]]) -> None:
+    """Await many writes, each of which must have succeeded."""
+    for outcome in await outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
 
 
 class Worker:
@@ -114,7 +130,9 @@ class Worker:
         shards = self.node.shard_map.services[service].shards
         return [shard.group_id for shard in shards if self.node.leads(shard.group_id)]
 
-    async def load(self, level: str, in_flight: int, seconds: float, payload: int, groups: int) -> dict[str, float]:
+    async def load(
+        self, level: str, in_flight: int, seconds: float, payload: int, groups: int, bucket_ms: float | None = None
+    ) -> dict[str, Any]:
         calls: list[Callable[[int], Awaitable[object]]]
         if level == "bytes":
             pad = b"x" * (payload - 8)
@@ -124,6 +142,8 @@ class Worker:
                 lambda number, propose=handle.propose: propose(commands[number % 4096])  # type: ignore[misc]
                 for handle in handles
             ]
+        elif level in ("many", "command-many"):
+            return await self._load_many(level, in_flight, seconds, payload, groups, bucket_ms)
         elif level == "reads":
             handles = [self.node.group(group_id) for group_id in self.led("bytes")[:groups]]
             calls = [lambda number, read=handle.read: read(b"%08d" % (number % 4096)) for handle in handles]  # type: ignore[misc]
@@ -133,7 +153,32 @@ class Worker:
             put, value = self.typed.put, b"x" * (payload - 8)
             keys = self._keys_of_led_groups(groups)
             calls = [lambda number, key=key: put(key, value) for key in keys]  # type: ignore[misc]
-        return await closed_loop(calls, in_flight, seconds)
+        return await closed_loop(calls, in_flight, seconds, bucket_ms)
+
+    async def _load_many(
+        self, level: str, in_flight: int, seconds: float, payload: int, groups: int, bucket_ms: float | None
+    ) -> dict[str, Any]:
+        """One client a group, which has as many writes under way together as there would be clients of it otherwise."""
+        calls: list[Callable[[int], Awaitable[object]]]
+        pad = b"x" * (payload - 8)
+        if level == "many":
+            handles = [self.node.group(group_id) for group_id in self.led("bytes")[:groups]]
+            at_once = max(1, in_flight // len(handles))
+            batches = [
+                [b"%08d" % (at * at_once + n) + pad for n in range(at_once)] for at in range(4096 // at_once + 1)
+            ]
+            calls = [
+                lambda number, many=handle.propose_many: _all_done(many(batches[number % len(batches)]))  # type: ignore[misc]
+                for handle in handles
+            ]
+        else:
+            if self.typed is None:
+                raise ValueError("this worker has no typed service")
+            keys, put_many = self._keys_of_led_groups(groups), self.typed.put.many
+            at_once = max(1, in_flight // len(keys))
+            calls = [lambda number, batch=[(key, pad)] * at_once: _all_done(put_many(batch)) for key in keys]  # type: ignore[misc]
+        found = await closed_loop(calls, max(1, in_flight // at_once), seconds, bucket_ms)
+        return {**found, "writes": found["writes"] * at_once, "writes_per_s": found["writes_per_s"] * at_once}
 
     def _keys_of_led_groups(self, groups: int) -> list[str]:
         """One key for each of the groups of "typed" that this node leads."""
@@ -187,7 +232,9 @@ async def serve(options: dict[str, Any]) -> None:
     def say(answer: object) -> None:
         print(json.dumps(answer), flush=True)
 
-    async with worker.node:
+    async with worker.node, AsyncExitStack() as stack:
+        if "serve" in options:  # remote clients, beside the admin API
+            await stack.enter_async_context(serve_admin(worker.node, options["serve"][options["node_id"]]))
         await worker.node.ready(timeout_s=120)
         if options.get("gc", "freeze") == "freeze":
             tune_process()

@@ -14,6 +14,7 @@ import logging
 import struct
 from asyncio import Future
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from multiraft.engine.engine import Engine
@@ -22,15 +23,28 @@ from multiraft.engine.local import Seen
 from multiraft.engine.waiting import fail_future
 from multiraft.errors import InvalidRequest, MultiRaftError, OutcomeUnknown, ReadFailed
 from multiraft.group import CallKind
-from multiraft.outcome import decode_outcome, encode_outcome
+from multiraft.outcome import Outcome, decode_commands, decode_outcome, encode_outcome, encode_outcomes
 from multiraft.ports import Transport
 from multiraft.raft import LEADER
-from multiraft.records import SESSION
+from multiraft.records import COMMANDS, SESSION
 from multiraft.types import GroupId, NodeId
 
 _GROUP: Final = struct.Struct(">Q")
 T = TypeVar("T")
-_OF_GROUPS: Final = frozenset(("propose", "numbered", "register", "read", "lease", "change", "transfer", "membership"))
+_OF_GROUPS: Final = frozenset(
+    (
+        "propose",
+        "propose many",
+        "numbered",
+        "numbered many",
+        "register",
+        "read",
+        "lease",
+        "change",
+        "transfer",
+        "membership",
+    )
+)
 _HARMLESS: Final = frozenset(("read", "lease", "membership"))
 """Calls that change nothing, so that they may be asked again whatever became of them."""
 log: Final = logging.getLogger("multiraft.forwarding")
@@ -57,16 +71,37 @@ class Forwarding:
             return future
         return self._within(future, timeout_s, lambda: OutcomeUnknown("no answer in time; it may happen later"))
 
+    def propose_many_local(
+        self, group_id: GroupId, entries: list[bytes], numbered: bool, timeout_s: float
+    ) -> Future[list[Outcome]]:
+        """Propose many entries to this node's replica, as `Engine.propose_many`; OutcomeUnknown after `timeout_s`."""
+        future: Future[list[Outcome]] = self._loop.create_future()
+
+        def told(results: list[Outcome]) -> None:
+            if not future.done():
+                future.set_result(results)
+
+        self._engine.propose_many(group_id, entries, told, SESSION if numbered else COMMANDS)
+        return self._within(future, timeout_s, lambda: OutcomeUnknown("no answer in time; it may happen later"))
+
+    def submit_local(
+        self, group_id: GroupId, entries: list[bytes], numbered: bool, told: Callable[[list[Outcome]], None]
+    ) -> None:
+        """Propose many entries to this node's replica; `told` is called soon after the turn that has decided all."""
+        self._engine.propose_many(
+            group_id, entries, partial(self._engine.applying.telling.later, told), SESSION if numbered else COMMANDS
+        )
+
     def read_local(self, group_id: GroupId, query: bytes, timeout_s: float) -> Future[bytes]:
         """Read from this node's replica, as `Engine.read`; ReadFailed after `timeout_s` at the latest."""
         future = self._engine.read(group_id, query)
         return self._within(future, timeout_s, _late)
 
     def ask_local(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float) -> Future[bytes]:
-        """Have this node's replica do what is rarer than proposing and reading, as `_act`; it does so if it leads."""
+        """Have this node's replica do what is rarer than proposing and reading, as `act`; it does so if it leads."""
         if kind == "numbered" and timeout_s >= self._default_s:  # as in `propose_local`
             return self._engine.propose(group_id, body, SESSION)
-        future = self._act(kind, group_id, body)
+        future = self.act(kind, group_id, body)
         if future.done():
             return future
         error = _late if kind in _HARMLESS else lambda: OutcomeUnknown("no answer in time; it may happen later")
@@ -167,18 +202,20 @@ class Forwarding:
             return
         (group_id,) = _GROUP.unpack_from(body)
         try:
-            future = self._act(method, group_id, body[_GROUP.size :])
+            future = self.act(method, group_id, body[_GROUP.size :])
         except MultiRaftError as problem:
             reply(encode_outcome(problem))
             return
         future.add_done_callback(lambda done: reply(_outcome_of(done)))
 
-    def _act(self, method: str, group_id: GroupId, body: bytes) -> Future[bytes]:
+    def act(self, method: str, group_id: GroupId, body: bytes) -> Future[bytes]:
         """Propose, register a session, read, read by lease, or look at or change who takes part (`Changing.ask`)."""
         if method == "numbered":
             return self._engine.propose(group_id, body, SESSION)
         if method == "propose":
             return self._engine.propose(group_id, body)
+        if method == "propose many" or method == "numbered many":
+            return self._act_many(group_id, body, SESSION if method == "numbered many" else COMMANDS)
         if method == "read":
             return self._engine.read(group_id, body)
         if method == "lease":
@@ -186,6 +223,16 @@ class Forwarding:
         if method == "register":
             return self._engine.register(group_id, body)
         return self._engine.changing.ask(group_id, method, body)
+
+    def _act_many(self, group_id: GroupId, body: bytes, kind: int) -> Future[bytes]:
+        answer: Future[bytes] = self._loop.create_future()
+
+        def told(results: list[Outcome]) -> None:
+            if not answer.done():
+                answer.set_result(encode_outcomes(results))
+
+        self._engine.propose_many(group_id, decode_commands(body), told, kind)
+        return answer
 
     def _tell_index(self, body: bytes, reply: Callable[[bytes], None]) -> None:
         """Answer a follower's question: see `Following.answer`, whose answers are read by `Following` alone."""

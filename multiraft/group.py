@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, Literal, Protocol
 
@@ -18,12 +18,15 @@ from multiraft.config import Limits
 from multiraft.consistency import Consistency
 from multiraft.errors import InvalidRequest
 from multiraft.members import Members
+from multiraft.outcome import Outcome
 from multiraft.types import GroupId, Membership, NodeId
 
 CallKind = Literal[
     "propose",
+    "propose many",
     "session",
     "numbered",
+    "numbered many",
     "numbered first",
     "register",
     "read",
@@ -32,9 +35,29 @@ CallKind = Literal[
     "transfer",
     "membership",
 ]
+_BYTES: Final = {bytes}
 Unsubscribe = Callable[[], None]
 
 _log: Final = logging.getLogger(__name__)
+
+
+class ManyCaller(Protocol):
+    """What brings many commands to a group at once."""
+
+    def call_many(
+        self, group_id: GroupId, commands: list[bytes], session: bool, timeout_s: float | None
+    ) -> Coroutine[Any, Any, list[Outcome]]:
+        """Bring all commands to the group's leader together, and return what has become of each."""
+
+    def submit(
+        self,
+        group_id: GroupId,
+        commands: list[bytes],
+        session: bool,
+        timeout_s: float | None,
+        done: Callable[[list[Outcome]], None],
+    ) -> None:
+        """As `call_many`; what it returns, `done` is called with."""
 
 
 class GroupHost(Protocol):
@@ -47,6 +70,10 @@ class GroupHost(Protocol):
         self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float | None
     ) -> Coroutine[Any, Any, bytes]:
         """Bring `body` to the group's leader, wherever it is; None means the node's default timeout."""
+
+    @property
+    def router(self) -> ManyCaller:
+        """What brings many commands to a group at once. Raises NotRunning."""
 
     def read_as(
         self, group_id: GroupId, query: bytes, how: Consistency, timeout_s: float | None
@@ -104,6 +131,53 @@ class Group:
         if type(command) is not bytes or len(command) > self._entry_bytes or timeout_s is not None:
             self._check("command", command, timeout_s)
         return self._host.call(self.group_id, "session" if session else "propose", command, timeout_s)
+
+    def propose_many(
+        self, commands: Sequence[bytes], timeout_s: float | None = None, *, session: bool = False
+    ) -> Coroutine[Any, Any, list[Outcome]]:
+        """Have the group commit and apply many commands; awaited, return an outcome for each, in order.
+
+        An outcome is a result, or the error that `propose` would have raised for that command: look at each. It costs
+        a fraction of as many calls of `propose`, since they are queued, and their caller is woken, once for all.
+        Each is an entry of its own: some may happen and others not, and other callers' may come between. They reach
+        the log in this order, except what had to be sent again.
+
+        session  number the commands, so that each is applied once however often it must be sent
+
+        Raises InvalidRequest at once, for any of them; awaited: any other NotCommitted (none of them happened, as where
+        no session could be begun, or more than 65,536 of them would be outstanding).
+        """
+        return self._host.router.call_many(self.group_id, self._checked(commands, timeout_s), session, timeout_s)
+
+    def submit(
+        self,
+        commands: Sequence[bytes],
+        done: Callable[[list[Outcome]], None],
+        timeout_s: float | None = None,
+        *,
+        session: bool = False,
+    ) -> None:
+        """As `propose_many`, without awaiting: `done(outcomes)` is called, once, on the loop, soon after all are known.
+
+        What `propose_many` would raise stands in the place of each outcome. For servers that pass on what others send:
+        where this node leads the group, neither a coroutine nor a future is made for it. What `done` raises is logged.
+
+        Raises InvalidRequest, and NotRunning, at once; `done` is not called then.
+        """
+        self._host.router.submit(self.group_id, self._checked(commands, timeout_s), session, timeout_s, done)
+
+    def _checked(self, commands: Sequence[bytes], timeout_s: float | None) -> list[bytes]:
+        if isinstance(commands, bytes | str):
+            raise InvalidRequest(f"group {self.group_id}: many commands are a list of bytes, not one of them")
+        checked = list(commands)
+        if (
+            timeout_s is not None
+            or {*map(type, checked)} - _BYTES
+            or max(map(len, checked), default=0) > self._entry_bytes
+        ):
+            for command in checked or [b""]:
+                self._check("command", command, timeout_s)
+        return checked
 
     def read(
         self, query: bytes, timeout_s: float | None = None, *, lease: bool = False, local: bool = False

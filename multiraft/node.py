@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from multiraft import failpoints
+from multiraft.batch import Batching
 from multiraft.config import Limits, NodeConfig
 from multiraft.consistency import Consistency
 from multiraft.engine.replica import Replica
@@ -64,7 +65,7 @@ def _aiohttp_transport(config: NodeConfig, identity: Identity, incarnation: int,
     return AiohttpTransport(config, identity, incarnation, rng)
 
 
-class Node(Mending, Exporting):
+class Node(Mending, Exporting, Batching):
     """One node of a cluster.
 
         node = Node(NodeConfig(node_id="a", data_dir="data/a", listen="127.0.0.1:7001", members={...}))

@@ -10,7 +10,7 @@ command, ReadFailed for a read.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeAlias
 
 import msgpack
 
@@ -46,6 +46,8 @@ from multiraft.errors import (
     WrongShard,
 )
 
+Outcome: TypeAlias = bytes | MultiRaftError
+"""A result, or the error that takes its place."""
 _RESULT: Final = b"\x01"
 _ERROR: Final = b"\x02"
 _TEXT_CHARACTERS: Final = 2_000
@@ -115,6 +117,46 @@ def decode_outcome(raw: bytes, *, read: bool = False) -> bytes:
     except (TypeError, ValueError):
         _unknown(f"the {name} in the answer is malformed", read)
     raise error
+
+
+def encode_commands(commands: list[bytes]) -> bytes:
+    """Return many commands of one call as bytes."""
+    packed: bytes = msgpack.packb(commands)
+    return packed
+
+
+def decode_commands(raw: bytes) -> list[bytes]:
+    """Return the commands in `raw`. Raises InvalidRequest if there are none."""
+    try:
+        commands = msgpack.unpackb(raw)
+    except ValueError:
+        commands = None
+    if not isinstance(commands, list) or {*map(type, commands)} != {bytes}:
+        raise InvalidRequest("a call of many commands holds none, or something else")
+    return commands
+
+
+def encode_outcomes(outcomes: list[Outcome]) -> bytes:
+    """Return the outcomes of many commands as bytes."""
+    packed: bytes = msgpack.packb([encode_outcome(outcome) for outcome in outcomes])
+    return packed
+
+
+def decode_outcomes(raw: bytes, count: int) -> list[Outcome]:
+    """Return the outcomes of `count` commands. Raises OutcomeUnknown for bytes that hold something else."""
+    try:
+        packed = msgpack.unpackb(raw)
+    except ValueError:
+        packed = None
+    if not isinstance(packed, list) or len(packed) != count or {*map(type, packed)} != {bytes}:
+        raise OutcomeUnknown("the answer does not hold an outcome for each command; they may have happened")
+    outcomes: list[Outcome] = []
+    for one in packed:
+        try:
+            outcomes.append(decode_outcome(one))
+        except MultiRaftError as problem:
+            outcomes.append(problem)
+    return outcomes
 
 
 def _pack(parts: list[Any]) -> bytes:

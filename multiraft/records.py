@@ -43,7 +43,12 @@ FOR_MACHINES: Final = (COMMANDS, SESSION, CONTROL)
 _HEAD: Final = struct.Struct(">BBQIQQQ")
 _CRC: Final = struct.Struct(">I")
 _GROUP: Final = struct.Struct(">Q")
-RECORD_HEADER_BYTES: Final = _HEAD.size + _CRC.size
+_GROUP_AND_HEAD: Final = struct.Struct(">QBBQIQQQ")
+_crc32: Final = zlib.crc32
+_pack: Final = msgpack.Packer(autoreset=True).pack
+_HEAD_AND_CRC: Final = struct.Struct(">BBQIQQQI")
+_HEAD_BYTES: Final = _HEAD.size
+RECORD_HEADER_BYTES: Final = _HEAD_AND_CRC.size
 _BYTES: Final = {bytes}
 _COPIED_BYTES: Final = 16 * 1024
 
@@ -90,11 +95,11 @@ def encode_record(
     group_id: GroupId, first: Index, term: Term, prev_term: Term, kind: int, stamp_ms: int, entries: Sequence[bytes]
 ) -> Record:
     """Encode `entries` (at least one) as the record that starts at index `first`."""
-    blob: bytes = msgpack.packb(entries)
+    blob: bytes = _pack(entries)
     count = len(entries)
-    head = _HEAD.pack(RECORD_FORMAT, kind, first, count, term, prev_term, stamp_ms)
-    crc = zlib.crc32(blob, zlib.crc32(head, zlib.crc32(_GROUP.pack(group_id))))
-    return Record(first, first + count - 1, term, prev_term, kind, stamp_ms, b"".join((head, _CRC.pack(crc), blob)))
+    head = _GROUP_AND_HEAD.pack(group_id, RECORD_FORMAT, kind, first, count, term, prev_term, stamp_ms)
+    crc = _CRC.pack(_crc32(blob, _crc32(head)))
+    return Record(first, first + count - 1, term, prev_term, kind, stamp_ms, b"".join((head[8:], crc, blob)))
 
 
 def decode_record(group_id: GroupId, raw: bytes) -> Record:
@@ -104,15 +109,15 @@ def decode_record(group_id: GroupId, raw: bytes) -> Record:
     """
     if len(raw) <= RECORD_HEADER_BYTES:
         raise CorruptRecord(f"record of group {group_id}: only {len(raw)} bytes")
-    record_format, kind, first, count, term, prev_term, stamp_ms = _HEAD.unpack_from(raw)
+    record_format, kind, first, count, term, prev_term, stamp_ms, stored_crc = _HEAD_AND_CRC.unpack_from(raw)
     if record_format != RECORD_FORMAT:
         raise CorruptRecord(f"record of group {group_id}: format {record_format}, this version reads {RECORD_FORMAT}")
     if kind > CONTROL or count < 1 or first < 1 or prev_term > term:
         raise CorruptRecord(f"record of group {group_id}: header does not make sense")
     # Of a small record a copy costs less than a view.
     blob = raw[RECORD_HEADER_BYTES:] if len(raw) <= _COPIED_BYTES else memoryview(raw)[RECORD_HEADER_BYTES:]
-    crc = zlib.crc32(raw[: _HEAD.size], zlib.crc32(_GROUP.pack(group_id)))
-    if zlib.crc32(blob, crc) != _CRC.unpack_from(raw, _HEAD.size)[0]:
+    crc = _crc32(_GROUP.pack(group_id) + raw[:_HEAD_BYTES])
+    if _crc32(blob, crc) != stored_crc:
         raise CorruptRecord(f"record of group {group_id} at index {first}: checksum does not hold")
     return Record(first, first + count - 1, term, prev_term, kind, stamp_ms, raw)
 

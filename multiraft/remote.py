@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from multiraft.config import Limits
 from multiraft.consistency import LINEARIZABLE, Consistency, consistency_of
 from multiraft.errors import ConfigError, InvalidRequest, MultiRaftError, NotRunning
 from multiraft.methods import Method
+from multiraft.outcome import Outcome
 from multiraft.sessions import Numbered
 
 P = ParamSpec("P")
@@ -43,6 +44,11 @@ class ServiceCaller(Protocol):
         self, key: bytes, command: bytes, timeout_s: float | None, session: bool | Numbered
     ) -> Awaitable[bytes]:
         """Have the shard of `key` apply `command`; once, if it is numbered: by this node (True) or by the program."""
+
+    def propose_many(
+        self, keys: Sequence[bytes], commands: Sequence[bytes], timeout_s: float | None, session: bool
+    ) -> Awaitable[list[Outcome]]:
+        """Have the shards of `keys` apply `commands`, one for each; return what has become of each, in order."""
 
     def read(self, key: bytes, query: bytes, timeout_s: float | None) -> Awaitable[bytes]:
         """Ask the shard of `key`."""
@@ -183,6 +189,45 @@ class RemoteCommand(_Remote[P, R]):
         key, body = self._encode(caller, args, kwargs)
         result: R = self._method.decode_result(await caller.propose(key, body, self._timeout_s, self._session))
         return result
+
+    async def many(self, calls: Iterable[tuple[Any, ...]]) -> list[R | MultiRaftError]:
+        """Make many calls of this command at once; return an outcome for each, in order.
+
+        calls  the arguments of each: `await counters.add.many([("hits", 1), ("misses", 2)])`
+
+        An outcome is a result, or the error that the call would have raised: look at each. It costs a fraction of as
+        many calls: those of one shard are queued, and their caller is woken, once for all. Each is a command of its
+        own, numbered and applied once: some may happen and others not, and other callers' may come between. Those of
+        one shard are applied in this order, except what had to be sent again.
+
+        Raises InvalidRequest for any of them, NotReady (nodes are behind the version that the command came with, or
+        the service is not known yet), NotRunning: none of them happened. A command with a session of the program's own
+        takes one call at a time: InvalidRequest.
+        """
+        caller, method = self._caller(), self._method
+        if type(self._session) is not bool:
+            raise InvalidRequest(f"{method.label}: a number is for one call, not for many")
+        if method.since > 1:
+            caller.check_version(method.since)
+        keys, bodies = [], []
+        for args in calls:
+            if type(args) is not tuple:
+                raise InvalidRequest(f"{method.label}: the arguments of a call are a tuple, not {args!r:.60}")
+            key, body = self._encode(caller, args, {})
+            keys.append(key)
+            bodies.append(body)
+        outcomes = await caller.propose_many(keys, bodies, self._timeout_s, self._session)
+        decode = method.decode_result
+        results: list[R | MultiRaftError] = []
+        for outcome in outcomes:
+            if isinstance(outcome, MultiRaftError):
+                results.append(outcome)
+                continue
+            try:
+                results.append(decode(outcome))
+            except MultiRaftError as problem:  # of a result that is none of this method
+                results.append(problem)
+        return results
 
     def with_options(
         self, *, timeout_ms: int | None = None, session: bool | Numbered | None = None

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 from multiraft.consistency import Consistency
 from multiraft.engine.machine import Machine
-from multiraft.errors import CommandFailed, ConfigError, MultiRaftError, NotCommitted, OutcomeUnknown
-from multiraft.remote import ServiceBinding
+from multiraft.errors import CommandFailed, ConfigError, InvalidRequest, MultiRaftError, NotCommitted, OutcomeUnknown
+from multiraft.outcome import Outcome
+from multiraft.remote import ServiceBinding, ServiceCaller
 from multiraft.service import bind_service
 from multiraft.sessions import Numbered
 from multiraft.shard import Declaration, Directory, Router, ServiceRoute, create_service_command
@@ -46,6 +47,19 @@ class BytesService:
         """
         return await self._caller().propose(key, command, timeout_s, session)
 
+    async def propose_many(
+        self, commands: Iterable[tuple[bytes, bytes]], timeout_s: float | None = None, *, session: bool = True
+    ) -> list[Outcome]:
+        """Have the shards of many keys apply a command each, given as (key, command); return an outcome for each.
+
+        Those of one shard are queued together; otherwise as `Group.propose_many`, whose rules hold in each shard.
+        """
+        pairs = list(commands)
+        if any(type(key) is not bytes or type(command) is not bytes for key, command in pairs):
+            raise InvalidRequest("propose_many: every key and every command must be bytes")
+        keys = [key for key, _ in pairs]
+        return await self._caller().propose_many(keys, [command for _, command in pairs], timeout_s, session)
+
     async def read(
         self, key: bytes, query: bytes, timeout_s: float | None = None, *, lease: bool = False, local: bool = False
     ) -> bytes:
@@ -60,9 +74,9 @@ class BytesService:
         """Ask the shard of `key`; return the answer and its age in milliseconds. Otherwise as `Group.read_stale`."""
         return await self._caller().read_as(key, query, Consistency(stale_ms=stale_ms), timeout_s)
 
-    def _caller(self) -> ServiceRoute:
+    def _caller(self) -> ServiceCaller:
         caller = self._binding.caller
-        if not isinstance(caller, ServiceRoute):
+        if caller is None:
             raise self._binding.unavailable()
         return caller
 

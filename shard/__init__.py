@@ -21,7 +21,8 @@ from multiraft.shard.directory import (
     register_node_command,
 )
 from multiraft.shard.partition import hash_ranges, key_ranges, routing_key
-from multiraft.shard.router import GroupCaller, Router, ServiceRoute
+from multiraft.shard.route import ServiceRoute
+from multiraft.shard.router import GroupCaller, Router
 from multiraft.shard.shard_map import ServiceShards, Shard, ShardMap
 
 __all__ = [

@@ -58,6 +58,14 @@ class Attempts:
             raise problem
         self._note(problem)
 
+    def copy(self) -> Attempts:
+        """Return one that stands where this one does."""
+        return self._like(Attempts(self.kind))
+
+    def _like(self, made: Attempts) -> Attempts:
+        made.cause, made.halted = self.cause, self.halted
+        return made
+
     def round_over(self) -> None:
         """Every node has been asked. Raises Halted if that is why nobody serves."""
         halted, self.halted = self.halted, None
@@ -87,9 +95,12 @@ class NumberedAttempts(Attempts):
 
     __slots__ = ("unknown",)
 
-    def __init__(self, unknown: bool) -> None:
-        super().__init__("numbered")
+    def __init__(self, unknown: bool, kind: CallKind = "numbered") -> None:
+        super().__init__(kind)
         self.unknown = unknown
+
+    def copy(self) -> Attempts:
+        return self._like(NumberedAttempts(self.unknown, self.kind))
 
     def failed(self, problem: MultiRaftError) -> None:
         """An attempt has failed. Raises what another one would not change; OutcomeUnknown in its place where this
@@ -127,7 +138,7 @@ class NumberedAttempts(Attempts):
 
 PASSING: Final = (NotLeader, NotReady, Unreachable, ReadFailed, OutcomeUnknown)
 """What the next node, or the next moment, may well do better. OutcomeUnknown is among them for reads alone."""
-CHANGING: Final = ("propose", "register", "change", "transfer")
+CHANGING: Final = ("propose", "propose many", "register", "change", "transfer")
 _AGAIN: Final = (NotLeader, NotReady, Unreachable, Halted)
 """The same for a numbered command."""
 _CROWDED: Final = (Overloaded, DiskFull, DeadlineExceeded)

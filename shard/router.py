@@ -25,7 +25,6 @@ from multiraft.engine.local import Seen
 from multiraft.errors import (
     DeadlineExceeded,
     Halted,
-    InvalidRequest,
     MultiRaftError,
     NotLeader,
     NotReady,
@@ -34,10 +33,12 @@ from multiraft.errors import (
     WrongShard,
 )
 from multiraft.group import CallKind
-from multiraft.sessions import Numbered
+from multiraft.outcome import Outcome
 from multiraft.shard.attempts import BACKOFF_FIRST_S, BACKOFF_MOST_S, PASSING, READ_LEAST_S, Attempts
+from multiraft.shard.many import bring
 from multiraft.shard.session import Sessions
-from multiraft.shard.shard_map import ServiceShards, Shard, ShardMap
+from multiraft.shard.shard_map import ServiceShards, ShardMap
+from multiraft.shard.submitting import Submission
 from multiraft.types import GroupId, NodeId
 
 
@@ -49,6 +50,19 @@ class GroupCaller(Protocol):
 
     def propose_local(self, group_id: GroupId, command: bytes, timeout_s: float) -> Future[bytes]:
         """Propose to this node's replica. Raises, or the future gets, NotLeader if it does not lead."""
+
+    def propose_many_local(
+        self, group_id: GroupId, entries: list[bytes], numbered: bool, timeout_s: float
+    ) -> Future[list[Outcome]]:
+        """Propose many to this node's replica; numbered: each behind its number. Raises NotLeader if it does not lead.
+
+        The future gets what has become of each.
+        """
+
+    def submit_local(
+        self, group_id: GroupId, entries: list[bytes], numbered: bool, told: Callable[[list[Outcome]], None]
+    ) -> None:
+        """As `propose_many_local`; `told` is called on the loop, in no turn. Raises NotLeader if it does not lead."""
 
     def read_local(self, group_id: GroupId, query: bytes, timeout_s: float) -> Future[bytes]:
         """Ask this node's replica. Raises, or the future gets, NotLeader if it does not lead."""
@@ -90,6 +104,7 @@ class Router:
     sessions   this node's own: of commands that are to be applied once
     default_s  request_timeout_ms, in seconds
     stopped    the node ends
+    submitted  what is under way of submissions that have gone no short way
     """
 
     def __init__(
@@ -112,6 +127,7 @@ class Router:
         self._hints: dict[GroupId, NodeId] = {}
         self._waiting: dict[Future[None], None] = {}
         self.stopped = False
+        self.submitted: set[asyncio.Task[None]] = set()
         self.sessions = Sessions(self)
 
     def leads(self, group_id: GroupId) -> bool:
@@ -175,6 +191,29 @@ class Router:
         if kind in _NUMBERED:
             return self.sessions.attempt(group_id, body, deadline, timeout_s, first=kind == "numbered first")
         return self.run(group_id, kind, body, deadline, timeout_s)
+
+    def call_many(
+        self, group_id: GroupId, commands: list[bytes], session: bool, timeout_s: float | None = None
+    ) -> Coroutine[Any, Any, list[Outcome]]:
+        """Bring many commands to the group's leader; return what has become of each. See `Group.propose_many`."""
+        if timeout_s is None:
+            timeout_s = self.default_s
+        deadline = self.now() + timeout_s
+        if session:
+            return self.sessions.call_many(group_id, commands, deadline, timeout_s)
+        return bring(self, group_id, commands, False, deadline, timeout_s)
+
+    def submit(
+        self,
+        group_id: GroupId,
+        commands: list[bytes],
+        session: bool,
+        timeout_s: float | None,
+        done: Callable[[list[Outcome]], None],
+    ) -> None:
+        """As `call_many`, for whoever does not await it; see `Group.submit`. Raises NotRunning."""
+        self._check_running()
+        Submission(self, group_id, commands, done).begin(session, self.default_s if timeout_s is None else timeout_s)
 
     async def run(self, group_id: GroupId, kind: CallKind, body: bytes, deadline: float, timeout_s: float) -> bytes:
         """Try here, if this node leads; else search. `timeout_s` is what is left until `deadline`."""
@@ -311,7 +350,7 @@ class Router:
             try:
                 return await self._read_as(shards.find(key).group_id, query, how, deadline, timeout_s)
             except WrongShard:
-                if not await self._newer_map(version, deadline):
+                if not await self.newer_map(version, deadline):
                     raise
 
     def has_replica(self, group_id: GroupId) -> bool:
@@ -339,7 +378,7 @@ class Router:
             try:
                 return await self._begin(shards.find(key).group_id, kind, body, deadline, timeout_s)
             except WrongShard:
-                if not await self._newer_map(version, deadline):
+                if not await self.newer_map(version, deadline):
                     raise
                 timeout_s = deadline - self.now()
 
@@ -350,14 +389,14 @@ class Router:
 
     async def _shards(self, service: str, deadline: float, timeout_s: float) -> ServiceShards:
         while (shards := self.map.services.get(service)) is None:
-            if not await self._newer_map(self.map.version, deadline):
+            if not await self.newer_map(self.map.version, deadline):
                 raise NotReady(
                     f"service {service!r} is not in this node's shard map (version {self.map.version}) after "
                     f"{timeout_s:g} s: it was not created yet, or this node does not hear the directory"
                 )
         return shards
 
-    async def _newer_map(self, version: int, deadline: float) -> bool:
+    async def newer_map(self, version: int, deadline: float) -> bool:
         """Wait for a map newer than `version`; return whether it came before `deadline`."""
         while self.map.version <= version:
             self._check_running()
@@ -378,85 +417,3 @@ class Router:
 
 _NUMBERED: Final = ("numbered", "numbered first")
 _NOBODY: Final = (NotLeader, NotReady, Unreachable)
-
-
-class ServiceRoute:
-    """One service through a router: what the service's handle calls (remote.ServiceCaller)."""
-
-    __slots__ = ("_router", "name")
-
-    def __init__(self, router: Router, name: str) -> None:
-        self._router = router
-        self.name = name
-
-    @property
-    def limits(self) -> Limits:
-        return self._router.limits
-
-    def check_version(self, version: int) -> None:
-        service = self._router.map.services.get(self.name)
-        if service is not None and service.version < version:
-            behind = ", ".join(service.behind(version)) or "another node"
-            raise NotReady(
-                f"service {self.name!r} is used at version {service.version} so far, and this command came with "
-                f"version {version}: start a later release of the program on {behind}"
-            )
-
-    def propose(
-        self, key: bytes, command: bytes, timeout_s: float | None, session: bool | Numbered = True
-    ) -> Awaitable[bytes]:
-        if session is True:
-            return self._router.sessions.call_key(self.name, key, command, timeout_s)
-        if session is False:
-            return self._router.call_key(self.name, key, "propose", command, timeout_s)
-        kind: CallKind = "numbered first" if session.first else "numbered"
-        return self._router.call_key(self.name, key, kind, session.entry(command), timeout_s)
-
-    async def open_session(self, timeout_s: float | None = None) -> bytes:
-        """Begin a session in every shard, and return its id. Raises NotReady, DeadlineExceeded, Overloaded."""
-        router = self._router
-        timeout_s = router.default_s if timeout_s is None else timeout_s
-        deadline = router.now() + timeout_s
-        shards = await router.shards(self.name, timeout_s)
-        return await router.sessions.open([shard.group_id for shard in shards.shards], deadline, timeout_s)
-
-    def read(self, key: bytes, query: bytes, timeout_s: float | None) -> Awaitable[bytes]:
-        return self._router.call_key(self.name, key, "read", query, timeout_s)
-
-    async def read_any(self, query: bytes, timeout_s: float | None) -> bytes:
-        """Ask a shard that this node leads, if there is one, else the first."""
-        shards = (await self._router.shards(self.name, timeout_s)).shards
-        nearest = next((shard for shard in shards if self._router.leads(shard.group_id)), shards[0])
-        return await self._router.call(nearest.group_id, "read", query, timeout_s)
-
-    async def read_shard(self, shard_id: int, query: bytes, timeout_s: float | None) -> bytes:
-        """Ask the shard of that id. Raises InvalidRequest if the service has none."""
-        shard = self._shard(await self._router.shards(self.name, timeout_s), shard_id)
-        return await self._router.call(shard.group_id, "read", query, timeout_s)
-
-    async def read_as(
-        self, where: bytes | int | None, query: bytes, how: Consistency, timeout_s: float | None
-    ) -> tuple[bytes, float]:
-        """Ask the shard of a key, the shard of an id, or (None) one that is near, in the way chosen.
-
-        Return the answer and its age in milliseconds. Raises InvalidRequest if there is no shard of that id.
-        """
-        router = self._router
-        if type(where) is bytes:
-            return await router.read_key_as(self.name, where, query, how, timeout_s)
-        shards = await router.shards(self.name, timeout_s)
-        near = router.has_replica if how.nearby else router.leads
-        if where is None:
-            shard = next((each for each in shards.shards if near(each.group_id)), shards.shards[0])
-        else:
-            shard = self._shard(shards, where)
-        return await router.read_as(shard.group_id, query, how, timeout_s)
-
-    def _shard(self, shards: ServiceShards, shard_id: int | bytes) -> Shard:
-        shard = shards.by_id(shard_id) if type(shard_id) is int else None
-        if shard is None:
-            raise InvalidRequest(f"service {self.name!r} has no shard {shard_id!r}")
-        return shard
-
-    async def shard_ids(self, timeout_s: float | None) -> list[int]:
-        return [shard.shard_id for shard in (await self._router.shards(self.name, timeout_s)).shards]

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from multiraft.errors import (
     DeadlineExceeded,
@@ -32,8 +32,10 @@ from multiraft.errors import (
     SessionExpired,
     WrongShard,
 )
+from multiraft.outcome import Outcome
 from multiraft.sessions import CLIENT_BYTES, HEAD, WINDOW
 from multiraft.shard.attempts import BACKOFF_FIRST_S, NUMBERED_LEAST_S, NumberedAttempts
+from multiraft.shard.many import bring
 from multiraft.types import GroupId
 
 if TYPE_CHECKING:
@@ -65,6 +67,25 @@ class GroupSession:
         self.outstanding.add(sequence)
         return sequence
 
+    def has_room(self, count: int) -> bool:
+        """Whether `begin_many` would find numbers for so many."""
+        return self.next + count - 1 - self.lowest < WINDOW
+
+    def begin_many(self, count: int) -> int:
+        """Return the first of the numbers of `count` commands. Raises Overloaded."""
+        first = self.next
+        if not self.has_room(count):
+            raise Overloaded(f"{count} commands more, and over {WINDOW} would be outstanding; send fewer, or later")
+        self.next = first + count
+        self.outstanding.update(range(first, first + count))
+        return first
+
+    def end_many(self, first: int, count: int) -> None:
+        """Nobody asks for the outcomes of these commands any more."""
+        self.outstanding.difference_update(range(first + 1, first + count))
+        if count:
+            self.end(first)
+
     def end(self, sequence: int) -> None:
         """Nobody asks for the outcome of this command any more."""
         outstanding = self.outstanding
@@ -85,6 +106,10 @@ class Sessions:
         self._of_groups: dict[GroupId, GroupSession] = {}
         self._opening: dict[GroupId, asyncio.Event] = {}
 
+    def opened(self, group_id: GroupId) -> GroupSession | None:
+        """Return the session in the group; None: it is still to be begun."""
+        return self._of_groups.get(group_id)
+
     async def call(self, group_id: GroupId, command: bytes, deadline: float, timeout_s: float) -> bytes:
         """Have the group apply `command` once; `timeout_s` is what is left until `deadline`. Raises as Router.call."""
         ended: SessionExpired | None = None
@@ -97,7 +122,7 @@ class Sessions:
                 entry = HEAD.pack(session.client, sequence, session.lowest) + command
                 return await self.attempt(group_id, entry, deadline, timeout_s)
             except SessionExpired as problem:  # no attempt may have happened, or it would be OutcomeUnknown
-                self._forget(group_id, session)
+                self.forget(group_id, session)
                 before, ended = ended, problem
             finally:
                 session.end(sequence)
@@ -136,12 +161,47 @@ class Sessions:
                 if timeout_s <= 0:
                     raise
                 if isinstance(problem, SessionExpired):
-                    self._forget(group_id, session)
+                    self.forget(group_id, session)
             finally:
                 session.end(sequence)
         return await router.call_key(service, key, "session", command, timeout_s)
 
-    def _forget(self, group_id: GroupId, session: GroupSession) -> None:
+    async def call_many(
+        self, group_id: GroupId, commands: list[bytes], deadline: float, timeout_s: float
+    ) -> list[Outcome]:
+        """Have the group apply many commands, each once; return what has become of each, in order.
+
+        Raises what says that none of them happened: no session could be begun, or too many are outstanding.
+        """
+        outcomes: list[Any] = [None] * len(commands)
+        left: Sequence[int] = range(len(commands))
+        again = False
+        while left:
+            session = self._of_groups.get(group_id)
+            if session is None:
+                session = await self._opened(group_id, deadline, timeout_s)
+            first = session.begin_many(len(left))
+            try:
+                pack, client, lowest = HEAD.pack, session.client, session.lowest
+                entries = [pack(client, number, lowest) + commands[place] for number, place in enumerate(left, first)]
+                told = await bring(self._router, group_id, entries, True, deadline, timeout_s)
+            finally:
+                session.end_many(first, len(left))
+            if len(told) == len(commands) and {*map(type, told)} == _RESULTS:
+                return told
+            for place, outcome in zip(left, told, strict=True):
+                outcomes[place] = outcome
+            left = [place for place in left if type(outcomes[place]) is SessionExpired]
+            timeout_s = deadline - self._router.now()
+            if not left or timeout_s <= 0:
+                break
+            self.forget(group_id, session)
+            if again:  # the group has more clients than it keeps sessions
+                await self._router.pause(BACKOFF_FIRST_S, timeout_s)
+            again = True
+        return outcomes
+
+    def forget(self, group_id: GroupId, session: GroupSession) -> None:
         """The group does not know this session any more."""
         if self._of_groups.get(group_id) is session:
             del self._of_groups[group_id]
@@ -212,5 +272,6 @@ class Sessions:
             await router.pause(BACKOFF_FIRST_S, left_s)
 
 
+_RESULTS: Final = {bytes}
 _LATER: Final = (OutcomeUnknown, NotReady, DeadlineExceeded)
 """After these another client is registered, while there is time."""

@@ -105,6 +105,11 @@ FIRST_GROUP_KEY: Final = _KEY.pack(1, 0)
 
 _ID_BYTES_MAX: Final = 64
 _crc32: Final = zlib.crc32
+_pack_key: Final = _KEY.pack
+_pack_record_key: Final = _RECORD_KEY.pack
+_pack_hard_state: Final = _HARD_STATE.pack
+_pack_head: Final = _VALUE_HEAD.pack
+HARD_STATE_BYTES: Final = _VALUE_HEAD.size + _HARD_STATE.size
 
 # ------------------------------------------------------------------------------------------------------------ keys
 
@@ -116,7 +121,7 @@ def group_key(group_id: GroupId, kind: int) -> bytes:
 
 def record_key(group_id: GroupId, first: Index) -> bytes:
     """Return the key of the log record that starts at index `first`."""
-    return _RECORD_KEY.pack(group_id, KIND_RECORD, first)
+    return _pack_record_key(group_id, KIND_RECORD, first)
 
 
 def log_end_key(group_id: GroupId) -> bytes:
@@ -210,9 +215,9 @@ def encode_hard_state(group_id: GroupId, hard_state: HardState) -> bytes:
 
 def hard_state_item(group_id: GroupId, term: Term, vote: ReplicaId, commit: Index) -> tuple[bytes, bytes]:
     """Return the key and the value of a group's hard state."""
-    key = _KEY.pack(group_id, KIND_HARD_STATE)
-    body = _HARD_STATE.pack(term, vote, commit)
-    return key, _VALUE_HEAD.pack(VALUE_FORMAT, _crc32(body, _crc32(key, VALUE_FORMAT))) + body
+    key = _pack_key(group_id, KIND_HARD_STATE)
+    body = _pack_hard_state(term, vote, commit)
+    return key, _pack_head(VALUE_FORMAT, _crc32(key + body, VALUE_FORMAT)) + body
 
 
 def decode_hard_state(group_id: GroupId, value: bytes) -> HardState:

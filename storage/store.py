@@ -50,6 +50,7 @@ from multiraft.types import (
 
 _KEY_OVERHEAD_BYTES = 32
 """About what LevelDB adds to each value: the key, lengths and tags."""
+_STEP_BYTES = 2 * _KEY_OVERHEAD_BYTES + layout.HARD_STATE_BYTES
 
 
 class PartitionedBatch:
@@ -84,10 +85,10 @@ class PartitionedBatch:
 
     def put_step(self, group_id: GroupId, record: Record, term: Term, vote: ReplicaId, commit: Index) -> None:
         """Store `record`, and the hard state of these three, as `put_record` and `put_hard_state` would."""
-        self._put(layout.record_key(group_id, record.first), record.raw)
-        key, value = layout.hard_state_item(group_id, term, vote, commit)
-        self._put(key, value)
-        self.size_bytes += len(record.raw) + len(value) + 2 * _KEY_OVERHEAD_BYTES
+        put, raw = self._put, record.raw
+        put(layout.record_key(group_id, record.first), raw)
+        put(*layout.hard_state_item(group_id, term, vote, commit))
+        self.size_bytes += len(raw) + _STEP_BYTES
 
     def put_membership(self, group_id: GroupId, membership: Membership) -> None:
         """Store the membership that is in effect, in place of the one before."""
@@ -434,7 +435,7 @@ class PartitionedStore(DataReads):
         return space
 
     def view(self) -> PartitionedView:
-        """Return reads of keyspaces and applied indexes of this moment. Raises StorageError once the store is closed."""
+        """Return reads of keyspaces and applied indexes of now. Raises StorageError once the store is closed."""
         return PartitionedView(self._backend.view())
 
     def batch(self) -> WriteBatch:

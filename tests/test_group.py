@@ -13,6 +13,7 @@ from multiraft.config import Limits
 from multiraft.consistency import Consistency
 from multiraft.errors import InvalidRequest, NotReady
 from multiraft.group import CallKind, Group, GroupHost
+from multiraft.outcome import Outcome
 from multiraft.types import GroupId, Membership, NodeId, founding_membership
 
 
@@ -23,11 +24,33 @@ class Host:
         self.limits = Limits(entry_bytes=100, key_bytes=10)
         self.calls: list[tuple[GroupId, str, bytes, float | None]] = []
         self.chosen: list[tuple[GroupId, bytes, Consistency, float | None]] = []
+        self.many: list[tuple[GroupId, list[bytes], bool, float | None]] = []
         self.leading = False
         self.current: Membership | None = founding_membership(("a", "b", "c"))
         self.membership_watchers: list[Callable[[Membership], None]] = []
         self.role_watchers: list[Callable[[bool], None]] = []
         self.applied_watchers: list[Callable[[], None]] = []
+
+    @property
+    def router(self) -> Host:
+        return self
+
+    async def call_many(
+        self, group_id: GroupId, commands: list[bytes], session: bool, timeout_s: float | None
+    ) -> list[Outcome]:
+        self.many.append((group_id, commands, session, timeout_s))
+        return [b"done"] * len(commands)
+
+    def submit(
+        self,
+        group_id: GroupId,
+        commands: list[bytes],
+        session: bool,
+        timeout_s: float | None,
+        done: Callable[[list[Outcome]], None],
+    ) -> None:
+        self.many.append((group_id, commands, session, timeout_s))
+        done([b"done"] * len(commands))
 
     async def _answer(self) -> bytes:
         return b"done"
@@ -97,6 +120,24 @@ async def test_commands_and_queries_go_to_the_leader(host: Host, group: Group) -
     assert await group.read(b"query", 0.5) == b"done"
     assert host.calls == [(17, "propose", b"command", None), (17, "read", b"query", 0.5)]
     assert repr(group) == "<group 17>"
+
+
+async def test_many_commands_are_checked_at_once_and_go_together(host: Host, group: Group) -> None:
+    assert await group.propose_many([b"x", b"y"], 0.5, session=True) == [b"done", b"done"]
+    told: list[list[Outcome]] = []
+    group.submit((b"z",), told.append)
+    assert told == [[b"done"]]
+    assert host.many == [(17, [b"x", b"y"], True, 0.5), (17, [b"z"], False, None)]
+    wrong: list[Any] = [b"x", [b"x", "y"], [b"x" * 101], [bytearray(b"x")]]
+    for commands in wrong:
+        with pytest.raises(InvalidRequest):
+            await group.propose_many(commands)
+        with pytest.raises(InvalidRequest):
+            group.submit(commands, told.append)
+    for timeout_s in (0.0, -1.0):
+        with pytest.raises(InvalidRequest, match="timeout_s"):
+            await group.propose_many([], timeout_s)
+    assert len(host.many) == 2
 
 
 async def test_other_kinds_of_reads_are_chosen_by_call(host: Host, group: Group) -> None:

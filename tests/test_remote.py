@@ -16,8 +16,9 @@ import pytest
 
 from multiraft.config import Limits
 from multiraft.consistency import Consistency
-from multiraft.engine.machine import Context
+from multiraft.engine.machine import Context, command_failed
 from multiraft.errors import CommandFailed, InvalidRequest, NotReady, NotRunning
+from multiraft.outcome import Outcome
 from multiraft.remote import SHARDS_AT_ONCE, ServiceBinding
 from multiraft.service import bind_service
 from multiraft.sessions import Numbered
@@ -99,6 +100,19 @@ class LocalCaller:
         self.sessions.append(session)
         return self._answer(self.machines[1].apply(command, CONTEXT), timeout_s)
 
+    async def propose_many(
+        self, keys: Sequence[bytes], commands: Sequence[bytes], timeout_s: float | None, session: bool
+    ) -> list[Outcome]:
+        self.keys += keys
+        self.sessions.append(session)
+        outcomes: list[Outcome] = []
+        for one in commands:
+            try:
+                outcomes.append(self.machines[1].apply(one, CONTEXT))
+            except KeyError as problem:
+                outcomes.append(command_failed(problem))
+        return outcomes
+
     def read(self, key: bytes, query: bytes, timeout_s: float | None) -> Awaitable[bytes]:
         self.keys.append(key)
         return self._answer(self.machines[1].query(query), timeout_s)
@@ -153,6 +167,29 @@ async def test_options_make_a_copy() -> None:
     await shop.find.with_options(timeout_ms=1)("nail")
     await shop.names.with_options(timeout_ms=2)()
     assert caller.timeouts == [0.25, None, 0.001, 0.002]
+
+
+async def test_many_calls_have_each_its_outcome_and_wrong_ones_go_nowhere() -> None:
+    caller = LocalCaller()
+    shop = handle(caller)
+    outcomes = await shop.add.many([("nail",), ("screw", 2)])
+    assert outcomes == [Stock(1, ["shelf"]), Stock(2, ["shelf"])]
+    removed, missing = await shop.remove.with_options(session=False).many([("nail",), ("nail",)])
+    assert removed is None
+    assert isinstance(missing, CommandFailed)
+    assert missing.exception == "KeyError"
+    assert caller.keys == [b"nail", b"screw", b"nail", b"nail"]
+    assert caller.sessions == [True, False]
+    wrong: list[Any] = [[("nail",), ("screw", "two")], ["nail"], [["nail"]], [("nail", 1, "bin")]]
+    for calls in wrong:
+        with pytest.raises(InvalidRequest):
+            await shop.add.many(calls)
+    numbered = shop.add.with_options(session=Numbered(b"c" * 16, 1, 1))
+    with pytest.raises(InvalidRequest, match="one call"):
+        await numbered.many([("nail",)])
+    with pytest.raises(NotReady):
+        await shop.rename.many([("nail", "peg")])
+    assert len(caller.keys) == 4
 
 
 def test_options_that_cannot_be_are_refused() -> None:

@@ -88,12 +88,13 @@ Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _log = logging.getLogger(__name__)
 
 
-def kv_app(node: Node, store: type[KV], *, allow_planted_loss: bool = False) -> web.Application:
+def kv_app(node: Node, store: type[KV], *, allow_planted_loss: bool = False, url: str | None = None) -> web.Application:
     """Return the HTTP API of `node`, with the admin API under /admin.
 
     store               what `node.service(SERVICE, KV, ...)` returned
     allow_planted_loss  serve DELETE /replica/{group}/{key}, which drops a record from this node's replica behind
                         everyone's back: to prove that a check notices
+    url                 where this is served, for clients of other nodes; None: they are not told
     """
     api, feed, replicas = _Api(node, store), Feed(node, store), Replicas(node)
     app = web.Application(middlewares=[_json_errors], client_max_size=BATCH_LIMIT_BYTES)
@@ -118,7 +119,7 @@ def kv_app(node: Node, store: type[KV], *, allow_planted_loss: bool = False) -> 
     )
     if allow_planted_loss:
         app.add_routes([web.delete("/replica/{group}/{key:(?s:.*)}", replicas.plant_loss)])
-    app.add_subapp("/admin", admin_app(node))
+    app.add_subapp("/admin", admin_app(node, f"{url}/admin" if url else None))
     app.on_shutdown.append(feed.stop)
     return app
 

@@ -22,8 +22,11 @@ _EXPONENT_MAX: Final = 16_384
 """Numbers from 2 to this power on are infinite."""
 _SMALLEST: Final = -16_445
 """The power of two that is the smallest number above zero."""
+_FAR: Final = 18_000
 _DECIMALS: Final = 17
+_HALF: Final = 3_000
 _NUMBER: Final = re.compile(rb"([+-]?)(?:([0-9]+)(?:\.([0-9]*))?|\.([0-9]+))(?:[eE]([+-]?[0-9]+))?")
+_HEX: Final = re.compile(rb"([+-]?)0[xX](?:([0-9a-fA-F]+)(?:\.([0-9a-fA-F]*))?|\.([0-9a-fA-F]+))(?:[pP]([+-]?[0-9]+))?")
 _INFINITE: Final = re.compile(rb"[+-]?inf(?:inity)?", re.IGNORECASE)
 
 
@@ -46,19 +49,23 @@ def read(text: bytes) -> Fraction | None:
         raise BadNumber
     if _INFINITE.fullmatch(text):
         return None
+    base, step = 10, 1  # the exponent counts tens, or twos of which a digit is four
     found = _NUMBER.fullmatch(text)
     if found is None:
-        raise BadNumber
+        base, step = 2, 4
+        found = _HEX.fullmatch(text)
+        if found is None:
+            raise BadNumber
     sign, whole, behind, alone, power = found.groups()
     behind = alone if alone is not None else behind or b""
-    digits = int((whole or b"") + behind)
+    digits = int((whole or b"") + behind, 10 if base == 10 else 16)
     if digits == 0:
         return Fraction(0)
-    exponent = int(power or b"0") - len(behind)
+    exponent = int(power or b"0") - step * len(behind)
     # Far outside the range of such numbers nothing need be computed.
-    if not -5_500 < exponent < 5_500:
+    if not -_FAR < exponent < _FAR:
         raise BadNumber
-    exact = Fraction(digits * 10**exponent) if exponent >= 0 else Fraction(digits, 10**-exponent)
+    exact = Fraction(digits * base**exponent) if exponent >= 0 else Fraction(digits, base**-exponent)
     value = _rounded(exact)
     if value is None or value == 0:
         raise BadNumber
@@ -68,7 +75,9 @@ def read(text: bytes) -> Fraction | None:
 def write(value: Fraction) -> bytes:
     """Return `value` as text."""
     scaled = round(value * 10**_DECIMALS)  # half to even
-    digits = b"%0*d" % (_DECIMALS + 1, abs(scaled))
+    # In two halves, for Python refuses to write a number of very many digits at once.
+    high, low = divmod(abs(scaled), 10**_HALF)
+    digits = (b"%d%0*d" % (high, _HALF, low)).lstrip(b"0").rjust(_DECIMALS + 1, b"0")
     text = (digits[:-_DECIMALS] + b"." + digits[-_DECIMALS:]).rstrip(b"0").rstrip(b".")
     return b"-" + text if scaled < 0 else text
 

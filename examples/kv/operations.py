@@ -120,7 +120,7 @@ class Look:
 def make_calls(place: Any, packed: bytes, known: Mapping[str, Callable[..., Result]]) -> bytes:
     """Make the calls in `packed` at `place`, a Change or a Look; return their results, packed.
 
-    Raises ValueError for what is no list of calls that are known.
+    Raises ValueError for what is no list of calls.
     """
     calls = msgpack.unpackb(packed)
     if type(calls) is not list:
@@ -142,15 +142,20 @@ def make_calls(place: Any, packed: bytes, known: Mapping[str, Callable[..., Resu
 
 
 def _make(place: Any, call: object, known: Mapping[str, Callable[..., Result]]) -> Result:
+    """Make one call. One that makes no sense is an error of its own: what others ask for has nothing to do with it."""
     if type(call) is not list or not call:
-        raise ValueError("a call is an array that begins with a name")
+        return "ERR a call is an array that begins with a name"
     made = known.get(call[0]) if type(call[0]) is str else None
     if made is None:
-        raise ValueError(f"{call[0]!r:.40} is no call that is known here")
+        return f"ERR {call[0]!r:.40} is no call that is known here"
     try:
         return made(place, *call[1:])
-    except TypeError as problem:
-        raise ValueError(f"{call[0]}: {problem}") from None
+    except _SENSELESS as problem:
+        return f"ERR {call[0]}: {problem}"
+
+
+_SENSELESS: Final = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
+"""What a call with arguments of a wrong kind ends with, before it has written anything."""
 
 
 def _size(results: list[Result]) -> int:

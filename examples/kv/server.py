@@ -122,7 +122,8 @@ async def _serve(config: NodeConfig, options: Options) -> int:
         node = Node(kv_config(config))
         kind: type[KV] = MemoryKV if options.in_memory else DiskKV
         store = node.service(SERVICE, kind, initial_shards=options.shards, replicas=options.replicas)
-        runner = kv_runner(kv_app(node, store, allow_planted_loss=options.allow_planted_loss))
+        app = kv_app(node, store, allow_planted_loss=options.allow_planted_loss, url=f"http://{http}")
+        runner = kv_runner(app)
         resp = RespServer(node, store, options.resp_password, options.resp_clients)
         await node.start()
         try:

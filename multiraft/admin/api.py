@@ -20,6 +20,7 @@ something is a POST and stands in multiraft.admin.member_api and mending_api.
     GET /livez              200 while the process turns over at all: never depends on a quorum
     GET /readyz             200 when this node's groups all have leaders, else 503
     GET /metrics            this node's counters as Prometheus text
+    GET /client             where remote clients connect, by WebSocket: multiraft.client
 
 Rules of this file: every answer but /metrics is JSON, every error is {"error", "hint"}; no request waits longer for
 other nodes than PEER_TIMEOUT_S per question; work that grows with the number of groups is done off the loop.
@@ -68,6 +69,7 @@ from multiraft.admin.view import (
     select_groups,
     silence_problems,
 )
+from multiraft.client.serving import ClientServer
 from multiraft.config import parse_address
 from multiraft.errors import (
     ConfigError,
@@ -86,8 +88,11 @@ Answers: TypeAlias = dict[NodeId, Any]
 _log = logging.getLogger(__name__)
 
 
-def admin_app(node: AdminNode) -> web.Application:
+def admin_app(node: AdminNode, url: str | None = None) -> web.Application:
     """Return the admin API of `node`, to be served alone or mounted with `app.add_subapp("/admin", ...)`.
+
+    url  where it is served, for clients that were told of another node: "http://host:port", with the path that it is
+         mounted under. None: only clients that were given it find this node
 
     It also registers the handlers by which this node answers the same questions to other nodes; every node of the
     cluster must do so to be shown. Call it once per node.
@@ -120,6 +125,7 @@ def admin_app(node: AdminNode) -> web.Application:
             web.get("/livez", api.livez),
             web.get("/readyz", api.readyz),
             web.get("/metrics", api.metrics),
+            web.get("/client", ClientServer(node, url).serve),
         ]
     )
     return app
@@ -138,7 +144,8 @@ async def serve_admin(node: AdminNode, listen: str, *, insecure: bool = False) -
             f"listen = {listen!r}: the admin API asks nobody who they are, so only loopback addresses are allowed; "
             "use 127.0.0.1, or say insecure=True on a network that you trust"
         )
-    runner = web.AppRunner(admin_app(node), access_log=None, shutdown_timeout=1.0)
+    url = None if host in ("0.0.0.0", "::") else f"http://{listen}"
+    runner = web.AppRunner(admin_app(node, url), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         try:

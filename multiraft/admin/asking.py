@@ -15,8 +15,8 @@ import msgpack
 
 from multiraft.admin.answers import ApiError
 from multiraft.admin.view import Facts, Silence
+from multiraft.client.served import ClientNode
 from multiraft.errors import InvalidRequest, MultiRaftError, NotRunning, OutcomeUnknown, Unreachable
-from multiraft.shard.shard_map import ShardMap
 from multiraft.types import DIRECTORY_GROUP, GroupId, Membership, NodeId
 
 PEER_TIMEOUT_S: Final = 2.0
@@ -45,14 +45,8 @@ class MemberGroup(Protocol):
     async def demote(self, node_id: NodeId, *, timeout_s: float | None = None) -> Membership: ...
 
 
-class AdminNode(Protocol):
+class AdminNode(ClientNode, Protocol):
     """What the admin API needs of a node. `multiraft.Node` is one; the shapes of the dicts stand there."""
-
-    @property
-    def node_id(self) -> NodeId: ...
-
-    @property
-    def shard_map(self) -> ShardMap: ...
 
     def status(self) -> dict[str, Any]: ...
 
@@ -84,10 +78,6 @@ class AdminNode(Protocol):
     def drop_export(self, name: str) -> None: ...
 
     def read_log(self, group_id: GroupId, last_n: int) -> list[dict[str, Any]]: ...
-
-    def on_call(self, method: str, handler: Callable[[bytes], bytes]) -> None: ...
-
-    async def peer_call(self, node_id: NodeId, method: str, body: bytes, timeout_s: float) -> bytes: ...
 
 
 class NotHosted(Exception):

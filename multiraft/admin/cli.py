@@ -21,6 +21,7 @@ import click
 
 from multiraft.admin import (
     backup_commands,
+    bench_commands,
     member_commands,
     mending_commands,
     pages,
@@ -115,6 +116,7 @@ def cli(context: click.Context, url: str | None, timeout: float | None) -> None:
       multiraft backup backups/monday           the state of everything; also export
       multiraft restore backups/monday ...      a new cluster of it; also import
       multiraft recover --help                  when a quorum is lost for good
+      multiraft bench --in-flight 64            load it, and measure it (writes keys bench:...)
       multiraft --url 10.0.0.7:7101 status --watch 2
     """
     context.obj = Options(url, timeout)
@@ -253,6 +255,7 @@ cli.add_command(backup_commands.restore)
 cli.add_command(backup_commands.import_)
 
 cli.add_command(sim)
+cli.add_command(bench_commands.bench)
 
 
 # ----------------------------------------------------------------------------------------------- entry point

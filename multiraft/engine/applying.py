@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from multiraft.engine.doing import Doing
 from multiraft.engine.replica import Replica
+from multiraft.engine.telling import Telling
 from multiraft.types import DIRECTORY_GROUP
 
 if TYPE_CHECKING:
@@ -24,12 +25,13 @@ _REST_MOST_S: Final = 0.02
 
 
 class Applying:
-    """The replicas of one engine that have committed entries to apply; `doing` says which one does."""
+    """The replicas with committed entries to apply; `doing` says which one does, `telling` whom to call."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._queue: deque[Replica] = deque()
         self.doing = Doing()
+        self.telling = Telling(engine.loop)
         self._stopwatch = engine.clocks.effort
         self._slice_s = engine.limits.apply_slice_ms / 1e3
         self._resting = False
@@ -52,30 +54,35 @@ class Applying:
         """Apply for one slice; what is left stays queued."""
         engine, queue = self._engine, self._queue
         cache_bytes = max(_CACHE_MIN_BYTES, engine.limits.log_cache_bytes // max(1, len(engine.replicas)))
-        stopwatch = self._stopwatch
+        stopwatch, doing = self._stopwatch, self.doing
         began_s = stopwatch()
         until_s = began_s + self._slice_s
         while queue and stopwatch() < until_s:
             replica = queue.popleft()
             replica.apply_queued = False
-            if replica.broken is not None or engine.ondisk.waits(replica) or replica.being_taken:
+            if replica.broken is not None or replica.being_taken:
                 continue
-            self.doing.begin(replica)
+            on_disk = replica.data is not None
+            if on_disk and engine.ondisk.waits(replica):
+                continue
+            doing.begin(replica)
             try:
                 more = replica.apply_slice(until_s)
-                engine.ondisk.hand_out(replica)
+                if on_disk:
+                    engine.ondisk.hand_out(replica)
             except Exception as problem:
                 engine.broke(replica, problem)
                 continue
             finally:
-                self.doing.replica = None
+                doing.replica = None
             if more:
                 self.add(replica)
             if replica.halted is not None:
                 engine.containing.give_up(replica, now)
             engine.containing.applied(replica)
             engine.snapshotting.consider(replica)
-            replica.core.log.trim(cache_bytes)
+            if replica.core.log.size_bytes > cache_bytes:
+                replica.core.log.trim(cache_bytes)
         took_s = stopwatch() - began_s
         if queue and took_s > _OVERLONG * self._slice_s:
             self._rest(min(_REST_SHARE * took_s, _REST_MOST_S))

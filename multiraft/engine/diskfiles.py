@@ -180,7 +180,7 @@ class DiskFiles:
     @property
     def pending(self) -> bool:
         """Whether there is something of which more can be taken now."""
-        return any(_can_go_on(making) for making in self._making.values())
+        return bool(self._making) and any(_can_go_on(making) for making in self._making.values())
 
     def run(self) -> None:
         """Take of what is being made, for one slice in all; each in its turn goes first."""

@@ -40,7 +40,7 @@ from multiraft.engine.ondisk import OnDisk
 from multiraft.engine.ordinary import Ordinary
 from multiraft.engine.outgoing import Outgoing
 from multiraft.engine.pacing import Pacing
-from multiraft.engine.proposing import check_entry, check_room, propose_queued
+from multiraft.engine.proposing import check_entry, check_room, propose_queued, queue_many
 from multiraft.engine.reading import Reading
 from multiraft.engine.replica import Replica
 from multiraft.engine.residents import Residents
@@ -49,11 +49,10 @@ from multiraft.engine.snapshotting import Snapshotting
 from multiraft.engine.transfers import Transfers
 from multiraft.engine.upkeep import Upkeep
 from multiraft.engine.view import EngineView
-from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, Proposals, Queue
+from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, Proposals, Queue, Result
 from multiraft.engine.wheel import Wheel
-from multiraft.engine.writer import LogWriter, Persisted, Promise, Stored
+from multiraft.engine.writer import AckRows, LogWriter, Persisted, Promise, Stored
 from multiraft.errors import CorruptRecord, InvariantViolation, NotLeader, NotRunning, OutcomeUnknown, StorageError
-from multiraft.gathered import AckRow
 from multiraft.messages import NodeMessage
 from multiraft.ports import Clocks, Store, Transport
 from multiraft.raft import LEADER, CoreSettings
@@ -230,6 +229,18 @@ class Engine:
         queue.size_bytes += size_bytes
         return future
 
+    def propose_many(
+        self, group_id: GroupId, entries: list[bytes], told: Callable[[list[Result]], None], kind: int = COMMANDS
+    ) -> None:
+        """As `propose`, of many entries; `told` is called once, in a turn, with what has come of each, in order.
+
+        Instead of a result stands what a future would get. Raises as `propose` does, having proposed none of them.
+        """
+        replica = self.leading(group_id)
+        if not replica.dirty:
+            self.mark(replica)
+        queue_many(replica, entries, kind, self._entry_bytes, told)
+
     def register(self, group_id: GroupId, client: bytes) -> Future[bytes]:
         """Have the group begin a session of `client`, under the bounds of this node. Otherwise as `propose`."""
         limits = self.limits
@@ -402,17 +413,11 @@ class Engine:
         if replica.reads is not None:
             self.reading.resume(replica)
 
-    def _persisted(
-        self,
-        persisted: list[Persisted | Stored],
-        promises: list[Promise],
-        acks: dict[NodeId, list[AckRow]],
-    ) -> None:
+    def _persisted(self, persisted: list[Persisted | Stored], promises: list[Promise], acks: AckRows) -> None:
         now = self.pacing.now()
-        stored = self.ordinary.stored
         for told in persisted:
             if not isinstance(told, Persisted):
-                stored(*told)
+                self.ordinary.stored(*told)
                 continue
             replica = told.replica
             if replica.broken is not None:

@@ -17,6 +17,7 @@ from multiraft.messages import (
     AskRemoved,
     Beat,
     BeatAnswer,
+    CommitTo,
     CreateReplica,
     HostingMessage,
     InstallSnapshot,
@@ -108,6 +109,9 @@ class Incoming:
         if type(message) is AppendAnswer and core.settled(message.sender):
             if core.commit_untold:
                 engine.upkeep.tell_commit_later(replica)
+            return
+        if type(message) is CommitTo:
+            engine.ordinary.commits(replica)
             return
         engine.note(replica, now)
 

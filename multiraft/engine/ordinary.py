@@ -21,6 +21,7 @@ from multiraft.engine.waiting import Proposals
 from multiraft.errors import CorruptRecord, InvariantViolation
 from multiraft.gathered import Acks, Appends
 from multiraft.messages import Append, AppendAnswer
+from multiraft.raft import ASK_READY, NOT_ORDINARY, UNTOLD
 from multiraft.types import Index, NodeId, Term
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Ordinary:
                     ):
                         ack = (group_id, record.last, to, term, sender)
                         add_ordinary(replica, record, (term, core.vote, core.commit), node_id, ack)
-                        self._commits(replica)
+                        self.commits(replica)
                         continue
                 except (InvariantViolation, CorruptRecord) as problem:
                     engine.broke(replica, problem)
@@ -100,10 +101,10 @@ class Ordinary:
                     if (
                         core.replica_id == to
                         and core.membership.nodes.get(sender) == node_id
-                        and core.acknowledged(sender, term, index, now)
+                        and (came := core.acknowledged(sender, term, index, now)) != NOT_ORDINARY
                     ):
-                        self._commits(replica)
-                        if core.commit_untold:
+                        self.commits(replica)
+                        if came == UNTOLD:
                             engine.upkeep.tell_commit_later(replica)
                         continue
                 except (InvariantViolation, CorruptRecord) as problem:
@@ -122,18 +123,19 @@ class Ordinary:
         except (InvariantViolation, CorruptRecord) as problem:
             self._engine.broke(replica, problem)
             return
-        self._commits(replica)
-        if core.commit_untold:
+        if self.commits(replica) and core.commit_untold:
             self._engine.upkeep.tell_commit_later(replica)
 
-    def _commits(self, replica: Replica) -> None:
-        """The core of `replica` was touched: have applied what is committed now, or the coming turn ask what to do."""
-        core = replica.core
-        committed = core.newly_committed()
-        if committed:
-            replica.committed = committed
-            self._engine.applying.add(replica)
-            if replica.reads is not None:  # they may have waited for this
-                self._engine.mark(replica)
-        elif not core.unchanged():
+    def commits(self, replica: Replica) -> bool:
+        """After a short way: have applied what is committed now, or the coming turn ask what to do. Is there any?"""
+        committed = replica.core.newly_committed()
+        if not committed:
+            return False
+        if committed == ASK_READY:
             self._engine.mark(replica)
+            return True
+        replica.committed = committed
+        self._engine.applying.add(replica)
+        if replica.reads is not None:  # they may have waited for this
+            self._engine.mark(replica)
+        return True

@@ -5,11 +5,12 @@ Rules of this file: nobody who waits is forgotten: whatever the core refuses, or
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from multiraft.config import Limits
 from multiraft.engine.replica import Replica
-from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Proposals, Queue, divide
+from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Many, Proposals, Queue, Result, divide
 from multiraft.errors import DiskFull, InvalidRequest, InvariantViolation, NotReady, OutcomeUnknown, Overloaded
 from multiraft.raft import LEADER
 from multiraft.records import CONTROL, SESSION
@@ -62,6 +63,33 @@ def _propose(
         replica.waiting.append(batch)
         batches.append(batch)
         left_bytes -= part_bytes
+
+
+def queue_many(
+    replica: Replica, entries: list[bytes], kind: int, limit_bytes: int, told: Callable[[list[Result]], None]
+) -> None:
+    """Queue many entries for the next turn; `told` is called once, in a turn, with what has come of each.
+
+    Raises as `check_entry` and `check_room` do, having queued none.
+    """
+    if not entries:
+        told([])
+        return
+    if replica.executor.heads is not None or max(map(len, entries)) > limit_bytes:
+        for entry in entries:
+            check_entry(replica, entry, kind, limit_bytes)
+    budget, count = replica.budget, len(entries)
+    size_bytes = sum(map(len, entries)) + ENTRY_OVERHEAD_BYTES * count
+    if budget.used_bytes + size_bytes > budget.limit_bytes:
+        check_room(replica, size_bytes)
+    budget.used_bytes += size_bytes
+    budget.count += count
+    queue = replica.queued.get(kind)
+    if queue is None:
+        queue = replica.queued[kind] = Queue()
+    queue.entries += entries
+    queue.futures += [Many(count, told)] * count
+    queue.size_bytes += size_bytes
 
 
 def check_entry(replica: Replica, entry: bytes, kind: int, limit_bytes: int) -> None:

@@ -279,8 +279,8 @@ class Replica:
         if self.applied < core.log.start.index:
             return False  # a snapshot is on its way to the disk, and then to the machine
         more = False
-        while self.applied < self.may_apply and not more:
-            for record in core.log.records(self.applied + 1, self.may_apply, _READ_BYTES):
+        while self.applied < (may_apply := self.may_apply) and not more:
+            for record in core.log.records(self.applied + 1, may_apply, _READ_BYTES):
                 if failpoints.armed is not None:
                     failpoints.armed(failpoints.APPLY_BEFORE)
                 if not self._apply_record(record, until_s):
@@ -312,12 +312,15 @@ class Replica:
 
     def _apply_record(self, record: Record, until_s: float) -> bool:
         """Apply the rest of `record`, as far as it may be; False when time ran out or the replica halted."""
-        last = min(record.last, self.may_apply)
-        batch = self._callers_of(record)
+        last, may_apply = record.last, self.may_apply
+        if may_apply < last:
+            last = may_apply
+        batch = self._callers_of(record) if self.waiting else None
         if record.kind in FOR_MACHINES:
             context = self.context
             context.term = record.term
-            context.time_ms = max(context.time_ms, record.stamp_ms)
+            if record.stamp_ms > context.time_ms:
+                context.time_ms = record.stamp_ms
             if record.last > self.opened_last:
                 self.clock.saw(record.stamp_ms, self.real())
             if not self._apply_entries(record, last, batch, until_s):

@@ -216,7 +216,8 @@ class Snapshotting:
         """Whether there is a state of which more can be taken now."""
         if self._engine.ondisk.files.pending:
             return True
-        return any(replica.saving is not None and not replica.saving.waits for replica in self._taking)
+        taking = self._taking
+        return bool(taking) and any(replica.saving is not None and not replica.saving.waits for replica in taking)
 
     def run(self) -> None:
         """Take of the states that are being taken, for one slice in all, each in its turn."""

@@ -33,13 +33,12 @@ class ReplicatedClock:
 
     def saw(self, stamp_ms: int, real_s: float) -> None:
         """A leader of this run has said `stamp_ms`; now it is `real_s` on the clock that never jumps."""
-        passed_ms = max(0.0, real_s - self._at_s) * 1e3
-        if not self._known or stamp_ms > self._now_ms + passed_ms:
-            self._now_ms = stamp_ms
-        else:
-            self._now_ms += passed_ms
+        now_ms = self._now_ms
+        if real_s > self._at_s:
+            now_ms += (real_s - self._at_s) * 1e3
+            self._at_s = real_s
+        self._now_ms = stamp_ms if stamp_ms > now_ms or not self._known else now_ms
         self._known = True
-        self._at_s = max(self._at_s, real_s)
 
     def stamp_ms(self, least_ms: int, real_s: float, wall_s: float) -> int:
         """Return what to stamp a record with: at least `least_ms`, which is what was applied last."""

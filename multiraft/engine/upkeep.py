@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _STALLED_TIMEOUTS: Final = 4
 """A write that is under way, or a commit that stands still, for so many election timeouts costs a leader its office."""
+_PUT_OFF_MOST: Final = 4
+"""So often is a message about a commit put off, each time for half of the delay, where an append is to be expected."""
 log: Final = logging.getLogger("multiraft.engine")
 
 
@@ -29,7 +31,11 @@ class Upkeep:
     def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
         self._engine = engine
         self._loop = loop
-        self._untold: set[Replica] = set()
+        # Leaders, with their commit when they were noted, and how often a message of its own was put off since: those
+        # noted in this period, and those noted earlier.
+        self._untold: dict[Replica, tuple[Index, int]] = {}
+        self._untold_longer: dict[Replica, tuple[Index, int]] = {}
+        self._untold_period_s = engine.limits.commit_delay_ms / 2e3
         self._untold_handle: asyncio.TimerHandle | None = None
         self._to_audit: list[GroupId] = []
         self._oldest_write: object = None
@@ -43,21 +49,35 @@ class Upkeep:
             self._untold_handle = None
 
     def tell_commit_later(self, replica: Replica) -> None:
-        """Followers hear of a commit with the next append, or, if none leaves soon, by a message of its own."""
-        self._untold.add(replica)
-        if self._untold_handle is None:
-            delay_s = self._engine.limits.commit_delay_ms / 1e3
-            self._untold_handle = self._loop.call_later(delay_s, self._tell_commits)
+        """Followers hear of a commit with the next append, or, if none leaves soon, by a message of its own.
+
+        That is between half of the delay and all of it later; a little more where something is to be appended, or what
+        is committed to be applied, after which whoever waited for it may have more to append.
+        """
+        if replica not in self._untold:
+            self._untold[replica] = replica.core.commit, 0
+            if self._untold_handle is None:
+                self._untold_handle = self._loop.call_later(self._untold_period_s, self._tell_commits)
 
     def _tell_commits(self) -> None:
         self._untold_handle = None
-        untold, self._untold = self._untold, set()
+        due, self._untold_longer, self._untold = self._untold_longer, self._untold, {}
         outgoing = self._engine.outgoing
-        for replica in sorted(untold, key=lambda replica: replica.group_id):
-            if replica.leads:
-                for message in replica.core.commit_messages():
-                    outgoing.consensus(replica.node_of(message.to), message)
+        for replica in sorted(due, key=lambda replica: replica.group_id):
+            core, (noted, put_off) = replica.core, due[replica]
+            if not replica.leads or not core.commit_untold:
+                continue
+            if core.all_told(noted):  # by an append; what is untold is news
+                self._untold_longer.setdefault(replica, (core.commit, 0))
+                continue
+            if (replica.queued or replica.apply_queued) and put_off < _PUT_OFF_MOST:
+                self._untold_longer[replica] = noted, put_off + 1
+                continue
+            for message in core.commit_messages():
+                outgoing.consensus(replica.node_of(message.to), message)
         outgoing.send_all()
+        if self._untold_longer and self._untold_handle is None:
+            self._untold_handle = self._loop.call_later(self._untold_period_s, self._tell_commits)
 
     def resume_replication(self, node_id: NodeId) -> None:
         """A connection to or from a peer is new: have every leader here ask again where its follower there is."""

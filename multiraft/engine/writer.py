@@ -53,6 +53,8 @@ log: Final = logging.getLogger("multiraft.engine")
 Promise: TypeAlias = tuple[Replica, list[RaftMessage]]
 Stored: TypeAlias = tuple[Replica, Index, Term]
 """The same of a replica whose record went the ordinary way: the end of that record, and its term."""
+AckRows: TypeAlias = dict[NodeId, list[AckRow]]
+"""Acknowledgements, by the node that they go to."""
 
 
 class _Pending:
@@ -67,7 +69,7 @@ class _Pending:
         self.data: dict[ReplicaData, Applied] = {}
         self.persisted: list[Persisted | Stored] = []
         self.promises: list[Promise] = []
-        self.acks: dict[NodeId, list[AckRow]] = {}
+        self.acks: AckRows = {}
         self.callbacks: list[Callable[[], None]] = []
 
 
@@ -85,7 +87,7 @@ class LogWriter:
         batch_bytes: int,
         writes_in_flight: int,
         stopwatch: Clock,
-        on_persisted: Callable[[list[Persisted | Stored], list[Promise], dict[NodeId, list[AckRow]]], None],
+        on_persisted: Callable[[list[Persisted | Stored], list[Promise], AckRows], None],
         on_failed: Callable[[Exception], None],
     ) -> None:
         self._store = store

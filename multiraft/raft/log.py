@@ -305,6 +305,15 @@ class Log:
 
         Counts up to where its entries still stand. Unknown writes are ignored.
         """
+        if not self._in_flight:
+            return False
+        last, last_term, to = self._in_flight[0]
+        if last == index and last_term == term:  # nearly always: written out
+            del self._in_flight[0]
+            if to <= self.stable:
+                return False
+            self.stable = to
+            return True
         rose = False
         for at, (last, last_term, to) in enumerate(self._in_flight):
             if last == index and last_term == term:

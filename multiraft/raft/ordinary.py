@@ -17,7 +17,7 @@ has not taken effect.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from multiraft.raft.election import Elections
 from multiraft.raft.progress import REPLICATE, Progress
@@ -27,6 +27,12 @@ from multiraft.types import NOBODY, Index, ReplicaId, StoredReplica, Term
 
 if TYPE_CHECKING:
     from multiraft.ports import LogReader
+
+
+NOT_ORDINARY: Final = 0
+TAKEN: Final = 1
+UNTOLD: Final = 2
+ASK_READY: Final = -1
 
 
 class Ordinary(Elections):
@@ -125,10 +131,11 @@ class Ordinary(Elections):
         self._written_commit = commit
         return record
 
-    def acknowledged(self, sender: ReplicaId, term: Term, index: Index, now: float) -> bool:
+    def acknowledged(self, sender: ReplicaId, term: Term, index: Index, now: float) -> int:
         """`sender` has everything up to `index` of what this leader of `term` sent it, on its disk.
 
-        False: its answer must be taken in the general way; nothing has changed.
+        NOT_ORDINARY: its answer must be taken in the general way; nothing has changed. UNTOLD: it, at least, is to be
+        told of a commit; see `commit_untold`. TAKEN otherwise.
         """
         peer = self.progress.get(sender)
         last = self.log.last_index
@@ -143,11 +150,12 @@ class Ordinary(Elections):
             or sender == self.replica_id
             or self._transfer_to != NOBODY
         ):
-            return False
+            return NOT_ORDINARY
         self._now = now
         if peer.accepted(index) and index > self.commit:
             self._advance_commit()
-        return True
+        told = peer.told
+        return UNTOLD if told < self.commit and told < peer.match else TAKEN
 
     # ------------------------------------------------------------------------------------------------------ follower
 
@@ -185,14 +193,17 @@ class Ordinary(Elections):
     # ---------------------------------------------------------------------------------------------------------- both
 
     def newly_committed(self) -> Index:
-        """Return up to where entries are committed and on this disk, if that is news, and the only news there is.
+        """After one of the short ways, or `persisted` of what it wrote: what that changed that `ready()` would say.
 
-        0: `ready()` must be asked, unless it is `unchanged`. Otherwise this has said it.
+        Return up to where entries are committed and on this disk, if that is news and all there is to say; this has
+        said it then. 0: nothing. ASK_READY: `ready()` must be asked.
         """
         committed, stable = self.commit, self.log.stable
         if stable < committed:
             committed = stable
-        if committed <= self._shown_committed or not self._quiet():
+        if committed <= self._shown_committed:
             return 0
+        if not self._quiet():
+            return ASK_READY
         self._shown_committed = committed
         return committed

@@ -96,6 +96,13 @@ class Replication(ReplicaState):
                 return True
         return False
 
+    def all_told(self, commit: Index) -> bool:
+        """Whether every follower was told of that commit, as far as it has acknowledged entries up to there."""
+        for peer in self._peers:
+            if peer.told < commit and peer.told < peer.match and peer.state is not LOST:
+                return False
+        return True
+
     def commit_messages(self) -> list[CommitTo]:
         """Return what tells those followers, each at most what it has acknowledged; they count as told then."""
         messages = []
@@ -165,12 +172,10 @@ class Replication(ReplicaState):
                 self._shorten_tail()
 
     def _held(self, voters: tuple[ReplicaId, ...]) -> Index:
-        progress = self.progress
-        held = []
-        for voter in voters:
-            peer = progress.get(voter)
-            held.append(0 if peer is None or peer.state is LOST else peer.match)
-        return majority_index(held)
+        find = self.progress.get
+        return majority_index(
+            [0 if (peer := find(voter)) is None or peer.state is LOST else peer.match for voter in voters]
+        )
 
     # --------------------------------------------------------------------------------------------- leader: reads
 

@@ -10,7 +10,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,10 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from multiraft.admin.api import admin_app
 from multiraft.admin.cli import run
+from multiraft.config import Limits
+from multiraft.consistency import Consistency
 from multiraft.errors import NoSuchFile, NotReady, Unreachable
+from multiraft.group import CallKind
 from multiraft.shard.partition import hash_ranges
 from multiraft.shard.shard_map import ServiceShards, Shard, ShardMap
 from multiraft.types import Membership
@@ -256,6 +259,33 @@ class FakeNode:
             self.rebuilding = f"given up: {self.cluster.outcome}"
         elif self.cluster.gate.is_set():
             self.views[group_id]["halted"] = None
+
+    # what serving remote clients needs, which these tests do not do
+
+    limits = Limits()
+
+    def cluster_key(self) -> bytes:
+        return b"c" * 16
+
+    def leader(self, group_id: int) -> str | None:
+        return LEADERS.get(group_id)
+
+    def begin_batch(
+        self,
+        group_id: int,
+        kind: CallKind,
+        bodies: Sequence[bytes],
+        done: Callable[[list[bytes | BaseException]], None],
+    ) -> None:
+        raise NotReady("a fake")
+
+    async def call(self, group_id: int, kind: CallKind, body: bytes, timeout_s: float | None) -> bytes:
+        raise NotReady("a fake")
+
+    async def read_as(
+        self, group_id: int, query: bytes, how: Consistency, timeout_s: float | None
+    ) -> tuple[bytes, float]:
+        raise NotReady("a fake")
 
     def on_call(self, method: str, handler: Callable[[bytes], bytes]) -> None:
         self.handlers[method] = handler

@@ -68,5 +68,6 @@ def test_the_calls_have_names_that_fit_the_wire(cluster: Cluster) -> None:
         "admin.status",
         "admin.transfer",
         "admin.why",
+        "client.url",
     ]
     assert all(Request(b"", name, 1, 1).method == name for name in cluster.nodes["n1"].handlers)

@@ -13,12 +13,11 @@ from typing import Any, cast
 import pytest
 
 from multiraft.engine.keyspace import ReplicaData
-from multiraft.engine.writer import LogWriter, Persisted, Promise, Stored
-from multiraft.gathered import AckRow
+from multiraft.engine.writer import AckRows, LogWriter, Persisted, Promise, Stored
 from multiraft.messages import AppendAnswer
 from multiraft.raft import Ready, Role
 from multiraft.records import COMMANDS, Record, encode_record
-from multiraft.types import Applied, HardState, NodeId
+from multiraft.types import Applied, HardState
 
 GROUP = 16
 Done = Callable[[Exception | None], None]
@@ -86,12 +85,7 @@ class Desk:
             cast(Any, self.disk), batch_bytes, writes_in_flight, lambda: 0.0, self._on_persisted, self.errors.append
         )
 
-    def _on_persisted(
-        self,
-        persisted: list[Persisted | Stored],
-        promises: list[Promise],
-        acks: dict[NodeId, list[AckRow]],
-    ) -> None:
+    def _on_persisted(self, persisted: list[Persisted | Stored], promises: list[Promise], acks: AckRows) -> None:
         self.persisted += [told.index if isinstance(told, Persisted) else told[1] for told in persisted]
         self.promised += [cast(AppendAnswer, message).index for _, messages in promises for message in messages]
         self.promised += [index for rows in acks.values() for _, index, *_ in rows]

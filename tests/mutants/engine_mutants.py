@@ -11,6 +11,7 @@ from tests.mutants.mutant import Mutant
 
 ENGINE: Final = "multiraft/engine/engine.py"
 INCOMING: Final = "multiraft/engine/incoming.py"
+ORDINARY: Final = "multiraft/engine/ordinary.py"
 OBSERVING: Final = "multiraft/engine/observing.py"
 FORMING: Final = "multiraft/forming.py"
 PACING: Final = "multiraft/engine/pacing.py"
@@ -207,19 +208,36 @@ CALLERS: Final = (
         (f"{PROMISES_KEPT}::test_a_message_in_another_nodes_name_is_dropped",),
     ),
     Mutant(
+        "forged-rows",
+        "a row is taken only from the node of the replica that it names",
+        ORDINARY,
+        "and core.membership.nodes.get(sender) == node_id\n                        and core.append_in_order(",
+        "and core.membership.nodes.get(sender)\n                        and core.append_in_order(",
+        (f"{PROMISES_KEPT}::test_a_row_in_another_nodes_name_is_dropped",),
+    ),
+    Mutant(
+        "forged-ack-rows",
+        "a row is taken only from the node of the replica that it names",
+        ORDINARY,
+        "and core.membership.nodes.get(sender) == node_id\n                        and (came := core",
+        "and core.membership.nodes.get(sender)\n                        and (came := core",
+        (f"{PROMISES_KEPT}::test_a_row_in_another_nodes_name_is_dropped",),
+    ),
+    Mutant(
         "commit-untold",
         "followers are told of a commit that no append tells them",
         UPKEEP,
-        "        self._untold.add(replica)\n",
+        "            self._untold[replica] = replica.core.commit, 0\n",
         "",
         (f"{PROMISES_KEPT}::test_whoever_acknowledges_late_is_told_of_the_commit_by_a_message_of_its_own",),
     ),
     Mutant(
         "late-follower-untold",
         "a follower that acknowledges late is told of the commit",
-        INCOMING,
-        "            if core.commit_untold:\n                engine.upkeep.tell_commit_later(replica)\n            return\n",
-        "            return\n",
+        ORDINARY,
+        "                        if came == UNTOLD:\n"
+        "                            engine.upkeep.tell_commit_later(replica)\n",
+        "",
         (f"{PROMISES_KEPT}::test_whoever_acknowledges_late_is_told_of_the_commit_by_a_message_of_its_own",),
     ),
     Mutant(

@@ -16,8 +16,10 @@ import pytest
 
 from multiraft import Limits, Node, NotCommitted, NotLeader, OutcomeUnknown, StorageError
 from multiraft.forming import Forming
+from multiraft.gathered import Acks, Appends
 from multiraft.messages import AppendAnswer, Form, RequestVote
 from multiraft.raft import Role
+from multiraft.records import COMMANDS, encode_record
 from multiraft.storage import MemoryDisk, open_memory
 from multiraft.testing import MemoryCluster, run_virtual
 from multiraft.types import DIRECTORY_GROUP
@@ -195,6 +197,32 @@ def test_a_message_in_another_nodes_name_is_dropped(play: Play) -> None:
         await ledgers.cluster.run_for(0.1)
         assert not call.done()
         assert engine_of(ledgers, leader).counters["forged_sender"] == 1
+        receive(ledgers, leader, other, forged)  # the same words from whom they name
+        assert await call == b"1"
+
+    play(scenario)
+
+
+def test_a_row_in_another_nodes_name_is_dropped(play: Play) -> None:
+    """What is said of many groups at once is judged row by row, like single messages."""
+
+    async def scenario(ledgers: Any) -> None:
+        leader, one, other = await roles(ledgers)
+        core, follower = core_of(ledgers, leader), core_of(ledgers, one)
+        for name in (one, other):
+            ledgers.cluster.disks[name].hold_writes()
+        call = engine_of(ledgers, leader).propose(GROUP, b"x")
+        await ledgers.cluster.run_for(0.1)
+        forged = Acks([(GROUP, core.last_index, core_of(ledgers, other).replica_id, core.term, core.replica_id)])
+        last = follower.last_index
+        record = encode_record(GROUP, last + 1, core.term, core.term, COMMANDS, 0, [b"forged"])
+        row = (last, GROUP, last, core.term, core.replica_id, core.term, follower.replica_id)
+        receive(ledgers, leader, one, forged)
+        receive(ledgers, one, other, Appends([record], [row]))
+        await ledgers.cluster.run_for(0.1)
+        assert not call.done()
+        assert follower.last_index == last
+        assert [engine_of(ledgers, name).counters["forged_sender"] for name in (leader, one)] == [1, 1]
         receive(ledgers, leader, other, forged)  # the same words from whom they name
         assert await call == b"1"
 

@@ -16,10 +16,10 @@ import pytest
 
 from multiraft.errors import Overloaded
 from multiraft.messages import Append, AppendAnswer, RaftMessage
-from multiraft.raft import AddLearner, Demote, Promote, Raft, Ready, Role
+from multiraft.raft import ASK_READY, NOT_ORDINARY, UNTOLD, AddLearner, Demote, Promote, Raft, Ready, Role
 from multiraft.raft.log import Log
 from multiraft.raft.progress import Progress
-from multiraft.records import COMMANDS, Record
+from multiraft.records import COMMANDS, MEMBERSHIP, Record, encode_record
 from multiraft.types import HardState
 
 GROUP: Final = 16
@@ -118,8 +118,9 @@ class Short(General):
         elif (
             isinstance(message, AppendAnswer)
             and message.accepted
-            and core.acknowledged(message.sender, message.term, message.index, self.now)
+            and (came := core.acknowledged(message.sender, message.term, message.index, self.now)) != NOT_ORDINARY
         ):
+            assert core.commit_untold or came != UNTOLD
             self.short += 1
             self._commits(replica)
             return
@@ -146,9 +147,9 @@ class Short(General):
 
     def _commits(self, replica: Any) -> None:
         committed = replica.core.newly_committed()
-        if committed:
+        if committed > 0:
             replica._apply(committed)
-        elif not replica.core.unchanged():
+        elif committed == ASK_READY:
             self.drive(replica)
 
 
@@ -233,3 +234,22 @@ def test_both_ways_lead_to_the_same(cluster: Callable[..., Any], seed: int) -> N
             raise
         assert short.seen() == general.seen(), f"event {number}"
     assert short.short > 0
+
+
+def test_a_short_way_takes_no_more_for_committed_than_its_own_append(replica: Callable[..., Any]) -> None:
+    """L26: what the leader has committed beyond the append is not known to agree with this log."""
+    follower = replica(terms=[1]).core
+    assert follower.follow(2, 1, 0.0)
+    follower.ready()
+    record = encode_record(GROUP, 3, 1, 1, COMMANDS, 0, [b"x"])
+    assert follower.append_in_order(record, 2, 9, 2, 1, 0.0)
+    assert (follower.last_index, follower.commit) == (3, 3)
+
+
+@pytest.mark.parametrize("kind", [COMMANDS, MEMBERSHIP])
+def test_a_change_of_the_membership_never_takes_a_short_way(replica: Callable[..., Any], kind: int) -> None:
+    follower = replica(terms=[1]).core
+    assert follower.follow(2, 1, 0.0)
+    follower.ready()
+    record = encode_record(GROUP, 3, 1, 1, kind, 0, [b"x"])
+    assert follower.append_in_order(record, 2, 2, 2, 1, 0.0) == (kind == COMMANDS)

@@ -32,6 +32,7 @@ from multiraft.errors import (
     WrongShard,
 )
 from multiraft.group import CallKind
+from multiraft.outcome import Outcome
 from multiraft.shard import (
     Declaration,
     Directory,
@@ -79,6 +80,16 @@ class Cluster:
 
     def read_nearby(self, group_id: GroupId, query: bytes, stale_s: float | None, timeout_s: float) -> Future[Seen]:
         raise AssertionError("asked for by reads of other kinds alone; see test_router_reads.py")
+
+    def propose_many_local(
+        self, group_id: GroupId, entries: list[bytes], numbered: bool, timeout_s: float
+    ) -> Future[list[Outcome]]:
+        raise AssertionError("asked for by many commands alone; see test_many.py")
+
+    def submit_local(
+        self, group_id: GroupId, entries: list[bytes], numbered: bool, told: Callable[[list[Outcome]], None]
+    ) -> None:
+        raise AssertionError("asked for by many commands alone; see test_many.py")
 
     def has_replica(self, group_id: GroupId) -> bool:
         return False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import Future
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -26,6 +27,7 @@ from multiraft.errors import (
     WrongShard,
 )
 from multiraft.group import CallKind
+from multiraft.outcome import Outcome
 from multiraft.shard import GroupCaller, Router, ServiceRoute, ServiceShards, Shard, ShardMap
 from multiraft.types import GroupId, NodeId
 
@@ -72,6 +74,16 @@ class Cluster:
             self.now += min(self.costs_s.get("nearby", 0.0), timeout_s)
             future.set_exception(self.nearby)
         return future
+
+    def propose_many_local(
+        self, group_id: GroupId, entries: list[bytes], numbered: bool, timeout_s: float
+    ) -> Future[list[Outcome]]:
+        raise AssertionError("asked for by many commands alone; see test_many.py")
+
+    def submit_local(
+        self, group_id: GroupId, entries: list[bytes], numbered: bool, told: Callable[[list[Outcome]], None]
+    ) -> None:
+        raise AssertionError("asked for by many commands alone; see test_many.py")
 
     def has_replica(self, group_id: GroupId) -> bool:
         return group_id in self.replicas

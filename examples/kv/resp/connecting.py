@@ -208,7 +208,7 @@ def _describe(command: Command) -> Answer:
 def _command(client: Client, request: Request) -> Answer:
     table = client.place.table
     what = request[1].upper() if len(request) > 1 else b""
-    names = [name.decode("utf-8", "replace").lower() for name in request[2:]]
+    names = [name.decode("utf-8", "surrogateescape").lower() for name in request[2:]]
     if not what:
         return [_describe(command) for command in table.values()]
     if what == b"COUNT":
@@ -254,7 +254,7 @@ _CONFIG: Final = {b"appendfsync": b"always", b"appendonly": b"yes", b"databases"
 
 def _info(client: Client, request: Request) -> Answer:
     facts = client.place.facts()
-    asked = {section.decode("utf-8", "replace").lower() for section in request[1:]}
+    asked = {section.decode("utf-8", "surrogateescape").lower() for section in request[1:]}
     if not asked or asked & {"all", "default", "everything"}:
         asked = set(facts)
     sections = [

@@ -42,8 +42,6 @@ class Connection(asyncio.Protocol):
         self._server = server
         self.client = Client(server, server.next_number(), known=server.password is None, since_s=time.monotonic())
         self._parser = Parser()
-        if not self.client.known:
-            self._parser.limits = _STRANGER
         self._transport: asyncio.Transport | None = None
         self._waiting: list[Request] = []  # taken, and not begun
         self._chunk: _Chunk | None = None
@@ -55,11 +53,11 @@ class Connection(asyncio.Protocol):
     # --------------------------------------------------------------------------------------------- from the loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
+        stream = self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
         self.client.address = _address(transport.get_extra_info("peername"))
         self.client.own_address = _address(transport.get_extra_info("sockname"))
         if not self._server.came(self):
-            self._transport.write(b"-ERR max number of clients reached\r\n")
+            stream.write(b"-ERR max number of clients reached\r\n")
             self.end_now()
 
     def data_received(self, data: bytes) -> None:
@@ -141,6 +139,7 @@ class Connection(asyncio.Protocol):
         if self._chunk is not None or not self._writable or self._transport is None:
             return
         before_bytes = self._parser.held_bytes
+        self._parser.limits = (REQUEST_BYTES, ARGUMENTS) if self.client.known else _STRANGER
         try:
             requests = self._waiting or self._parser.take(CHUNK_REQUESTS)
         except ProtocolError as problem:
@@ -160,6 +159,7 @@ class Connection(asyncio.Protocol):
         """Add requests to the chunk; return those that must wait for its end."""
         client = self.client
         for at, request in enumerate(requests):
+            command: Command | None = None
             try:
                 command = find_command(request)
                 if command.alone and at:
@@ -168,7 +168,7 @@ class Connection(asyncio.Protocol):
                 answer = self._answer(command, request)
                 chunk.add(answer) if isinstance(answer, Plan) else chunk.add_ready(answer)
             except Refused as problem:
-                if client.transaction is not None:
+                if client.transaction is not None and (command is None or not command.at_once):
                     client.transaction.broken = True
                 chunk.add_ready(str(problem))
                 continue
@@ -178,11 +178,8 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, command: Command, request: Request) -> Answer | Plan:
         client = self.client
-        if not client.known:
-            if "no_auth" not in command.flags:
-                raise Refused("NOAUTH Authentication required.")
-        elif self._parser.limits is _STRANGER:
-            self._parser.limits = (REQUEST_BYTES, ARGUMENTS)
+        if not client.known and "no_auth" not in command.flags:
+            raise Refused("NOAUTH Authentication required.")
         if client.transaction is not None and not command.at_once:
             return enqueue(client, client.transaction, command, request)
         if command.plan is not None:

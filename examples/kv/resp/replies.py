@@ -79,7 +79,7 @@ class Replies:
 
 def one_line(text: str) -> bytes:
     """Return `text` as bytes without any end of line."""
-    return text.encode("utf-8", "replace").replace(b"\r", b" ").replace(b"\n", b" ")
+    return text.encode("utf-8", "surrogateescape").replace(b"\r", b" ").replace(b"\n", b" ")
 
 
 RESP2: Final = Replies(2)

@@ -53,7 +53,7 @@ class Cursors:
 
 
 def _scan(client: Client, request: Request) -> Answer | Plan:
-    text = request[1]
+    text = request[1] or b"0"
     if not text.isdigit() or len(text) > 20:
         raise Refused("ERR invalid cursor")
     cursor = int(text)

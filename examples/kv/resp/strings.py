@@ -24,7 +24,6 @@ from examples.kv.operations import (
     NEVER,
     NOT_A_FLOAT,
     NOT_A_NUMBER,
-    NOT_FINITE,
     TELL_OLD,
     TOO_LONG,
     UNLESS_ENDS,
@@ -121,14 +120,17 @@ def _time(option: bytes, amount: int, command: str) -> tuple[int, int]:
 _TIMES: Final = (b"EX", b"PX", b"EXAT", b"PXAT")
 
 
-def _options(words: Request, command: str, flags: dict[bytes, int], others: dict[bytes, int]) -> tuple[int, int, int]:
-    """Read options: (those of `flags` that were given, unit, amount). Raises Refused.
+def _options(
+    words: Request, flags: dict[bytes, int], others: dict[bytes, int]
+) -> tuple[int, int, tuple[bytes, bytes] | None]:
+    """Read options: those of `flags` that were given, the unit, and, where one has a time, that option and its text.
 
-    others  options about the end that need no number: the unit that each means
+    others  options about the end that need no time: the unit that each means
+
+    Raises Refused.
     """
-    how, unit, amount = 0, -1, 0
-    option = b""
-    words = list(words)
+    how, unit = 0, NEVER
+    end = b""  # the option that says when the key ends; it may be repeated, and no other may be beside it
     text: bytes | None = None
     at = 0
     while at < len(words):
@@ -138,19 +140,24 @@ def _options(words: Request, command: str, flags: dict[bytes, int], others: dict
             how |= flags[word]
             if how & IF_ABSENT and how & IF_PRESENT:
                 raise Refused(_SYNTAX)
-        elif word in others and unit < 0:
-            unit = others[word]
-        elif word in _TIMES and unit < 0 and at < len(words):
-            option, text, unit = word, words[at], FOR
+        elif end not in (b"", word):
+            raise Refused(_SYNTAX)
+        elif word in others:
+            end, unit = word, others[word]
+        elif word in _TIMES and at < len(words):
+            end, text = word, words[at]
             at += 1
         else:
             raise Refused(_SYNTAX)
-    if text is not None:
-        number = number_of(text)
-        if number <= 0:
-            raise Refused(f"ERR invalid expire time in '{command}' command")
-        unit, amount = _time(option, number, command)
-    return how, unit, amount
+    return how, unit, None if text is None else (end, text)
+
+
+def _above_zero(option: bytes, text: bytes, command: str) -> tuple[int, int]:
+    """Return the unit and number of a time that must be above 0. Raises Refused."""
+    number = number_of(text)
+    if number <= 0:
+        raise Refused(f"ERR invalid expire time in '{command}' command")
+    return _time(option, number, command)
 
 
 def _expiring(option: bytes, command: str) -> Callable[[Request], Plan]:
@@ -206,8 +213,11 @@ _HOW: Final = {b"NX": IF_ABSENT, b"XX": IF_PRESENT, b"GET": TELL_OLD}
 def _set(request: Request) -> Plan:
     if len(request) == 3:
         return Plan(True, [["set", key_of(request[1]), value_of(request[2])]])
-    how, unit, amount = _options(request[3:], "set", _HOW, {b"KEEPTTL": KEEP})
-    return Plan(True, [["set", key_of(request[1]), value_of(request[2]), how, max(unit, NEVER), amount]])
+    how, unit, end = _options(request[3:], _HOW, {b"KEEPTTL": KEEP})
+    amount = 0
+    if end is not None:
+        unit, amount = _above_zero(*end, "set")
+    return Plan(True, [["set", key_of(request[1]), value_of(request[2]), how, unit, amount]])
 
 
 def _setnx(request: Request) -> Plan:
@@ -219,10 +229,7 @@ def _setting(option: bytes, command: str) -> Callable[[Request], Plan]:
     """Return what plans SETEX or PSETEX."""
 
     def plan(request: Request) -> Plan:
-        amount = number_of(request[2])
-        if amount <= 0:
-            raise Refused(f"ERR invalid expire time in '{command}' command")
-        unit, amount = _time(option, amount, command)
+        unit, amount = _above_zero(option, request[2], command)
         return Plan(True, [["set", key_of(request[1]), value_of(request[3]), 0, unit, amount]])
 
     return plan
@@ -235,7 +242,14 @@ def _getset(request: Request) -> Plan:
 def _getex(request: Request) -> Plan:
     if len(request) == 2:
         return Plan(False, [["get", key_of(request[1])]])
-    _, unit, amount = _options(request[2:], "getex", {}, {b"PERSIST": NEVER})
+    _, unit, end = _options(request[2:], {}, {b"PERSIST": NEVER})
+    amount = 0
+    if end is not None:
+        try:
+            unit, amount = _above_zero(*end, "getex")
+        except Refused as problem:  # but a key that is absent is what Redis says first
+            error = str(problem)
+            return Plan(False, [["get", key_of(request[1])]], _of_one(lambda value: None if value is None else error))
     return Plan(True, [["renew", key_of(request[1]), unit, amount]])
 
 
@@ -268,11 +282,9 @@ def _decrby(request: Request) -> Plan:
 
 def _incrbyfloat(request: Request) -> Plan:
     try:
-        number = read(request[2])
+        read(request[2])
     except BadNumber:
         raise Refused(NOT_A_FLOAT) from None
-    if number is None:
-        raise Refused(NOT_FINITE)
     return Plan(True, [["addfloat", key_of(request[1]), request[2]]])
 
 

@@ -30,10 +30,14 @@ def find_command(request: Request) -> Command:
 
 
 def _unknown(request: Request) -> str:
-    name = request[0][:_SHOWN].decode("utf-8", "replace")
     shown = ""
     for word in request[1:]:
         if len(shown) >= _SHOWN:
             break
-        shown += f"'{word[: _SHOWN - len(shown)].decode('utf-8', 'replace')}' "
-    return f"ERR unknown command '{name}', with args beginning with: {shown}"
+        shown += f"'{_text(word, _SHOWN - len(shown))}' "
+    return f"ERR unknown command '{_text(request[0], _SHOWN)}', with args beginning with: {shown}"
+
+
+def _text(word: bytes, most: int) -> str:
+    """Return the first of `word` as Redis shows it: up to a zero byte."""
+    return word[:most].split(b"\0")[0].decode("utf-8", "surrogateescape")

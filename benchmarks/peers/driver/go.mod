@@ -1,0 +1,3 @@
+module multiraft/benchmarks/driver
+
+go 1.22

@@ -18,6 +18,7 @@ elections safe; what is due stays due until it campaigns or has a leader.
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from multiraft.raft import CANDIDATE, LEADER, PRE_CANDIDATE
@@ -51,8 +52,24 @@ class Campaigning:
         """How many groups are due and have not begun."""
         return len(self._due)
 
-    def due(self, replica: Replica, now: float) -> None:
-        """The replica's deadline has passed, and what its core does then is to campaign."""
+    def judge(self, now: float) -> None:
+        """Do what the deadlines that have passed were for, or note it as due."""
+        engine = self._engine
+        for group_id in engine.wheel.expired(now):
+            replica = engine.replicas.get(group_id)
+            if replica is None or replica.broken is not None:
+                continue
+            core = replica.core
+            if core.role is not LEADER and not core.timer_due:
+                self._is_due(replica, now)
+            else:  # a leader gives up a transfer, or a candidate's timer starts
+                replica.seen_deadline_s = inf
+                with engine.touching(replica, now):
+                    core.tick(now)
+        if self._due:
+            self._run(now)
+
+    def _is_due(self, replica: Replica, now: float) -> None:
         if replica.group_id == DIRECTORY_GROUP:
             self._begin(replica, now)
         elif replica.group_id not in self._are_due:
@@ -63,11 +80,9 @@ class Campaigning:
         """The group's replica here campaigns no longer, if it did."""
         self._under_way.pop(group_id, None)
 
-    def run(self, now: float) -> None:
+    def _run(self, now: float) -> None:
         """Begin as many as there is room for; the rest comes with later turns."""
         due, under_way, replicas = self._due, self._under_way, self._engine.replicas
-        if not due:
-            return
         for group_id, began_s in list(under_way.items()):
             if now - began_s < self._patience_s:
                 break
@@ -101,8 +116,3 @@ class Campaigning:
         nodes, reaches, own = replica.core.membership.nodes, self._engine.outgoing.reaches, replica.core.replica_id
         reached = sum([voter == own or reaches(nodes[voter]) for voter in voters])
         return 2 * reached > len(voters) or not voters
-
-
-def campaigns_at_tick(replica: Replica) -> bool:
-    """Whether what the core does at its deadline is to campaign: a leader gives up a transfer then."""
-    return replica.core.role is not LEADER and not replica.core.timer_due

@@ -27,9 +27,10 @@ from benchmarks import single
 from benchmarks.aims import LIMITS, ROWS, Limit, Row, judge_limit, judge_row, wronged
 from benchmarks.building import RESULTS, Missing
 from benchmarks.figures import Case, Figure
+from benchmarks.hosting import WARM_UP_S, started
 from benchmarks.plan import Step, steps_for, work_of_plots, work_of_rows
 from benchmarks.report import aims_table, as_json, figures_table, wronged_lines
-from benchmarks.systems import HOSTS, PAYLOAD_BYTES, WARM_UP_S, host_of, settings_of_systems, started
+from benchmarks.systems import HOSTS, PAYLOAD_BYTES, host_of, settings_of_systems
 
 EXPLAINED = {
     "hashicorp": "README.md, peers",

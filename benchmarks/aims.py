@@ -14,10 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from benchmarks.figures import Case, Figure, fastest, figures_of, median_of, ratio
+from benchmarks.figures import Case, Figure, Op, fastest, figures_of, median_of, ratio
 
 IN_PROCESS: Final = ("bytes", "many", "compiled-bytes", "compiled-many")
-COMMANDS: Final = ("command", "command-many", "compiled-command")
+COMMANDS: Final = ("command", "command-many", "compiled-command", "compiled-command-many")
+REDIS_OPS: Final[tuple[Op, ...]] = ("set", "get", "incr")
 PYSYNCOBJ: Final = ("pysyncobj-default", "pysyncobj-unbatched", "pysyncobj-ticking")
 
 
@@ -75,6 +76,14 @@ ROWS: Final[tuple[Row, ...]] = (
     ),
     Row("pysyncobj-64", "1 group, 64 in flight", IN_PROCESS, Case(1, 64), PYSYNCOBJ, 5.0, _NO_SYNC),
     Row("pysyncobj-1000", "1 group, 1000 in flight", IN_PROCESS, Case(1, 1000), PYSYNCOBJ, 25.0, _NO_SYNC),
+    *(
+        Row(
+            f"redis-{op}-{pipeline}", f"redis-benchmark {op.upper()}, 50 connections, pipelines of {pipeline}",
+            ("kv-resp",), Case(1, 50 * pipeline, op), ("redis",), None, "redis: one process; we: three nodes",
+        )
+        for pipeline in (16, 1)
+        for op in REDIS_OPS
+    ),
 )  # fmt: skip
 
 LIMITS: Final[tuple[Limit, ...]] = (

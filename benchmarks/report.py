@@ -72,7 +72,7 @@ def figures_table(figures: Sequence[Figure], settings: Mapping[str, str]) -> lis
             found = figures_of(figures, system, case)
             medians = [median_of(found, name) for name in fields]
             rate, flushes = medians[0] or 0.0, medians[-1]
-            per_flush = None if not flushes or case.op == "reads" else rate / flushes
+            per_flush = None if not flushes or case.op != "writes" else rate / flushes
             cells = [number(value) for value in medians]
             head = (str(case.groups), str(case.in_flight), case.op, system)
             lines.append((-rate, (*head, *cells, number(per_flush), str(len(found)))))
@@ -84,7 +84,8 @@ def figures_table(figures: Sequence[Figure], settings: Mapping[str, str]) -> lis
 def cases_of(figures: Iterable[Figure]) -> list[Case]:
     """Return every case that was measured, in order: writes before reads, few groups before many."""
     return sorted(
-        {figure.case for figure in figures}, key=lambda case: (case.op == "reads", case.groups, case.in_flight)
+        {figure.case for figure in figures},
+        key=lambda case: (case.op != "writes", case.op, case.groups, case.in_flight),
     )
 
 

@@ -8,6 +8,7 @@ import tempfile
 from contextlib import AsyncExitStack
 
 from multiraft import Node, NodeConfig, StateMachine, command, query
+from multiraft.tuning import event_loop
 
 
 class Counters(StateMachine):
@@ -47,7 +48,9 @@ async def run() -> None:
     members = dict(zip("abc", free_addresses(3), strict=True))
     async with AsyncExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="counters-"))
-        nodes = [Node(NodeConfig(name, f"{directory}/{name}", members[name], members)) for name in members]
+        nodes = [
+            Node(NodeConfig(name, f"{directory}/{name}", members[name], members, tune_gc=True)) for name in members
+        ]
         handles = [node.service("counters", Counters, initial_shards=4, replicas=3) for node in nodes]
         async with asyncio.TaskGroup() as starting:
             for node in nodes:
@@ -68,7 +71,8 @@ async def run() -> None:
 
 def main() -> None:
     """Run the example on a loop of its own."""
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=event_loop()) as runner:
+        runner.run(run())
 
 
 if __name__ == "__main__":

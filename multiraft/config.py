@@ -137,6 +137,10 @@ class NodeConfig:
     store     what keeps its database: "leveldb", or "sqlite" where LevelDB is not to be had; stays what it was at first
     insecure  allow listening beyond loopback although peers are not authenticated
     limits    everything else
+    tune_gc   set the process up for a node once it has started: what is alive by then is left out of garbage
+              collections, which become rare, and threads hand over to each other quickly (`tuning.tune_process`). More
+              writes a second, and about half the p99. It is the whole process's, and stays when the node has ended,
+              so it must be asked for: None is no, except in this project's own servers
     """
 
     node_id: NodeId
@@ -146,6 +150,7 @@ class NodeConfig:
     insecure: bool = False
     limits: Limits = field(default_factory=Limits)
     store: str = "leveldb"
+    tune_gc: bool | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.node_id, str) or not _NODE_ID.fullmatch(self.node_id):
@@ -154,6 +159,8 @@ class NodeConfig:
             raise ConfigError(f"data_dir = {self.data_dir!r}: must be the path of a directory")
         if self.store not in STORES:
             raise ConfigError(f"store = {self.store!r}: must be one of {', '.join(map(repr, STORES))}")
+        if self.tune_gc is not None and type(self.tune_gc) is not bool:
+            raise ConfigError(f"tune_gc = {self.tune_gc!r}: must be true or false")
         host, _ = parse_address("listen", self.listen)
         if not self.insecure and not _is_loopback(host):
             raise ConfigError(

@@ -34,6 +34,7 @@ from multiraft.services import Services
 from multiraft.shard import Directory, Router, Shard
 from multiraft.standing import Standing
 from multiraft.status import damaged_groups, engine_state, package_version, process_use
+from multiraft.tuning import tune_process
 from multiraft.types import (
     DIRECTORY_GROUP,
     NOBODY,
@@ -173,6 +174,8 @@ class Running:
             self._tasks.append(self._loop.create_task(self._watch_reads(store), name="watch the store's reads"))
         if setup.space is not None:
             self._tasks.append(self._loop.create_task(self.free_space.run(), name="watch the free space"))
+        if config.tune_gc:
+            tune_process()
 
     async def _open(self) -> tuple[Store, list[StoredReplica], list[Damage]]:
         """Open the store and read all replicas; a database that cannot be read in places is made whole first."""

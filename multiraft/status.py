@@ -19,6 +19,7 @@ from multiraft.raft import Role
 from multiraft.records import COMMANDS, CONTROL, NOOP, SESSION
 from multiraft.sessions import HEAD
 from multiraft.shard import ShardMap
+from multiraft.tuning import loop_kind, tuned
 from multiraft.types import GroupId, Membership, NodeId
 
 _ROLES: Final = {
@@ -36,12 +37,13 @@ def role_word(role: Role) -> str:
 
 
 def process_use() -> dict[str, Any]:
-    """What this process has used: CPU seconds, user and system, and its largest memory in bytes."""
+    """What this process has used: CPU seconds, user and system, and its largest memory in bytes; and how it is set."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "pid": os.getpid(),
         "cpu_s": round(used.ru_utime + used.ru_stime, 3),
         "max_rss_bytes": used.ru_maxrss * 1024,
+        "tuned": tuned(),
     }
 
 
@@ -59,7 +61,12 @@ def engine_state(engine: Engine, addresses: dict[NodeId, str], store: Store, tra
     return {
         "peers": peer_states(engine, addresses),
         "groups": group_counts(engine),
-        "loop": {"lag_ms": round(lag_s * 1e3, 3), "busy": round(busy, 4), "turns": engine.pacing.turns},
+        "loop": {
+            "kind": loop_kind(engine.loop),
+            "lag_ms": round(lag_s * 1e3, 3),
+            "busy": round(busy, 4),
+            "turns": engine.pacing.turns,
+        },
         "writer": {
             "busy": round(engine.writer.load(), 4),
             "in_flight": engine.writer.in_flight,

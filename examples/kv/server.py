@@ -20,7 +20,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -35,7 +35,7 @@ from examples.kv.sweeping import Sweeper
 from multiraft.config import NodeConfig, parse_address
 from multiraft.errors import ConfigError, MultiRaftError, NotReady, StartError
 from multiraft.node import Node
-from multiraft.tuning import tune_process
+from multiraft.tuning import event_loop, loop_kind
 
 INITIAL_SHARDS: Final = 16
 REPLICAS: Final = 3
@@ -78,7 +78,7 @@ def run(config: NodeConfig, options: Options) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     work = _serve(config, options)
     try:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=event_loop()) as runner:
             return runner.run(work)
     except ConfigError as problem:
         return report(problem, EXIT_USAGE)
@@ -92,20 +92,13 @@ def report(problem: Exception, code: int) -> int:
     return code
 
 
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes the event loop: uvloop's where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
 def kv_config(config: NodeConfig) -> NodeConfig:
-    """Return `config` with room for the store's largest command. Raises ConfigError where other limits forbid that."""
-    limits = config.limits
-    return replace(config, limits=replace(limits, entry_bytes=max(limits.entry_bytes, ENTRY_BYTES)))
+    """Return `config` with room for the store's largest command, and for a process that does nothing else.
+
+    Raises ConfigError where other limits forbid that.
+    """
+    limits = replace(config.limits, entry_bytes=max(config.limits.entry_bytes, ENTRY_BYTES))
+    return replace(config, limits=limits, tune_gc=config.tune_gc is not False)
 
 
 async def _serve(config: NodeConfig, options: Options) -> int:
@@ -131,9 +124,8 @@ async def _serve(config: NodeConfig, options: Options) -> int:
             await web.SockSite(runner, listener).start()
             if resp_listener is not None:
                 await resp.start(resp_listener)
-            also = f", redis://{options.resp}" if options.resp else ""
+            also = (f", redis://{options.resp}" if options.resp else "") + f" ({loop_kind(loop)})"
             _say(f"node {config.node_id} listens: http://{http}{also}, peers {config.listen}, data {config.data_dir}")
-            tune_process()
             await _first(
                 node.failed(),
                 stop.wait(),

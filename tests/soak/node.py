@@ -27,11 +27,10 @@ import time
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from examples.kv.server import loop_factory
 from multiraft import Limits, Node, NodeConfig, NotCommitted, OutcomeUnknown, ReplyForgotten, SessionExpired
 from multiraft.errors import MultiRaftError
 from multiraft.sessions import Numbered
-from multiraft.tuning import tune_process
+from multiraft.tuning import event_loop, tune_process
 from tests.soak import wire
 from tests.soak.machine import KINDS, SERVICE, Soak
 from tests.soak.probe import Probe
@@ -221,7 +220,7 @@ def main() -> None:
     parser.add_argument("--in-memory", action="store_true")
     parser.add_argument("--until-stdin-closes", action="store_true")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=event_loop()) as runner:
         runner.run(run(parser.parse_args()))
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-SOURCES: Final = ("multiraft", "shard", "storage", "transport")
 PEERS: Final = Path(__file__).resolve().parent / "peers"
 RESULTS: Final = Path(__file__).resolve().parent / "results"
 _BUILD_TIMEOUT_S: Final = 600
@@ -59,21 +58,25 @@ def go_program(name: str) -> str:
     return str(target)
 
 
-@cache
-def compiled_python() -> str:
-    """Return the path of a Python that runs the compiled build. Raises Missing when none was built from this source."""
+def compiled_worker() -> list[str]:
+    """Return the command that runs benchmarks/worker.py on the compiled build.
+
+    The checkout comes last on that interpreter's path: its pure modules must not be found before the installed ones.
+    Raises Missing when the build is not there, is older than the sources, or is not compiled after all.
+    """
     python = ROOT / ".venv-compiled" / "bin" / "python"
-    asked = "import multiraft; print(multiraft.COMPILED)"
+    way = "make .venv-compiled/.built"
     if not python.exists():
-        raise Missing("the compiled build is not there (`make .venv-compiled/.built` makes it)")
-    built_s = (python.parent.parent / ".built").stat().st_mtime
-    late = [file for name in SOURCES for file in (ROOT / name).rglob("*.py") if file.stat().st_mtime > built_s]
-    if late:
-        raise Missing(f"the compiled build is older than {late[0].relative_to(ROOT)} (`make .venv-compiled/.built`)")
-    done = subprocess.run([str(python), "-c", asked], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    if done.stdout.strip() != "True":
-        raise Missing(f"{python} does not run the compiled build: {done.stderr.strip() or done.stdout.strip()}")
-    return str(python)
+        raise Missing(f"the compiled build is not there ({way})")
+    if subprocess.run(["make", "-q", ".venv-compiled/.built"], cwd=ROOT, capture_output=True).returncode:
+        raise Missing(f"the compiled build is older than the sources ({way})")
+    check = "import sys, multiraft.compiled; sys.exit(not multiraft.compiled.COMPILED)"
+    if subprocess.run([python, "-P", "-c", check], cwd=ROOT, capture_output=True).returncode:
+        raise Missing(f"what is installed in .venv-compiled is not compiled ({way})")
+    run = (
+        f"import runpy, sys; sys.path.append({str(ROOT)!r}); runpy.run_module('benchmarks.worker', run_name='__main__')"
+    )
+    return [str(python), "-P", "-c", run]
 
 
 def installed_program(name: str, package: str) -> str:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.building import compiled_python, go_program, installed_program, python_module
+from benchmarks.building import compiled_worker, go_program, installed_program, python_module
 from benchmarks.ceiling import CeilingOptions, run_ceiling
 from benchmarks.cluster import NODES, Cluster
 from benchmarks.figures import Case, Figure
@@ -37,13 +37,14 @@ _LEADING_PATIENCE_S: Final = 30.0
 class OwnHost(Host):
     """Our own nodes: `bytes` is `Group.propose`, `command` a `@command` with its session; reads are linearizable."""
 
-    def __init__(self, groups: int, **options: Any) -> None:
+    def __init__(self, groups: int, command: Callable[[], Sequence[str]] | None = None, **options: Any) -> None:
         super().__init__(groups)
+        self._command = command
         self._options = options
         self.cluster: Cluster | None = None
 
     def start(self) -> None:
-        self.cluster = Cluster(self.groups, **self._options)
+        self.cluster = Cluster(self.groups, () if self._command is None else self._command(), **self._options)
         self.cluster.__enter__()
         self.cluster.gather_leaders(NODES[0])
 
@@ -72,14 +73,6 @@ class OwnHost(Host):
         if self.cluster is None:
             raise RuntimeError("the nodes are not started")
         return self.cluster
-
-
-class CompiledHost(OwnHost):
-    """The same with the compiled build, by the Python that has it."""
-
-    def start(self) -> None:
-        self._options["python"] = compiled_python()
-        super().start()
 
 
 class RemoteHost(OwnHost):
@@ -317,11 +310,12 @@ HOSTS: Final[dict[str, Kind]] = {
         },
     ),
     "multiraft-compiled": Kind(
-        CompiledHost,
+        lambda groups: OwnHost(groups, compiled_worker),
         {
-            "compiled-bytes": "as `bytes`, with the hot path compiled by mypyc (MULTIRAFT_COMPILE=1)",
-            "compiled-many": "as `many`, compiled",
-            "compiled-command": "as `command`, compiled",
+            "compiled-bytes": "bytes, on the build compiled by mypyc",
+            "compiled-many": "many, on the build compiled by mypyc",
+            "compiled-command": "command, on the build compiled by mypyc",
+            "compiled-command-many": "command-many, on the build compiled by mypyc",
         },
     ),
     "multiraft-remote": Kind(

@@ -159,11 +159,12 @@ $(BIN)/python -m venv --clear --without-pip $(COMPILED)
 packages=$$($(COMPILED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 $(BIN)/python -c 'import os, sysconfig; print(sysconfig.get_path("purelib"), os.getcwd(), sep="\n")' > "$$packages/all_else.pth"
 rm -rf build
+touch $(COMPILED)/.began
 MULTIRAFT_COMPILE=1 MULTIRAFT_COMPILE_LEVEL=$${MULTIRAFT_COMPILE_LEVEL:-1} $(BIN)/python -m pip \
     --python $(COMPILED)/bin/python install --quiet --disable-pip-version-check --no-deps --no-build-isolation .
 cp tests/installed/multiraft_as_installed.py "$$packages/"
 echo 'import multiraft_as_installed' >> "$$packages/all_else.pth"
-touch $(BUILT)
+mv $(COMPILED)/.began $(BUILT) # with the time at which the sources were read
 endef
 export COMPILE
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,8 +31,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """On the compiled build, leave out what is marked `pure_only`: the summary counts it as deselected."""
     if COMPILED:
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("pure_only")])
-        items[:] = [item for item in items if not item.get_closest_marker("pure_only")]
+        left_out = [item for item in items if item.get_closest_marker("pure_only") or "pure_build" in _fixtures(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
+def _fixtures(item: pytest.Item) -> Sequence[str]:
+    return item.fixturenames if isinstance(item, pytest.Function) else ()
+
+
+@pytest.fixture
+def pure_build() -> None:
+    """For fixtures that replace code: tests that use them are as if marked `pure_only`."""
 
 
 @pytest.fixture(autouse=True)

@@ -324,6 +324,17 @@ def test_an_answer_that_names_a_newer_map_has_it_looked_up() -> None:
     assert play.core.atlas.version == 2
 
 
+def test_a_node_is_dialled_where_it_was_reached_and_where_it_is_told_to_be_when_that_fails() -> None:
+    play = Play()
+    play.core.atlas.urls["b"] = "http://given"
+    play.opened("a", leaders={16: "b"})
+    assert (play.core.atlas.urls["b"], play.core.atlas.urls["c"]) == ("http://given", "http://c")
+    play.read("r")
+    assert play.dialled == ["b"]
+    play.core.unreachable("b", "moved")
+    assert play.core.atlas.urls["b"] == "http://b"
+
+
 def test_more_than_is_allowed_is_refused_until_there_is_room() -> None:
     play = Play(calls_most=2)
     play.opened("a", leaders={16: "a"})

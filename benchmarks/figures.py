@@ -15,7 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-Op: TypeAlias = Literal["writes", "reads"]
+Op: TypeAlias = Literal["writes", "reads", "set", "get", "incr"]
+"""The last three are commands of Redis."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -45,7 +46,7 @@ class Figure:
     per_s: float
     p50_ms: float
     p99_ms: float
-    p999_ms: float
+    p999_ms: float | None
     leader_cpu_us: float | None = None
     all_cpu_us: float | None = None
     syncs_per_s: float | None = None

@@ -35,7 +35,21 @@ def columns(rows: Sequence[Sequence[str]], left: Iterable[int]) -> list[str]:
 
 def aims_table(outcomes: Sequence[Outcome]) -> list[str]:
     """Return one line per row: ours, the peer, the ratio or value, the aim, and whether it is met."""
-    rows = [("row", "work (128 B, 3 nodes)", "ours", "per s", "peer", "per s", "ratio", "aim", "met", "what differs")]
+    rows = [
+        (
+            "row",
+            "work (128 B, 3 nodes)",
+            "ours",
+            "per s",
+            "peer",
+            "per s",
+            "ratio",
+            "CPU ratio",
+            "aim",
+            "met",
+            "what differs",
+        )
+    ]
     for each in outcomes:
         single = each.peer == "-"
         value = "-" if each.value is None else f"{number(each.value)}{'x' if each.unit == 'x' else ' ' + each.unit}"
@@ -49,12 +63,13 @@ def aims_table(outcomes: Sequence[Outcome]) -> list[str]:
                 each.peer,
                 number(each.peer_value),
                 value,
+                "-" if each.cpu_ratio is None else f"{number(each.cpu_ratio)}x",
                 each.aim,
                 met,
                 each.missing or each.note,
             )
         )
-    return columns(rows, (0, 1, 2, 4, 9))
+    return columns(rows, (0, 1, 2, 4, 10))
 
 
 def figures_table(figures: Sequence[Figure], settings: Mapping[str, str]) -> list[str]:
@@ -72,7 +87,7 @@ def figures_table(figures: Sequence[Figure], settings: Mapping[str, str]) -> lis
             found = figures_of(figures, system, case)
             medians = [median_of(found, name) for name in fields]
             rate, flushes = medians[0] or 0.0, medians[-1]
-            per_flush = None if not flushes or case.op == "reads" else rate / flushes
+            per_flush = None if not flushes or case.op != "writes" else rate / flushes
             cells = [number(value) for value in medians]
             head = (str(case.groups), str(case.in_flight), case.op, system)
             lines.append((-rate, (*head, *cells, number(per_flush), str(len(found)))))
@@ -84,7 +99,8 @@ def figures_table(figures: Sequence[Figure], settings: Mapping[str, str]) -> lis
 def cases_of(figures: Iterable[Figure]) -> list[Case]:
     """Return every case that was measured, in order: writes before reads, few groups before many."""
     return sorted(
-        {figure.case for figure in figures}, key=lambda case: (case.op == "reads", case.groups, case.in_flight)
+        {figure.case for figure in figures},
+        key=lambda case: (case.op != "writes", case.op, case.groups, case.in_flight),
     )
 
 

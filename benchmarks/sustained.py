@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from benchmarks.cluster import NODES
-from benchmarks.systems import PAYLOAD_BYTES, WARM_UP_S, OwnHost
+from benchmarks.hosting import WARM_UP_S
+from benchmarks.systems import PAYLOAD_BYTES, OwnHost
 
 GROUPS: Final = 64
 IN_FLIGHT: Final = 1000

@@ -14,122 +14,37 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import sys
-import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
-from benchmarks.building import go_program, installed_program, python_module
+from benchmarks.building import compiled_worker, go_program, installed_program, python_module
 from benchmarks.ceiling import CeilingOptions, run_ceiling
 from benchmarks.cluster import NODES, Cluster
-from benchmarks.figures import Case, Figure, figure_from
-from benchmarks.nodes import Process, cpu_s, disk_flushes, free_ranges
+from benchmarks.figures import Case, Figure
+from benchmarks.hosting import Host
+from benchmarks.nodes import Process, disk_flushes, free_ranges
+from benchmarks.redis import KvHost, RedisHost
 
-WARM_UP_S: Final = 0.7
 PAYLOAD_BYTES: Final = 128
 _LEADING_PATIENCE_S: Final = 30.0
-_APPLYING_PATIENCE_S: Final = 20.0
-
-
-class Host:
-    """A started system; a context manager. Subclasses say how to start it, and how to ask."""
-
-    asked = 0
-    """Which of `pids` runs the clients, and measures its own CPU time while they run."""
-
-    def __init__(self, groups: int) -> None:
-        self.groups = groups
-        self.directory = tempfile.mkdtemp(prefix="multiraft-bench-")
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def start(self) -> None:
-        """Start all processes and have the first lead every group. Raises Missing when it cannot be measured here."""
-        raise NotImplementedError
-
-    def stop(self) -> None:
-        """End all processes."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        self.stop()
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-    def load(self, system: str, case: Case, seconds: float) -> dict[str, Any]:
-        """Keep the case's calls under way for so many seconds; return count, rate and percentiles."""
-        raise NotImplementedError
-
-    def pids(self) -> list[int]:
-        """All processes, the one that leads first."""
-        raise NotImplementedError
-
-    def counts(self) -> dict[str, Any]:
-        """What the leader counts itself: `syncs`, `turns`; whichever it has."""
-        return {}
-
-    def applied(self) -> list[int]:
-        """How many commands each replica has applied."""
-        raise NotImplementedError
-
-    def measure(self, system: str, case: Case, seconds: float) -> Figure:
-        """Warm up, measure, and return the figure."""
-        self.load(system, case, WARM_UP_S)
-        counts, cpu, flushes = self.counts(), self._cpu(), disk_flushes(self.directory)
-        found = self.load(system, case, seconds)
-        flushes_now, cpu_now, counts_now = disk_flushes(self.directory), self._cpu(), self.counts()
-        calls, took_s = found["writes"], found["seconds"]
-        more: dict[str, float | None] = {}
-        if cpu is not None and cpu_now is not None:
-            used = [late - early for early, late in zip(cpu, cpu_now, strict=True)]
-            used[self.asked] = found["cpu_s"]  # without the sorting of latencies afterwards
-            more = {"leader_cpu_us": used[0] / calls * 1e6, "all_cpu_us": sum(used) / calls * 1e6}
-        if flushes is not None and flushes_now is not None:
-            more["flushes_per_s"] = (flushes_now - flushes) / took_s
-        for name in counts.keys() & {"syncs", "turns"}:
-            more[f"{name}_per_s"] = (counts_now[name] - counts[name]) / took_s
-        return figure_from(system, case, found, **more)
-
-    def check_alike(self) -> None:
-        """Wait until every replica has applied the same. Raises RuntimeError when they do not."""
-        deadline_s = time.monotonic() + _APPLYING_PATIENCE_S
-        while len(set(applied := self.applied())) > 1:
-            if time.monotonic() > deadline_s:
-                raise RuntimeError(f"the replicas did not apply the same number of commands: {applied}")
-            time.sleep(0.1)
-
-    def _cpu(self) -> list[float] | None:
-        found = [used for pid in self.pids() if (used := cpu_s(pid)) is not None]
-        return found if len(found) == len(self.pids()) else None
 
 
 class OwnHost(Host):
     """Our own nodes: `bytes` is `Group.propose`, `command` a `@command` with its session; reads are linearizable."""
 
-    def __init__(self, groups: int, **options: Any) -> None:
+    def __init__(self, groups: int, command: Callable[[], Sequence[str]] | None = None, **options: Any) -> None:
         super().__init__(groups)
+        self._command = command
         self._options = options
         self.cluster: Cluster | None = None
 
     def start(self) -> None:
-        self.cluster = Cluster(self.groups, **self._options)
+        self.cluster = Cluster(self.groups, () if self._command is None else self._command(), **self._options)
         self.cluster.__enter__()
         self.cluster.gather_leaders(NODES[0])
 
@@ -360,14 +275,6 @@ class EtcdHost(Host):
         return self._client
 
 
-@contextmanager
-def started(host: Host) -> Iterator[Host]:
-    """Start a host, and check at the end that its replicas are alike."""
-    with host:
-        yield host
-        host.check_alike()
-
-
 def _pysyncobj(setting: str) -> Callable[[int], Host]:
     def command() -> list[str]:
         python_module("pysyncobj", "PySyncObj")
@@ -402,6 +309,15 @@ HOSTS: Final[dict[str, Kind]] = {
             "command-many": "the same by `command.many`: one client a group, as in `many`",
         },
     ),
+    "multiraft-compiled": Kind(
+        lambda groups: OwnHost(groups, compiled_worker),
+        {
+            "compiled-bytes": "bytes, on the build compiled by mypyc",
+            "compiled-many": "many, on the build compiled by mypyc",
+            "compiled-command": "command, on the build compiled by mypyc",
+            "compiled-command-many": "command-many, on the build compiled by mypyc",
+        },
+    ),
     "multiraft-remote": Kind(
         RemoteHost,
         {"remote": "multiraft.client in its own process, one connection per node, callbacks; sessions: exactly once"},
@@ -421,6 +337,10 @@ HOSTS: Final[dict[str, Kind]] = {
         EtcdHost,
         {"etcd": "Debian's server as it comes; Go client 3.5 in its own process, 10 connections to the leader"},
     ),
+    "kv-resp": Kind(
+        KvHost, {"kv-resp": "the key-value example's RESP server, on disk, asked at the leader of its shard"}
+    ),
+    "redis": Kind(RedisHost, {"redis": "redis-server 7, appendonly, appendfsync always; one process, no replica"}),
     "pysyncobj-default": Kind(_pysyncobj("default"), {"pysyncobj-default": "0.3.17 as it comes; never syncs"}),
     "pysyncobj-unbatched": Kind(
         _pysyncobj("unbatched"), {"pysyncobj-unbatched": "appendEntriesUseBatch off; never syncs"}

@@ -10,12 +10,20 @@ from asyncio import Future
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from multiraft.errors import MultiRaftError, NotLeader, NotReady, OutcomeUnknown
+from multiraft.errors import (
+    DiskFull,
+    InvalidRequest,
+    MultiRaftError,
+    NotLeader,
+    NotReady,
+    OutcomeUnknown,
+    Overloaded,
+)
 from multiraft.group import CallKind
+from multiraft.outcome import Outcome
 from multiraft.running import Running
 from multiraft.types import GroupId
 
-Outcome: TypeAlias = bytes | BaseException
 BatchDone: TypeAlias = Callable[[list[Outcome]], None]
 
 
@@ -33,7 +41,7 @@ class Batching:
             raise NotReady("the node does not belong to a cluster yet: the first start waits for all founding members")
         return store.identity.cluster_id
 
-    def begin_batch(self, group_id: GroupId, kind: CallKind, bodies: Sequence[bytes], done: BatchDone) -> None:
+    def begin_batch(self, group_id: GroupId, kind: CallKind, bodies: list[bytes], done: BatchDone) -> None:
         """Have the group, which this node must lead, do what each of `bodies` asks; `done` gets all outcomes, in order.
 
         kind  "propose", "numbered", "register", "read" or "lease", as for `Router.call`
@@ -45,6 +53,15 @@ class Batching:
         forwarding = self._here().forwarding
         if not forwarding.leads(group_id):
             raise NotLeader(group_id, forwarding.leader_hint(group_id))
+        if kind == "propose" or kind == "numbered":
+            try:
+                forwarding.submit_local(group_id, bodies, kind == "numbered", done)
+                return
+            except (InvalidRequest, Overloaded, DiskFull):  # for some of them at least: each hears what concerns it
+                pass
+        if kind == "read":
+            forwarding.read_many_local(group_id, bodies, done)
+            return
         _Batch(done).begin(lambda body: forwarding.act(kind, group_id, body), bodies)
 
 
@@ -83,4 +100,6 @@ def _outcome(future: Future[bytes] | MultiRaftError) -> Outcome:
     if future.cancelled():
         return OutcomeUnknown("the node stopped waiting for the answer")
     error = future.exception()
-    return future.result() if error is None else error
+    if error is None:
+        return future.result()
+    return error if isinstance(error, MultiRaftError) else OutcomeUnknown(f"{type(error).__name__}: {error}")

@@ -238,7 +238,7 @@ class Client:
         try:
             core.submit(call, where, key)
         except Overloaded:
-            return loop.create_task(self._when_there_is_room(call, where, key))
+            return loop.create_task(self._when_there_is_room(call, future, where, key))
         return future
 
     def send(self, service: str, key: bytes, command: bytes, done: Done, *, timeout_s: float | None = None) -> None:
@@ -276,22 +276,26 @@ class Client:
         most = self.bounds.entry_bytes  # which raises where the client is not started
         return InvalidRequest(f"a call of {len(body)} bytes; the nodes take entry_bytes = {most} at most")
 
-    async def _when_there_is_room(self, call: Call, where: str | GroupId, key: bytes) -> bytes:
-        core, loop, future = self.core, asyncio.get_running_loop(), call.future
+    async def _when_there_is_room(self, call: Call, future: Future[bytes], where: str | GroupId, key: bytes) -> bytes:
+        await self.submit(call, where, key)
+        return await future
+
+    async def submit(self, call: Call, where: str | GroupId, key: bytes) -> None:
+        """Begin a call; one beyond the bounds waits for room. Raises DeadlineExceeded, InvalidRequest, NotRunning."""
+        if len(call.body) > self._most_bytes:
+            raise self._too_large(call.body)
         while True:
-            waiter: Future[None] = loop.create_future()
-            self._roomless.append(waiter)
+            try:
+                self.core.submit(call, where, key)
+                return
+            except Overloaded:
+                waiter: Future[None] = asyncio.get_running_loop().create_future()
+                self._roomless.append(waiter)
             try:
                 async with asyncio.timeout_at(call.deadline):
                     await waiter
-                core.submit(call, where, key)
             except TimeoutError:
                 raise DeadlineExceeded("as many calls were under way as this client allows; raise in_flight") from None
-            except Overloaded:
-                continue
-            if future is None:
-                raise NotRunning("the call has no future")
-            return await future
 
     async def shards(self, name: str, timeout_s: float | None = None) -> ServiceShards:
         """Return the shards of a service; wait for it if it is not in the map yet. Raises NotReady in the end."""

@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgpack
 
 from multiraft.errors import MultiRaftError, WireError
-from multiraft.outcome import decode_outcome, encode_outcome
+from multiraft.outcome import Outcome, decode_outcome, encode_outcome
 from multiraft.shard.shard_map import ShardMap
 from multiraft.types import U64_MAX, GroupId, NodeId
 
@@ -59,7 +59,6 @@ CALLS_MAX: Final = 65_536
 SERVICES_MAX: Final = 1_024
 TIMEOUT_MS_MAX: Final = 3_600_000
 
-Outcome: TypeAlias = bytes | BaseException
 Plain: TypeAlias = "bytes | list[bytes]"
 
 _pack: Final[Callable[[Any], bytes]] = msgpack.packb
@@ -148,7 +147,7 @@ def found(look_id: int, shard_map: ShardMap, leaders: Mapping[GroupId, NodeId], 
     return _pack([LOOK, look_id, shard_map.to_plain(), dict(leaders), dict(urls)])
 
 
-def plain(outcome: Outcome) -> Plain:
+def plain(outcome: Outcome | BaseException) -> Plain:
     """Return an outcome as it stands in a part."""
     return outcome if type(outcome) is bytes else [encode_outcome(outcome)]
 

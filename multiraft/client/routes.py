@@ -6,15 +6,18 @@ Rules of this file: it only translates; each call is one of `Client.call`.
 from __future__ import annotations
 
 import asyncio
+from asyncio import Future
 from collections.abc import Awaitable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from multiraft.client import frames
+from multiraft.client.core import new_call
 from multiraft.client.frames import Welcome
 from multiraft.client.served import AGE
 from multiraft.config import Limits
 from multiraft.consistency import Consistency
-from multiraft.errors import InvalidRequest, MultiRaftError, NotCommitted, NotReady, OutcomeUnknown, ReadFailed
+from multiraft.errors import InvalidRequest, NotCommitted, NotReady, OutcomeUnknown, ReadFailed
 from multiraft.outcome import Outcome
 from multiraft.sessions import CLIENT_BYTES, Numbered
 from multiraft.shard.shard_map import ServiceShards
@@ -66,18 +69,18 @@ class ClientRoute:
     async def propose_many(
         self, keys: Sequence[bytes], commands: Sequence[bytes], timeout_s: float | None, session: bool = True
     ) -> list[Outcome]:
-        """Have the shards of `keys` apply `commands`; they share frames, like all calls of a turn.
-
-        Return what has become of each, in order.
-        """
-        calls = [self.propose(key, one, timeout_s, session) for key, one in zip(keys, commands, strict=True)]
-        found = await asyncio.gather(*calls, return_exceptions=True)
-        outcomes: list[Outcome] = []
-        for outcome in found:
-            if isinstance(outcome, BaseException) and not isinstance(outcome, MultiRaftError):
-                raise outcome
-            outcomes.append(outcome)
-        return outcomes
+        """Have the shards of `keys` apply `commands`; return what has become of each, in order. Raises NotReady."""
+        client = self._client
+        await client.shards(self.name, timeout_s)
+        together = _Together(len(keys))
+        deadline = client.core.clock() + (client.timeout_s if timeout_s is None else timeout_s)
+        for at, (key, command) in enumerate(zip(keys, commands, strict=True)):
+            call = new_call(frames.PROPOSE, command, deadline, numbers=session, done=partial(together.told, at))
+            try:
+                await client.submit(call, self.name, key)
+            except NotCommitted as problem:
+                together.told(at, problem)
+        return await together.all
 
     def read(self, key: bytes, query: bytes, timeout_s: float | None) -> Awaitable[bytes]:
         return self._client.call(self.name, key, frames.READ, query, timeout_s)
@@ -149,6 +152,28 @@ class ClientRoute:
         if shard is None:
             raise InvalidRequest(f"service {self.name!r} has no shard {shard_id!r}")
         return shard.group_id
+
+
+class _Together:
+    """The outcomes of many calls.
+
+    all  a future of all of them
+    """
+
+    __slots__ = ("_left", "_outcomes", "all")
+
+    def __init__(self, count: int) -> None:
+        self._outcomes: list[Outcome] = [b""] * count
+        self._left = count
+        self.all: Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        if not count:
+            self.all.set_result([])
+
+    def told(self, at: int, outcome: Outcome) -> None:
+        self._outcomes[at] = outcome
+        self._left -= 1
+        if not self._left and not self.all.done():
+            self.all.set_result(self._outcomes)
 
 
 def call_of(how: Consistency) -> tuple[int, int]:

@@ -23,11 +23,12 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from multiraft.client import frames
-from multiraft.client.frames import ANYBODY, FIRST, KINDS, NEAR, NUMBERED, Batch, Outcome, Plain
+from multiraft.client.frames import ANYBODY, FIRST, KINDS, NEAR, NUMBERED, Batch, Plain
 from multiraft.config import Limits
 from multiraft.consistency import STALE_MS_MOST, Consistency
 from multiraft.errors import MultiRaftError, NotLeader, OutcomeUnknown, ReadFailed, WireError
 from multiraft.group import CallKind
+from multiraft.outcome import Outcome
 from multiraft.shard.shard_map import ShardMap
 from multiraft.types import GroupId, NodeId
 
@@ -60,7 +61,7 @@ class ClientNode(Protocol):
     def leader(self, group_id: GroupId) -> NodeId | None: ...
 
     def begin_batch(
-        self, group_id: GroupId, kind: CallKind, bodies: Sequence[bytes], done: Callable[[list[Outcome]], None]
+        self, group_id: GroupId, kind: CallKind, bodies: list[bytes], done: Callable[[list[Outcome]], None]
     ) -> None: ...
 
     def call(
@@ -192,7 +193,7 @@ class ServedClient:
     async def _one(self, batch: Batch, at: int, call: Callable[[], Awaitable[bytes]]) -> None:
         """Have one call done, and tell its outcome alone: the others of its batch may take longer."""
         try:
-            outcome: Outcome = await call()
+            outcome: Outcome | BaseException = await call()
         except MultiRaftError as problem:
             outcome = problem
         except Exception as problem:
@@ -215,7 +216,7 @@ class ServedClient:
         self.in_flight -= len(batch.bodies)
         self._put(batch.batch_id, -1, [frames.plain(problem)], _OVERHEAD_BYTES)
 
-    def _tell(self, batch: Batch, first: int, outcomes: list[Outcome]) -> None:
+    def _tell(self, batch: Batch, first: int, outcomes: Sequence[Outcome | BaseException]) -> None:
         """Put outcomes where the writer finds them, in parts of about a frame."""
         if self._closed:
             return

@@ -10,7 +10,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from multiraft.config import Limits
 from multiraft.consistency import Consistency
 from multiraft.errors import NoSuchFile, NotReady, Unreachable
 from multiraft.group import CallKind
+from multiraft.outcome import Outcome
 from multiraft.shard.partition import hash_ranges
 from multiraft.shard.shard_map import ServiceShards, Shard, ShardMap
 from multiraft.types import Membership
@@ -274,8 +275,8 @@ class FakeNode:
         self,
         group_id: int,
         kind: CallKind,
-        bodies: Sequence[bytes],
-        done: Callable[[list[bytes | BaseException]], None],
+        bodies: list[bytes],
+        done: Callable[[list[Outcome]], None],
     ) -> None:
         raise NotReady("a fake")
 

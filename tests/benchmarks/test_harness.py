@@ -18,10 +18,12 @@ from benchmarks import building, single
 from benchmarks.aims import ROWS, Outcome, Wronged, judge_row
 from benchmarks.building import Missing, find_go, installed_program, python_module
 from benchmarks.figures import Case, Figure
+from benchmarks.hosting import Host
 from benchmarks.nodes import Process, cpu_s, free_ranges
-from benchmarks.plan import Step, steps_for, work_of_plots, work_of_rows
+from benchmarks.plan import Step, later_rounds, steps_for, work_of_plots, work_of_rows
+from benchmarks.redis import parse_line
 from benchmarks.report import aims_table, as_json, columns, figures_table, number, wronged_lines
-from benchmarks.systems import HOSTS, Host, Kind, gather_leaders, host_of, settings_of_systems
+from benchmarks.systems import HOSTS, Kind, gather_leaders, host_of, settings_of_systems
 
 CASE = Case(2, 8)
 
@@ -78,6 +80,27 @@ def test_work_is_gathered_by_host_and_groups_in_its_order() -> None:
     ]
 
 
+def test_later_rounds_leave_out_what_is_measured_once() -> None:
+    case = Case(1, 1)
+    steps = [
+        Step("a", 1, (("bytes", case),)),
+        Step("b", 1, (("redis", case),)),
+        Step("c", 1, (("redis", case), ("x", case))),
+    ]
+    assert later_rounds(steps) == [Step("a", 1, (("bytes", case),)), Step("c", 1, (("x", case),))]
+
+
+def test_a_compiled_build_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(building, "ROOT", tmp_path)
+    with pytest.raises(Missing, match="not there"):
+        building.compiled_worker()
+    python = tmp_path / ".venv-compiled" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    with pytest.raises(Missing, match="older than the sources"):
+        building.compiled_worker()
+
+
 def test_what_rows_and_plots_compare_is_measured() -> None:
     work = work_of_rows(ROWS)
     for row in ROWS:
@@ -118,7 +141,7 @@ def test_a_peer_that_is_not_there_is_missing_with_its_reason_and_no_failure(
 
 
 def test_replicas_that_differ_make_the_run_fail_and_their_figures_void(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.systems._APPLYING_PATIENCE_S", 0.0)
+    monkeypatch.setattr("benchmarks.hosting.APPLYING_PATIENCE_S", 0.0)
     run = run_with(monkeypatch, applied=[7, 7, 6])
     assert run.failed
     assert not run.figures
@@ -178,6 +201,13 @@ def test_a_node_that_never_leads_ends_the_wait(monkeypatch: pytest.MonkeyPatch, 
     assert process.pid > 0
 
 
+def test_a_line_of_redis_benchmark_is_read() -> None:
+    text = '"test","rps","p50_latency_ms","p99_latency_ms"\n"SET","60975.61","10.543","23.055"\n'
+    assert parse_line(text) == {"rps": 60975.61, "p50_latency_ms": 10.543, "p99_latency_ms": 23.055}
+    with pytest.raises(RuntimeError, match="ERR unknown"):
+        parse_line("Error from server: ERR unknown command")
+
+
 def test_ranges_of_ports_do_not_overlap() -> None:
     first, second, third = sorted(free_ranges(3, 10))
     assert second - first >= 10
@@ -192,6 +222,7 @@ def test_our_nodes_and_the_ceiling_are_measured_for_real() -> None:
     assert [figure.system for figure in run.figures] == ["bytes", "command", "bytes", "ceiling"]
     for figure in run.figures:
         assert figure.per_s > 0
+        assert figure.p999_ms is not None
         assert 0 < figure.p50_ms <= figure.p99_ms <= figure.p999_ms
     syncs = {(figure.system, figure.case.op): figure.syncs_per_s for figure in run.figures}
     assert syncs["bytes", "reads"] == 0
@@ -216,14 +247,14 @@ def test_the_table_says_ratio_aim_and_whether_it_is_met() -> None:
         [judge_row(row, FIGURES, {}), judge_row(absent, FIGURES, {"etcd": "not installed"})]
     )
     assert head.split()[:2] == ["row", "work"]
-    assert "100,000  ceiling  200,000  0.50x  >= 0.8x       NO" in line
+    assert "100,000  ceiling  200,000  0.50x      0.23x  >= 0.8x       NO" in line
     assert " missing " in missing
     assert "etcd: not installed" in missing
 
 
 def test_a_limit_stands_in_the_table_with_its_unit() -> None:
     outcome = Outcome("idle", "work", "multiraft", 0.5, "-", None, 0.5, "<= 1 %", True, unit="%")
-    assert "0.50 %  <= 1 %  yes" in aims_table([outcome])[1]
+    assert "0.50 %          -  <= 1 %  yes" in aims_table([outcome])[1]
 
 
 def test_figures_stand_by_case_the_fastest_first() -> None:

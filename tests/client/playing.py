@@ -8,9 +8,10 @@ from typing import Any
 
 from multiraft.client import frames
 from multiraft.client.core import Core, new_call
-from multiraft.client.frames import Batch, Outcome, Welcome
+from multiraft.client.frames import Batch, Welcome
 from multiraft.client.lanes import Call
 from multiraft.client.links import Link
+from multiraft.outcome import Outcome
 from multiraft.sessions import HEAD
 from multiraft.shard.partition import hash_ranges
 from multiraft.shard.shard_map import ServiceShards, Shard, ShardMap

@@ -234,6 +234,22 @@ async def test_more_than_is_allowed_in_flight_waits_for_room(cluster: Cluster) -
         assert sorted(msgpack.unpackb(each) for each in told) == [51, 52, 53, 54]
 
 
+async def test_many_commands_at_once(cluster: Cluster) -> None:
+    async with Client([cluster.urls["a"]], in_flight=100) as client:
+        counters = client.service("counters", Counters)
+        assert await counters.add.many([(f"n{number % 10}", 1) for number in range(250)]) == [
+            number // 10 + 1 for number in range(250)
+        ]
+        [good, bad] = await counters.add.many([("n1", 1), ("n1", -1)])
+        assert good == 26
+        assert isinstance(bad, CommandFailed)
+        assert await counters.add.many([]) == []
+        echo = client.bytes_service("echo")
+        large = await echo.propose_many([(b"k", b"small"), (b"k", b"x" * 100_101)], session=False)
+        assert large[0] == b"small"
+        assert isinstance(large[1], InvalidRequest)
+
+
 async def test_large_results_come_whole(cluster: Cluster) -> None:
     async with Client([cluster.urls["a"]]) as client:
         echo = client.bytes_service("echo")

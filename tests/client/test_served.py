@@ -27,9 +27,10 @@ from multiraft.errors import (
     WireError,
 )
 from multiraft.group import CallKind
+from multiraft.outcome import Outcome
 from tests.client.playing import shard_map
 
-Done = Callable[[list[bytes | BaseException]], None]
+Done = Callable[[list[Outcome]], None]
 
 
 class FakeNode:
@@ -57,7 +58,7 @@ class FakeNode:
     def leader(self, group_id: int) -> str | None:
         return "a" if group_id == 16 else None
 
-    def begin_batch(self, group_id: int, kind: CallKind, bodies: Sequence[bytes], done: Done) -> None:
+    def begin_batch(self, group_id: int, kind: CallKind, bodies: list[bytes], done: Done) -> None:
         if not self.running:
             raise NotRunning("stopped")
         if group_id != 16:

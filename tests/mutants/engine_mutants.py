@@ -63,10 +63,16 @@ WRITING: Final = (
         ENGINE,
         "for message in self.writer.add(replica, ready):",
         "for message in (self.writer.add(replica, ready), ready.after_persist)[1]:",
-        (
-            f"{CRASHES}::test_nobody_is_elected_while_votes_are_not_on_disk",
-            f"{CRASHES}::test_no_acknowledgement_before_a_quorum_has_synced",
-        ),
+        (f"{CRASHES}::test_nobody_is_elected_while_votes_are_not_on_disk",),
+    ),
+    Mutant(
+        "acks-at-once",
+        "an acknowledgement leaves when the record that it speaks of is on disk",
+        ORDINARY,
+        "(term, core.vote, core.commit), node_id, ack)\n",
+        "(term, core.vote, core.commit), None, None)\n"
+        "                        engine.outgoing.acknowledge(node_id, [ack])\n",
+        (f"{PROMISES_KEPT}::test_a_row_in_another_nodes_name_is_dropped",),
     ),
     Mutant(
         "completions-swapped",

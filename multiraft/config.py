@@ -61,7 +61,7 @@ class Limits:
     trailing_entries             of that log stay, for followers that lag a little
     snapshot_inline_bytes        a snapshot up to this size stands in the database; a larger one is a file
     snapshot_transfers           snapshot files that a node sends at once, and that it fetches at once
-    snapshot_bytes_per_s         what a node fetches of them in a second, at most
+    snapshot_bytes_per_s         what a node makes, sends, fetches and takes in of them in a second, at most of each
     session_expiry_ms            a client's session that was not used for so long, by the replicated clock, is forgotten
     session_reply_bytes          results kept for one session of one group
     sessions                     sessions kept in one group; past it the ones unused for longest are forgotten

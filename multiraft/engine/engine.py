@@ -107,6 +107,9 @@ class Engine:
         self._beat_s = limits.beat_ms / 1e3
         self.slow_command_s = limits.slow_command_ms / 1e3
         self._entry_bytes = limits.entry_bytes
+        self.writer = LogWriter(
+            store, limits.batch_bytes, limits.writes_in_flight, clocks, self._persisted, self._write_failed
+        )
         self.snapshotting = Snapshotting(self)
         self.shelving = Shelving(self)
         self.ondisk = OnDisk(self)
@@ -120,9 +123,6 @@ class Engine:
         )
         self.pacing = Pacing(clocks, loop, self.wake)
         self.wheel, self.campaigning = Wheel(), Campaigning(self)
-        self.writer = LogWriter(
-            store, limits.batch_bytes, limits.writes_in_flight, clocks.effort, self._persisted, self._write_failed
-        )
         self.outgoing = Outgoing(transport)
         self.view = EngineView(self)
         self.applying = Applying(self)

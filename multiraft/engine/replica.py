@@ -50,8 +50,8 @@ class Replica:
     reads                   queries that wait for a turn; then in `rounds` by round id; then in `confirmed`
     local                   reads that this replica answers whoever leads; None before the first one
     committed               apply up to here: committed, and on this disk
-    executor                runs what is applied, on the state machine; made when it is first needed, since most groups
-                            of a node may hold nothing and be asked nothing; `made` says whether it was
+    executor                runs what is applied, on the state machine; made (`made`) when it is first needed: most groups
+                            of a node may hold nothing
     idle_to                 see `StoredReplica.idle_to`; of entries that still stand as they were stored then
     data                    of a machine on disk; None: the machine's state is in memory
     clock                   the group's replicated clock, for records that are proposed here
@@ -59,8 +59,7 @@ class Replica:
     halted                  why applying has stopped, and at which entry; None while it has not
     handing                 halted, it leads until somebody healthy takes over
     on_halt                 called with this replica and the reason when it has halted
-    slow_commands           how many took longer than they should, since the start; the latest ones in `slowest`, as
-                            (index, milliseconds, in words)
+    slow_commands           how many took too long, since the start; in `slowest`: (index, milliseconds, in words)
     snapshot_due            no snapshot is to be thought of before this index is applied
     log_bytes               of the records applied since the state was last taken for a snapshot
     saved_bytes             the size of the latest snapshot of it

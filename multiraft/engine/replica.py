@@ -50,8 +50,8 @@ class Replica:
     reads                   queries that wait for a turn; then in `rounds` by round id; then in `confirmed`
     local                   reads that this replica answers whoever leads; None before the first one
     committed               apply up to here: committed, and on this disk
-    executor                runs what is applied, on the state machine; made (`made`) when it is first needed: most groups
-                            of a node may hold nothing
+    executor                runs what is applied, on the state machine; made (`made`) when it is first needed, for most
+                            groups of a node may hold nothing
     idle_to                 see `StoredReplica.idle_to`; of entries that still stand as they were stored then
     data                    of a machine on disk; None: the machine's state is in memory
     clock                   the group's replicated clock, for records that are proposed here

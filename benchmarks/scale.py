@@ -282,7 +282,8 @@ def describe(found: dict[str, Any]) -> str:
         row = found["kill"]
         lines.append(
             f"kill -9 of the node leading {row['lost']} groups: the last took a write after {row['seconds']:.2f} s, "
-            f"half of them after {row['median_s']:.2f} s, all were led after {row['led_s']:.2f} s; longest lag {_of_nodes(row['lag_ms'], '.0f')} ms; "
+            f"half of them after {row['median_s']:.2f} s; all were led after {row['led_s']:.2f} s; "
+            f"longest lag {_of_nodes(row['lag_ms'], '.0f')} ms; "
             f"load meanwhile {_of_nodes(row['load_writes_per_s'], ',.0f')} writes/s"
         )
     return "\n".join(lines)

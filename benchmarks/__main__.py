@@ -111,6 +111,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.rows, options.limits = chosen_rows(options.rows)
     except ValueError as wrong:
         parser.error(str(wrong))
+    asked = {name for names, _ in single.chosen(options) for name in names}
+    options.limits += [limit for limit in LIMITS if limit.value in asked and limit not in options.limits]
     return options
 
 

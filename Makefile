@@ -14,13 +14,16 @@ BUILD_PLYVEL ?=
 SEEDS ?= 2000
 FIRST_SEED ?= 1
 
+# What `make resp-differential` runs.
+SEQUENCES ?= 2000
+
 comma := ,
 
 # What `make faults` runs.
 ROUNDS ?= 20
 OFFSETS ?= 500
 
-.PHONY: help demo test sim faults mutants mutants-random coverage-raft check bench bench-idle soak-increments soak-state clean
+.PHONY: help demo test sim faults mutants mutants-random coverage-raft check bench bench-idle bench-resp resp-differential soak-increments soak-state clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +37,8 @@ help:
 	@echo "make check   formatting, lint, types and import rules; changes nothing"
 	@echo "make bench   measure multiraft beside its peers (ARGS=--quick, --full); see benchmarks/README.md"
 	@echo "make bench-idle  what idle groups cost, and how fast they fail over (about four minutes)"
+	@echo "make bench-resp  redis-benchmark against the key-value store, beside a redis-server that syncs (about two minutes)"
+	@echo "make resp-differential  SEQUENCES=2000 random sequences of commands, here and in a real redis-server (about five minutes)"
 	@echo "make soak-increments  a million increments through kill -9, and an exact sum (about five minutes)"
 	@echo "make soak-state  2 GiB of state in one node, and a shard of 500 MB handed on: memory, restart, lateness"
 	@echo "make clean   remove .venv and all caches"
@@ -77,6 +82,12 @@ bench: $(STAMP)
 
 bench-idle: $(STAMP)
 	@$(BIN)/python -m benchmarks.idle $(ARGS)
+
+bench-resp: $(STAMP)
+	@$(BIN)/python -m benchmarks --rows redis-set-16 redis-get-16 redis-incr-16 redis-set-1 redis-get-1 redis-incr-1 $(ARGS)
+
+resp-differential: $(STAMP)
+	@$(BIN)/python -m tests.examples.resp_differential --sequences $(SEQUENCES) $(ARGS)
 
 soak-increments: $(STAMP)
 	@$(BIN)/python -m tests.soak.increments $(ARGS)

@@ -271,6 +271,7 @@ async def serve(options: dict[str, Any]) -> None:
     def say(answer: object) -> None:
         print(json.dumps(answer), flush=True)
 
+    tune_process()  # a start makes millions of objects, and nearly all of them stay
     bare = memory_bytes()
     if options.get("lag", True):
         worker.lag.begin()

@@ -15,19 +15,20 @@ same.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from examples.kv.layout import (
     KEYS,
     META,
     Held,
     Meta,
+    Row,
+    count_rows,
     end_name,
     end_of,
     events_index,
     events_name,
     pack_rows,
-    unpack_events,
     unpack_rows,
 )
 from multiraft.keyspace import Keyspace
@@ -60,29 +61,36 @@ class Change:
         self._known: dict[bytes, Held | None] = {}  # what keys hold by now, of those that were looked at
         self._written: dict[bytes, None] = {}  # those of them that the keyspace holds otherwise
         self._ends: dict[bytes, bytes | None] = {}  # what becomes of names of ends
-        self._rows: list[list[Any]] = []
+        self._rows: list[Row] = []
         self._event_bytes = 0
 
     def live(self, key: bytes) -> Held | None:
         """Return what `key` holds; None when it is absent or has ended."""
-        held = self._held(key)
-        return None if held is None or (held.deadline_ms and held.deadline_ms <= self.clock_ms) else held
+        held = self._known[key] if key in self._known else self._held(key)
+        return None if held is None or 0 < held.deadline_ms <= self.clock_ms else held
 
     def put(self, key: bytes, value: bytes, deadline_ms: int = 0) -> None:
-        """Store `value` under `key` until `deadline_ms`; 0: for good."""
-        before = self._held(key)
+        """Store `value` under `key` until `deadline_ms`; 0: for good. Raises ValueError for a key that is no UTF-8."""
+        name = key.decode()
+        before = self._known[key] if key in self._known else self._held(key)
         if before is None:
             self._meta.keys += 1
         elif before.deadline_ms:
             self._forget_end(key, before)
-            if before.ended(self.clock_ms):
-                self._tell("expire", key)
+            if before.deadline_ms <= self.clock_ms:
+                self._tell("expire", name)
         self._known[key] = Held(value, deadline_ms)
         self._written[key] = None
         if deadline_ms:
             self._ends[end_name(deadline_ms, key)] = b""
             self._meta.next_end_ms = min(self._meta.next_end_ms or deadline_ms, deadline_ms)
-        self._tell("put", key, value, deadline_ms)
+        size_bytes = len(value)
+        if size_bytes <= EVENT_VALUE_BYTES and self._event_bytes < _LARGE_EVENTS_BYTES:
+            self._event_bytes += len(name) + size_bytes
+            self._rows.append(("put", name, size_bytes, value, deadline_ms))
+        else:
+            self._event_bytes += len(name)
+            self._rows.append(("put", name, size_bytes, None, deadline_ms))
 
     def remove(self, key: bytes) -> bool:
         """Remove `key`; say whether it was there, and had not ended."""
@@ -158,7 +166,7 @@ class Change:
         self._known[key] = None
         self._written[key] = None
         self._meta.keys -= 1
-        self._tell(kind, key)
+        self._tell(kind, key.decode())
 
     def _forget_end(self, key: bytes, held: Held) -> None:
         self._ends[end_name(held.deadline_ms, key)] = None
@@ -184,14 +192,10 @@ class Change:
         meta.next_end_ms = 0 if following is None else end_of(following)[0]
         return len(ended)
 
-    def _tell(self, kind: str, key: bytes, value: bytes = b"", deadline_ms: int = 0) -> None:
-        shown: bytes | None = None
-        name, size_bytes = key.decode(), len(value)
-        if kind == "put" and size_bytes <= EVENT_VALUE_BYTES and self._event_bytes < _LARGE_EVENTS_BYTES:
-            shown = value
-            self._event_bytes += size_bytes
+    def _tell(self, kind: str, name: str) -> None:
+        """A key has gone."""
         self._event_bytes += len(name)
-        self._rows.append([kind, name, size_bytes, shown, deadline_ms])
+        self._rows.append((kind, name, 0, None, 0))
 
     def _drop_events(self) -> None:
         """Drop the oldest commands' events until both bounds hold with some room."""
@@ -202,7 +206,7 @@ class Change:
             if meta.events <= most and meta.event_bytes <= most_bytes:
                 break
             meta.dropped = events_index(name)
-            meta.events -= len(unpack_events(meta.dropped, packed))
+            meta.events -= count_rows(packed)
             meta.event_bytes -= len(packed)
             gone.append(name)
         for name in gone:

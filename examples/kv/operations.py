@@ -128,40 +128,38 @@ def make_calls(place: Any, packed: bytes, known: Mapping[str, Callable[..., Resu
     results: list[Result] = []
     size_bytes = 0
     for call in calls:
-        if size_bytes >= RESULT_BYTES:
-            break
-        result = _make(place, call, known)
+        try:
+            name, *arguments = call
+            result = known[name](place, *arguments)
+        except _SENSELESS as problem:
+            result = _senseless(call, known, problem)
         results.append(result)
-        kind = type(result)
-        if kind is bytes:
-            size_bytes += len(result)
-        elif kind is list:
+        if result is not True and type(result) is not int and result is not None:
             size_bytes += _size(result)
+            if size_bytes >= RESULT_BYTES:
+                break
     packed_results: bytes = msgpack.packb(results)
     return packed_results
 
 
-def _make(place: Any, call: object, known: Mapping[str, Callable[..., Result]]) -> Result:
-    """Make one call. One that makes no sense is an error of its own: what others ask for has nothing to do with it."""
-    if type(call) is not list or not call:
+def _senseless(call: object, known: Mapping[str, Callable[..., Result]], problem: Exception) -> str:
+    """Return what is told of a call that makes no sense: an error of its own, for others have nothing to do with it."""
+    if type(call) is not list or not call or type(call[0]) is not str:
         return "ERR a call is an array that begins with a name"
-    made = known.get(call[0]) if type(call[0]) is str else None
-    if made is None:
+    if call[0] not in known:
         return f"ERR {call[0]!r:.40} is no call that is known here"
-    try:
-        return made(place, *call[1:])
-    except _SENSELESS as problem:
-        return f"ERR {call[0]}: {problem}"
+    return f"ERR {call[0]}: {problem}"
 
 
 _SENSELESS: Final = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
 """What a call with arguments of a wrong kind ends with, before it has written anything."""
 
 
-def _size(results: list[Result]) -> int:
-    return sum(
-        len(result) if type(result) is bytes else _size(result) if type(result) is list else 8 for result in results
-    )
+def _size(result: Result) -> int:
+    """Return about how many bytes a result takes."""
+    if type(result) is list:
+        return sum(map(_size, result)) + 8
+    return len(result) if type(result) is bytes else 8
 
 
 def whole_number(text: bytes) -> int | None:
@@ -173,12 +171,10 @@ def whole_number(text: bytes) -> int | None:
     return None
 
 
-def _checked(key: object) -> bytes:
-    """Return `key` if it may be stored. Raises ValueError."""
+def _check_key(key: object) -> None:
+    """Raise ValueError unless `key` may be stored; that it is UTF-8 is seen when it is put."""
     if type(key) is not bytes or not 1 <= len(key) <= KEY_LIMIT_BYTES:
         raise ValueError(f"a key is 1 to {KEY_LIMIT_BYTES} bytes of UTF-8")
-    key.decode()
-    return key
 
 
 # -------------------------------------------------------------------------------------------------------- reading
@@ -238,7 +234,7 @@ def _store(change: Change, key: bytes, value: bytes, deadline_ms: int) -> None:
 
 
 def _set(change: Change, key: bytes, value: bytes, how: int = 0, unit: int = NEVER, amount: int = 0) -> Result:
-    _checked(key)
+    _check_key(key)
     if type(value) is not bytes or len(value) > VALUE_LIMIT_BYTES:
         raise ValueError(f"a value is at most {VALUE_LIMIT_BYTES} bytes")
     if not how and not unit:
@@ -276,7 +272,7 @@ def _renew(change: Change, key: bytes, unit: int, amount: int) -> Result:
 
 
 def _add(change: Change, key: bytes, amount: int) -> Result:
-    _checked(key)
+    _check_key(key)
     if type(amount) is not int:
         raise ValueError("a number to be added is a number")
     held = change.live(key)
@@ -291,7 +287,7 @@ def _add(change: Change, key: bytes, amount: int) -> Result:
 
 
 def _add_float(change: Change, key: bytes, text: bytes) -> Result:
-    _checked(key)
+    _check_key(key)
     held = change.live(key)
     try:
         total = add_texts(b"0" if held is None else held.value, text)
@@ -304,7 +300,7 @@ def _add_float(change: Change, key: bytes, text: bytes) -> Result:
 
 
 def _append(change: Change, key: bytes, tail: bytes) -> Result:
-    _checked(key)
+    _check_key(key)
     held = change.live(key)
     value = tail if held is None else held.value + tail
     if len(value) > VALUE_LIMIT_BYTES:
@@ -338,7 +334,7 @@ def _persist(change: Change, key: bytes) -> Result:
     return 1
 
 
-def _all(change: Change, watched: list[list[Any]], calls: list[object]) -> Result:
+def _all(change: Change, watched: list[list[Any]], calls: list[list[Any]]) -> Result:
     """Make all calls, unless a watched key has changed since its mark."""
     for index, part, key, present in watched:
         if _has_changed(change, index, part, key, present):
@@ -346,9 +342,16 @@ def _all(change: Change, watched: list[list[Any]], calls: list[object]) -> Resul
     results: list[Result] = []
     size_bytes = 0
     for call in calls:
-        result = _ANSWERS_TOO_LARGE if size_bytes >= RESULT_BYTES else _make(change, call, _IN_ALL)
+        if size_bytes >= RESULT_BYTES:
+            results.append(_ANSWERS_TOO_LARGE)
+            continue
+        try:
+            name, *arguments = call
+            result = _IN_ALL[name](change, *arguments)
+        except _SENSELESS as problem:
+            result = _senseless(call, _IN_ALL, problem)
         results.append(result)
-        size_bytes += len(result) if type(result) is bytes else 8
+        size_bytes += _size(result)
     return results
 
 

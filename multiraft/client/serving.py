@@ -56,6 +56,7 @@ class ClientServer:
         self._urls: dict[NodeId, str] = {}
         self._urls_until_s = 0.0
         self._asking: asyncio.Task[None] | None = None
+        self._open: set[web.WebSocketResponse] = set()
         self.counts = {"served": 0, "open": 0, "refused": 0, "malformed": 0}
         node.on_call(URL_CALL, lambda body: (self._url or "").encode())
 
@@ -76,16 +77,25 @@ class ClientServer:
             await ws.prepare(request)
         except ConnectionError:  # it is gone already
             return ws
+        self._open.add(ws)
         self.counts["open"] += 1
         try:
             code, reason = await self._converse(ws)
         finally:
+            self._open.discard(ws)
             self.counts["open"] -= 1
         if code:
             log.info("client %s: connection closed: %s", request.remote, reason)
         with contextlib.suppress(ConnectionError):
             await ws.close(code=code or WSCloseCode.OK, message=reason.encode()[:_REASON_BYTES_MAX])
         return ws
+
+    async def close(self, app: web.Application) -> None:
+        """The application ends: tell every client, so that it goes elsewhere at once. For `app.on_shutdown`."""
+        closing = [ws.close(code=WSCloseCode.GOING_AWAY, message=b"the node is stopping") for ws in self._open]
+        if self._asking is not None:
+            self._asking.cancel()
+        await asyncio.gather(*closing, return_exceptions=True)
 
     async def _converse(self, ws: web.WebSocketResponse) -> tuple[int, str]:
         """Greet, then hear and answer until the connection ends; return with which code and words to close it."""

@@ -20,13 +20,13 @@ from asyncio import Future
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from math import inf
 from random import Random
 from typing import Final
 
 from multiraft import failpoints
 from multiraft.config import Limits
 from multiraft.engine.applying import Applying
+from multiraft.engine.campaigning import Campaigning
 from multiraft.engine.changing import Changing
 from multiraft.engine.containing import Containing
 from multiraft.engine.following import Following
@@ -122,7 +122,7 @@ class Engine:
             self.snapshotting,
         )
         self.pacing = Pacing(clocks, loop, self.wake)
-        self.wheel = Wheel()
+        self.wheel, self.campaigning = Wheel(), Campaigning(self)
         self.outgoing = Outgoing(transport)
         self.view = EngineView(self)
         self.applying = Applying(self)
@@ -449,13 +449,7 @@ class Engine:
         self._look(replica, now)
 
     def _judge_deadlines(self, now: float) -> None:
-        for group_id in self.wheel.expired(now):
-            replica = self.replicas.get(group_id)
-            if replica is None or replica.broken is not None:
-                continue
-            replica.seen_deadline_s = inf
-            with self.touching(replica, now):
-                replica.core.tick(now)
+        self.campaigning.judge(now)
         if now >= self._next_beat_s:
             self._next_beat_s = max(self._next_beat_s + self._beat_s, now + self._beat_s / 2)
             self.liveness.tick(now)

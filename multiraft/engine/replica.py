@@ -19,7 +19,7 @@ from multiraft.engine.executing import Executor
 from multiraft.engine.keyspace import ReplicaData, on_disk
 from multiraft.engine.loading import Loading
 from multiraft.engine.local import LocalReads
-from multiraft.engine.machine import Context, Machine, environmental, halt_kind, query_failed, said
+from multiraft.engine.machine import Context, Machine, batch_of, environmental, halt_kind, query_failed, said
 from multiraft.engine.saving import Saving
 from multiraft.engine.stamps import ReplicatedClock
 from multiraft.engine.waiting import Budget, Proposals, Queue, Reads, Result, fail_future
@@ -333,13 +333,13 @@ class Replica:
         return True
 
     def _apply_entries(self, record: Record, last: Index, batch: Proposals | None, until_s: float) -> bool:
-        entries = record.entries()
+        entries, kind = record.entries(), record.kind
         base, first = record.first, self.applied + 1
-        executor, context = self.executor, self.context
-        run = executor.runs[record.kind]
+        executor, context = self._executor or self.make(), self.context
+        run = executor.runs[kind]
         ahead: Sized = ()
-        if record.kind != CONTROL and executor.batch is not None:
-            batches = Batches(executor, record.kind, entries, base, last)
+        if kind != CONTROL and batch_of(executor.machine) is not None:
+            batches = Batches(executor, kind, entries, base, last)
             run, ahead = batches.run, batches.ahead
         executor.rolling.begin(first)
         executor.doing.record = record
@@ -354,18 +354,18 @@ class Replica:
                 self._came_of(first, results, batch)
                 if not environmental(problem):
                     raise
-                text = executor.text_of(record.kind, entries[index - base])
+                text = executor.text_of(kind, entries[index - base])
                 self.halt(index, f"applying index {index}, {text}", problem, text)
                 if isinstance(problem, KeyboardInterrupt | SystemExit):
                     raise
                 return False
             self.applied = index
-            if record.kind == CONTROL:  # which may look at what has come of the entries before
+            if kind == CONTROL:  # which may look at what has come of the entries before
                 self._came_of(index, results, batch)
                 results = []
             now_s = stopwatch()
             if now_s - began_s > slow_s:
-                self._slow(index, (now_s - began_s) * 1e3, executor.text_of(record.kind, entries[index - base]))
+                self._slow(index, (now_s - began_s) * 1e3, executor.text_of(kind, entries[index - base]))
             if now_s > until_s and index < last and not ahead:
                 break
             began_s = now_s
@@ -375,7 +375,8 @@ class Replica:
     def _came_of(self, index: Index, results: list[Result], batch: Proposals | None) -> None:
         """`results` came of the entries from `index` on: count them in, and tell whoever waits for them."""
         if results:
-            self.executor.rolling.chain_all(index, results)
+            executor = self._executor or self.make()
+            executor.rolling.chain_all(index, results)
             if batch is not None:
                 batch.tell(index, results)
 

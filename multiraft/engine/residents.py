@@ -91,6 +91,11 @@ class Residents:
         tombstone = self.tombstones.get(group_id)
         return tombstone is not None and replica_id <= tombstone.replica_id
 
+    @property
+    def coming(self) -> int:
+        """How many replicas are on their way to the disk."""
+        return len(self._coming)
+
     def busy(self, group_id: GroupId) -> bool:
         """Whether a replica is being made here, or what one has left is being deleted, or one is damaged."""
         return group_id in self._coming or group_id in self._going or self.quarantine.of(group_id) is not None

@@ -110,6 +110,7 @@ async def test_the_pipelines_of_one_turn_become_one_command_a_shard(served: Serv
 
 async def test_several_keys_on_several_shards(served: Served) -> None:
     async with await served.talk() as talk:
+        await talk.ask("PING")
         keys = [f"key{number}" for number in range(40)]
         assert len({served.server.shard_of(key.encode()).shard_id for key in keys}) > 1
         assert await talk.ask("MSET", *[word for key in keys for word in (key, key)]) == OK

@@ -121,7 +121,7 @@ async def test_redis_benchmark(cluster: Cluster, pipeline: str) -> None:
     port = str(port_of(cluster))
     count = 4_000 if pipeline == "16" else 1_000
     said = await run(
-        "redis-benchmark", "-p", port, "-t", "set,get,incr", "-c", "50", "-P", pipeline, "-n", str(count), "--csv", "-e"
+        "redis-benchmark", "-p", port, "-t", "set,get,incr", "-c", "50", "-P", pipeline, "-n", str(count), "--csv"
     )
     rows = [line.split(",")[0] for line in said.splitlines()]
     assert rows[-3:] == ['"SET"', '"GET"', '"INCR"'], said

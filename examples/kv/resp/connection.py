@@ -19,8 +19,8 @@ from examples.kv.resp.client import Client
 from examples.kv.resp.command import Command, Plan, Refused
 from examples.kv.resp.gateway import Piece
 from examples.kv.resp.parser import ARGUMENTS, REQUEST_BYTES, Parser, ProtocolError, Request
-from examples.kv.resp.replies import Answer
-from examples.kv.resp.table import find_command
+from examples.kv.resp.replies import OK, Answer
+from examples.kv.resp.table import BY_WORD, find_command
 from examples.kv.resp.transactions import enqueue
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ class Connection(asyncio.Protocol):
             return
         self._waiting = []
         if requests:
+            self._server.look_at_map()
             chunk = self._chunk = _Chunk(self, self.client, before_bytes)
             self._waiting = self._take_in(chunk, requests)
             self._server.requests += len(requests) - len(self._waiting)
@@ -158,13 +159,17 @@ class Connection(asyncio.Protocol):
     def _take_in(self, chunk: _Chunk, requests: list[Request]) -> list[Request]:
         """Add requests to the chunk; return those that must wait for its end."""
         client = self.client
+        command: Command | None = None
         for at, request in enumerate(requests):
-            command: Command | None = None
+            command = BY_WORD.get(request[0])
             try:
+                if command is not None and command.plan is not None and client.transaction is None and client.known:
+                    command.check(request)
+                    chunk.add(command.plan(request))
+                    continue
                 command = find_command(request)
                 if command.alone and at:
                     return requests[at:]
-                client.last = command.name
                 answer = self._answer(command, request)
                 chunk.add(answer) if isinstance(answer, Plan) else chunk.add_ready(answer)
             except Refused as problem:
@@ -172,8 +177,11 @@ class Connection(asyncio.Protocol):
                     client.transaction.broken = True
                 chunk.add_ready(str(problem))
                 continue
+            client.last = command.name
             if command.last:
                 return requests[at + 1 :]
+        if command is not None:
+            client.last = command.name
         return []
 
     def _answer(self, command: Command, request: Request) -> Answer | Plan:
@@ -211,7 +219,15 @@ class _Chunk:
         calls, shard_of = plan.calls, self._client.place.shard_of
         if plan.merge is None:
             (call,) = calls
-            self._put(plan, call, shard_of(call[1]), len(self._replies))
+            shard_id = shard_of(call[1]).shard_id
+            piece = self._pieces.get(shard_id)
+            if piece is None:
+                self._put(plan, call, shard_of(call[1]), len(self._replies))
+            else:
+                if plan.write:
+                    piece.write = True
+                piece.calls.append(call)
+                piece.targets.append(len(self._replies))
             self._replies.append(None)
             return
         if plan.shards is not None:
@@ -258,7 +274,7 @@ class _Chunk:
         replies, encode = self._replies, self._client.replies.encode
         for target, result in zip(piece.targets, results, strict=False):
             if type(target) is int:
-                replies[target] = encode(result)
+                replies[target] = OK if result is True else encode(result)
             else:
                 gather, at = target
                 gather.put(at, result)

@@ -97,27 +97,29 @@ class RespServer:
 
     # ------------------------------------------------------------------------------------------------ for commands
 
-    def shard_of(self, key: bytes) -> Shard:
-        """Return the shard of `key`. Raises Refused while the store is not there."""
+    def look_at_map(self) -> None:
+        """See whether there is another shard map than before; called before requests are taken in."""
         shards = self._node.router.map.services.get(SERVICE)
         if shards is not self._known:
             self._known = shards
             self._shard_of = {}
+
+    def shard_of(self, key: bytes) -> Shard:
+        """Return the shard of `key`. Raises Refused while the store is not there."""
         shard = self._shard_of.get(key)
         if shard is None:
-            if shards is None:
+            if self._known is None:
                 raise _not_there()
             if len(self._shard_of) >= _SHARDS_KNOWN:
                 self._shard_of = {}
-            shard = self._shard_of[key] = shards.find(hash_tag(key))
+            shard = self._shard_of[key] = self._known.find(hash_tag(key))
         return shard
 
     def shards(self) -> tuple[Shard, ...]:
         """Return all shards. Raises Refused while the store is not there."""
-        shards = self._node.router.map.services.get(SERVICE)
-        if shards is None:
+        if self._known is None:
             raise _not_there()
-        return shards.shards
+        return self._known.shards
 
     def clients(self) -> list[Client]:
         """Return who is connected, in the order of coming."""

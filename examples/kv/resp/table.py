@@ -16,13 +16,14 @@ TABLE: Final[dict[str, Command]] = {
     for commands in (strings.COMMANDS, transactions.COMMANDS, scanning.COMMANDS, connecting.COMMANDS)
     for command in commands
 }
-_BY_WORD: Final = {word.encode(): command for name, command in TABLE.items() for word in (name, name.upper())}
+BY_WORD: Final = {word.encode(): command for name, command in TABLE.items() for word in (name, name.upper())}
+"""The same by the bytes that clients nearly always send."""
 _SHOWN: Final = 128
 
 
 def find_command(request: Request) -> Command:
     """Return the command that `request` names, once the number of its words was checked. Raises Refused."""
-    command = _BY_WORD.get(request[0]) or _BY_WORD.get(request[0].upper())
+    command = BY_WORD.get(request[0]) or BY_WORD.get(request[0].upper())
     if command is None:
         raise Refused(_unknown(request))
     command.check(request)

@@ -28,7 +28,7 @@ from benchmarks.aims import LIMITS, ROWS, Limit, Row, judge_limit, judge_row, wr
 from benchmarks.building import RESULTS, Missing
 from benchmarks.figures import Case, Figure
 from benchmarks.hosting import WARM_UP_S, started
-from benchmarks.plan import Step, steps_for, work_of_plots, work_of_rows
+from benchmarks.plan import Step, later_rounds, steps_for, work_of_plots, work_of_rows
 from benchmarks.report import aims_table, as_json, figures_table, wronged_lines
 from benchmarks.systems import HOSTS, PAYLOAD_BYTES, host_of, settings_of_systems
 
@@ -95,7 +95,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     size.add_argument("--quick", action="store_true", help="one round of 1.5 seconds each")
     size.add_argument("--full", action="store_true", help="three rounds, and everything that the plots show")
     parser.add_argument("--rounds", type=int, help="how often everything is measured (1, 2 or 3 by size)")
-    parser.add_argument("--seconds", type=float, help="how long each figure is measured (1.5, 2.5 or 2 by size)")
+    parser.add_argument("--seconds", type=float, help="how long each figure is measured (1.5, 2.5 or 1.5 by size)")
     parser.add_argument("--rows", nargs="*", help="these rows only (none: no comparison); --list names them")
     parser.add_argument("--sustained", type=float, nargs="?", const=600.0, default=0.0, metavar="SECONDS",
                         help="load 64 groups for so long (600 by default, and with --full)")  # fmt: skip
@@ -103,7 +103,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="name all rows and end")
     options = parser.parse_args(arguments)
     options.rounds = options.rounds or (1 if options.quick else 3 if options.full else 2)
-    options.seconds = options.seconds or (1.5 if options.quick else 2.0 if options.full else 2.5)
+    options.seconds = options.seconds or (2.5 if not options.quick and not options.full else 1.5)
     options.named = options.rows is not None
     if options.full and not options.named:
         options.sustained, options.scale = options.sustained or 600.0, True
@@ -111,6 +111,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.rows, options.limits = chosen_rows(options.rows)
     except ValueError as wrong:
         parser.error(str(wrong))
+    asked = set(single.SUSTAINED) if options.sustained else set()
+    if options.scale:
+        asked.update(name for names, _ in single.SCALE for name in names)
+    options.limits += [limit for limit in LIMITS if limit.value in asked and limit not in options.limits]
     return options
 
 
@@ -120,7 +124,7 @@ def run(options: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
     steps = steps_for(work_of_rows(options.rows), host_of)
     plot_steps = steps_for(work_of_plots(), host_of) if options.full and not options.named else []
     for number in range(1, options.rounds + 1):
-        for step in steps:
+        for step in steps if number == 1 else later_rounds(steps):
             measured.measure(step, f"round {number}/{options.rounds}")
     done = {(figure.system, figure.case) for figure in measured.figures}
     for step in plot_steps:

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+ROOT: Final = Path(__file__).resolve().parent.parent
 PEERS: Final = Path(__file__).resolve().parent / "peers"
 RESULTS: Final = Path(__file__).resolve().parent / "results"
 _BUILD_TIMEOUT_S: Final = 600
@@ -55,6 +56,27 @@ def go_program(name: str) -> str:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         raise Missing(f"`go build` of {name} failed: {lines[-1] if lines else 'it did not say why'}")
     return str(target)
+
+
+def compiled_worker() -> list[str]:
+    """Return the command that runs benchmarks/worker.py on the compiled build.
+
+    The checkout comes last on that interpreter's path: its pure modules must not be found before the installed ones.
+    Raises Missing when the build is not there, is older than the sources, or is not compiled after all.
+    """
+    python = ROOT / ".venv-compiled" / "bin" / "python"
+    way = "make .venv-compiled/.built"
+    if not python.exists():
+        raise Missing(f"the compiled build is not there ({way})")
+    if subprocess.run(["make", "-q", ".venv-compiled/.built"], cwd=ROOT, capture_output=True).returncode:
+        raise Missing(f"the compiled build is older than the sources ({way})")
+    check = "import sys, multiraft.compiled; sys.exit(not multiraft.compiled.COMPILED)"
+    if subprocess.run([python, "-P", "-c", check], cwd=ROOT, capture_output=True).returncode:
+        raise Missing(f"what is installed in .venv-compiled is not compiled ({way})")
+    run = (
+        f"import runpy, sys; sys.path.append({str(ROOT)!r}); runpy.run_module('benchmarks.worker', run_name='__main__')"
+    )
+    return [str(python), "-P", "-c", run]
 
 
 def installed_program(name: str, package: str) -> str:

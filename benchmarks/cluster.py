@@ -12,10 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 NODES = ("a", "b", "c")
+WORKER: Final = (sys.executable, "-m", "benchmarks.worker")
+"""How a worker is started; another build of multiraft needs another interpreter."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -33,7 +36,7 @@ def free_ports(count: int) -> list[int]:
 class Cluster:
     """Three workers; a context manager."""
 
-    def __init__(self, groups: int, **options: Any) -> None:
+    def __init__(self, groups: int, command: Sequence[str] = (), **options: Any) -> None:
         self._groups = groups
         self._directory = tempfile.mkdtemp(prefix="multiraft-bench-")
         members = {name: f"127.0.0.1:{port}" for name, port in zip(NODES, free_ports(3), strict=True)}
@@ -48,7 +51,7 @@ class Cluster:
                 **options,
             }
             self.workers[name] = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.worker", json.dumps(wanted)],
+                [*(command or WORKER), json.dumps(wanted)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

@@ -15,7 +15,7 @@ from benchmarks.nodes import cpu_s
 from benchmarks.systems import HOSTS, OwnHost
 
 SETTLE_S: Final = 3.0
-COUNTS: Final = {"multiraft": (100, 1000, 10_000), "hashicorp": (100, 300, 1000), "dragonboat": (100, 1000)}
+COUNTS: Final = {"multiraft": (100, 1000, 10_000), "hashicorp": (100, 1000), "dragonboat": (100, 1000)}
 
 
 def _idle_host(name: str, groups: int) -> Host:

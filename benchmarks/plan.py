@@ -20,6 +20,8 @@ GROUP_COUNTS: Final = (1, 8, 64, 256)
 LOADS: Final = (1, 4, 16, 64, 256, 1000)
 """Calls in flight, for the plot of latency against load."""
 AGAINST_GROUPS: Final = ("ceiling", "bytes", "many", "hashicorp", "dragonboat")
+ONCE: Final = frozenset(("pysyncobj-default", "pysyncobj-unbatched", "kv-resp", "redis"))
+"""Measured in the first round only: what is not held against an aim, or stays far behind another setting."""
 AGAINST_LOAD: Final = ("ceiling", "bytes", "remote", "hashicorp", "etcd")
 
 
@@ -51,6 +53,12 @@ def work_of_rows(rows: Iterable[Row]) -> list[tuple[str, Case]]:
         if row.case.op == "writes":
             found.append(("ceiling", row.case))
     return found
+
+
+def later_rounds(steps: Iterable[Step]) -> list[Step]:
+    """Return what is measured in the rounds after the first."""
+    kept = [Step(step.host, step.groups, tuple(each for each in step.work if each[0] not in ONCE)) for step in steps]
+    return [step for step in kept if step.work]
 
 
 def work_of_plots() -> list[tuple[str, Case]]:

@@ -35,7 +35,21 @@ def columns(rows: Sequence[Sequence[str]], left: Iterable[int]) -> list[str]:
 
 def aims_table(outcomes: Sequence[Outcome]) -> list[str]:
     """Return one line per row: ours, the peer, the ratio or value, the aim, and whether it is met."""
-    rows = [("row", "work (128 B, 3 nodes)", "ours", "per s", "peer", "per s", "ratio", "aim", "met", "what differs")]
+    rows = [
+        (
+            "row",
+            "work (128 B, 3 nodes)",
+            "ours",
+            "per s",
+            "peer",
+            "per s",
+            "ratio",
+            "CPU ratio",
+            "aim",
+            "met",
+            "what differs",
+        )
+    ]
     for each in outcomes:
         single = each.peer == "-"
         value = "-" if each.value is None else f"{number(each.value)}{'x' if each.unit == 'x' else ' ' + each.unit}"
@@ -49,12 +63,13 @@ def aims_table(outcomes: Sequence[Outcome]) -> list[str]:
                 each.peer,
                 number(each.peer_value),
                 value,
+                "-" if each.cpu_ratio is None else f"{number(each.cpu_ratio)}x",
                 each.aim,
                 met,
                 each.missing or each.note,
             )
         )
-    return columns(rows, (0, 1, 2, 4, 9))
+    return columns(rows, (0, 1, 2, 4, 10))
 
 
 def figures_table(figures: Sequence[Figure], settings: Mapping[str, str]) -> list[str]:

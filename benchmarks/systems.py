@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.building import go_program, installed_program, python_module
+from benchmarks.building import compiled_worker, go_program, installed_program, python_module
 from benchmarks.ceiling import CeilingOptions, run_ceiling
 from benchmarks.cluster import NODES, Cluster
 from benchmarks.figures import Case, Figure
@@ -37,13 +37,14 @@ _LEADING_PATIENCE_S: Final = 30.0
 class OwnHost(Host):
     """Our own nodes: `bytes` is `Group.propose`, `command` a `@command` with its session; reads are linearizable."""
 
-    def __init__(self, groups: int, **options: Any) -> None:
+    def __init__(self, groups: int, command: Callable[[], Sequence[str]] | None = None, **options: Any) -> None:
         super().__init__(groups)
+        self._command = command
         self._options = options
         self.cluster: Cluster | None = None
 
     def start(self) -> None:
-        self.cluster = Cluster(self.groups, **self._options)
+        self.cluster = Cluster(self.groups, () if self._command is None else self._command(), **self._options)
         self.cluster.__enter__()
         self.cluster.gather_leaders(NODES[0])
 
@@ -306,6 +307,15 @@ HOSTS: Final[dict[str, Kind]] = {
             "many": "Group.propose_many: one client a group, which has its share of the writes under way together",
             "command": "a typed @command through a service handle, with its session",
             "command-many": "the same by `command.many`: one client a group, as in `many`",
+        },
+    ),
+    "multiraft-compiled": Kind(
+        lambda groups: OwnHost(groups, compiled_worker),
+        {
+            "compiled-bytes": "bytes, on the build compiled by mypyc",
+            "compiled-many": "many, on the build compiled by mypyc",
+            "compiled-command": "command, on the build compiled by mypyc",
+            "compiled-command-many": "command-many, on the build compiled by mypyc",
         },
     ),
     "multiraft-remote": Kind(

@@ -53,21 +53,24 @@ class Limits:
     clock_drift_ppm              no node's clock gains or loses more than this, in millionths; leases rely on it
     handshake_timeout_ms         a connection that has not said hello by then is closed
     request_timeout_ms           default time for a command or query
-    sweep_ms                     one pass of the audit that every replica has someone responsible for it
+    sweep_ms                     one pass of the audit that every replica has someone responsible for it; longer where
+                                 there are more than 40 replicas for each beat of it
     log_cache_bytes              recent log kept in memory for followers that lag a little, over all groups
     snapshot_entries             a group's applied log is replaced by a snapshot when it is longer; 0: never
     snapshot_bytes               the same, by the log's size
     trailing_entries             of that log stay, for followers that lag a little
     snapshot_inline_bytes        a snapshot up to this size stands in the database; a larger one is a file
     snapshot_transfers           snapshot files that a node sends at once, and that it fetches at once
-    snapshot_bytes_per_s         what a node fetches of them in a second, at most
+    snapshot_bytes_per_s         what a node makes, sends, fetches and takes in of them in a second, at most of each
     session_expiry_ms            a client's session that was not used for so long, by the replicated clock, is forgotten
     session_reply_bytes          results kept for one session of one group
     sessions                     sessions kept in one group; past it the ones unused for longest are forgotten
     check_entries                after so many commands a group's replicas compare what they have come to; 0: never
     free_space_bytes             with less left on the disk nothing is proposed; 0: no matter
     ballast_bytes                kept in reserve in the data directory, so that a full disk can be opened again; 0: none
-    leveldb_write_buffer_bytes   LevelDB's memtable
+    store_memory_bytes           what LevelDB may take: its write buffers, its cache and how many files it keeps open
+                                 follow from it (storage/level_memory.py)
+    leveldb_write_buffer_bytes   each of LevelDB's two write buffers; 0: a third of store_memory_bytes
     """
 
     beat_ms: int = _setting(100, 5, 10_000)
@@ -102,7 +105,8 @@ class Limits:
     check_entries: int = _setting(4_096, 0, 1 << 40)
     free_space_bytes: int = _setting(64 * _MIB, 0, 1 << 50)
     ballast_bytes: int = _setting(8 * _MIB, 0, 1 << 40)
-    leveldb_write_buffer_bytes: int = _setting(64 * _MIB, 64 * _KIB, 4096 * _MIB)
+    store_memory_bytes: int = _setting(192 * _MIB, _MIB, 1 << 40)
+    leveldb_write_buffer_bytes: int = _setting(0, 0, 4096 * _MIB)
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -116,6 +120,8 @@ class Limits:
         self._require(self.key_bytes <= self.entry_bytes, "key_bytes", "at most entry_bytes")
         self._require(self.entry_bytes <= self.pending_bytes, "pending_bytes", "at least entry_bytes")
         self._require(2 * self.entry_bytes <= self.outbox_bytes, "outbox_bytes", "at least 2 x entry_bytes")
+        buffer_bytes = self.leveldb_write_buffer_bytes
+        self._require(not 0 < buffer_bytes < 64 * _KIB, "leveldb_write_buffer_bytes", "0, or at least 64 KiB")
         short = self.snapshot_entries == 0 or 2 * self.trailing_entries <= self.snapshot_entries
         self._require(short, "trailing_entries", "at most half of snapshot_entries, unless that is 0")
         self._require(2 * self.frame_bytes <= self.outbox_bytes, "outbox_bytes", "at least 2 x frame_bytes")

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 from multiraft.engine.engine import Engine
 from multiraft.engine.following import READ_INDEX_CALL
 from multiraft.engine.local import Seen
-from multiraft.engine.waiting import fail_future
+from multiraft.engine.waiting import Many, fail_future
 from multiraft.errors import InvalidRequest, MultiRaftError, OutcomeUnknown, ReadFailed
 from multiraft.group import CallKind
 from multiraft.outcome import Outcome, decode_commands, decode_outcome, encode_outcome, encode_outcomes
@@ -91,6 +91,13 @@ class Forwarding:
         self._engine.propose_many(
             group_id, entries, partial(self._engine.applying.telling.later, told), SESSION if numbered else COMMANDS
         )
+
+    def read_many_local(self, group_id: GroupId, queries: list[bytes], told: Callable[[list[Outcome]], None]) -> None:
+        """Put many queries to this node's replica; `told` is called soon after the turn that has answered all."""
+        engine = self._engine
+        many = Many(len(queries), partial(engine.applying.telling.later, told))
+        engine.reading.add_many(engine.leading(group_id), queries, many, engine.pacing.now())
+        engine.wake()
 
     def read_local(self, group_id: GroupId, query: bytes, timeout_s: float) -> Future[bytes]:
         """Read from this node's replica, as `Engine.read`; ReadFailed after `timeout_s` at the latest."""

@@ -31,7 +31,7 @@ from multiraft.ports import Clocks, FileSource, Space, Store, Transport
 from multiraft.readmission import READMIT_TIMEOUT_S, Readmission
 from multiraft.reporting import Reporting
 from multiraft.services import Services
-from multiraft.shard import Directory, Router
+from multiraft.shard import Directory, Router, Shard
 from multiraft.standing import Standing
 from multiraft.status import damaged_groups, engine_state, package_version, process_use
 from multiraft.tuning import tune_process
@@ -102,6 +102,7 @@ class Running:
         # In the order in which they came: that of a set would depend on addresses.
         self._changed: dict[Future[None], None] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._unready_at: dict[str, int] = {}
         self._closed = False
         self._failed = False
         self.directory = Directory()
@@ -288,14 +289,28 @@ class Running:
                 return f"the cluster is not formed yet: waiting for {waiting}"
             leader = self.forwarding.leader_hint(DIRECTORY_GROUP)
             return f"service {name!r} is not in the directory yet (which is led by {leader or 'nobody'})"
-        for shard in service.shards:
-            replica = self.engine.replicas.get(shard.group_id)
-            if replica is not None and replica.leader_node is None:
-                return f"shard {shard.shard_id} of {name!r} (group {shard.group_id}) has no leader"
-            if replica is None and self._config.node_id in self.router.map.groups[shard.group_id]:
-                return f"shard {shard.shard_id} of {name!r} (group {shard.group_id}) is being created"
+        unready = self._unready_shard(name, service.shards)
+        if unready is not None:
+            return unready
         if name not in self._setup.services.accepted:
             return f"the directory has not confirmed yet that service {name!r} is declared as it knows it"
+        return None
+
+    def _unready_shard(self, name: str, shards: tuple[Shard, ...]) -> str | None:
+        """Say which shard is not served yet. Looks first where it found one the last time: there may be very many."""
+        replicas, groups, here = self.engine.replicas, self.router.map.groups, self._config.node_id
+        count, began = len(shards), self._unready_at.get(name, 0)
+        for place in range(began, began + count):
+            shard = shards[place % count]
+            replica = replicas.get(shard.group_id)
+            if replica is not None and replica.leader_node is None:
+                problem = "has no leader"
+            elif replica is None and here in groups[shard.group_id]:
+                problem = "is being created"
+            else:
+                continue
+            self._unready_at[name] = place % count
+            return f"shard {shard.shard_id} of {name!r} (group {shard.group_id}) {problem}"
         return None
 
     async def wait_ready(self, name: str) -> None:

@@ -39,6 +39,7 @@ from multiraft.storage.directory import (
 )
 from multiraft.storage.identity import ways_out
 from multiraft.storage.level_logs import check_logs
+from multiraft.storage.level_memory import level_memory
 from multiraft.storage.wal import LogWatch
 from multiraft.storage.writing import ThreadedBackend
 
@@ -131,12 +132,16 @@ def _open(path: str, database: str, limits: Limits, create: bool) -> Any:
         raise StorageError(
             f'LevelDB is not available here ({_plyvel_problem}); install plyvel, or say store = "sqlite"'
         )
+    memory = level_memory(limits)
     try:
         return plyvel.DB(
             database,
             create_if_missing=create,
             paranoid_checks=True,
-            write_buffer_size=limits.leveldb_write_buffer_bytes,
+            write_buffer_size=memory.write_buffer_bytes,
+            lru_cache_size=memory.cache_bytes,
+            max_file_size=memory.file_bytes,
+            max_open_files=memory.open_files,
             compression="snappy",
             bloom_filter_bits=_FILTER_BITS,
         )

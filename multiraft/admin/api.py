@@ -99,7 +99,8 @@ def admin_app(node: AdminNode, url: str | None = None) -> web.Application:
     """
     asking = Asking(node)
     asking.register_calls()
-    api, members, mending = _Api(asking), MemberApi(asking), MendingApi(asking)
+    clients = ClientServer(node, url)
+    api, members, mending = _Api(asking, clients), MemberApi(asking), MendingApi(asking)
     exports = ExportApi(asking)
     app = web.Application(middlewares=[json_errors])
     app.add_routes(
@@ -125,9 +126,10 @@ def admin_app(node: AdminNode, url: str | None = None) -> web.Application:
             web.get("/livez", api.livez),
             web.get("/readyz", api.readyz),
             web.get("/metrics", api.metrics),
-            web.get("/client", ClientServer(node, url).serve),
+            web.get("/client", clients.serve),
         ]
     )
+    app.on_shutdown.append(clients.close)
     return app
 
 
@@ -144,8 +146,7 @@ async def serve_admin(node: AdminNode, listen: str, *, insecure: bool = False) -
             f"listen = {listen!r}: the admin API asks nobody who they are, so only loopback addresses are allowed; "
             "use 127.0.0.1, or say insecure=True on a network that you trust"
         )
-    url = None if host in ("0.0.0.0", "::") else f"http://{listen}"
-    runner = web.AppRunner(admin_app(node, url), access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(admin_app(node, f"http://{listen}"), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         try:
@@ -169,9 +170,10 @@ def _is_loopback(host: str) -> bool:
 class _Api:
     """The handlers of what only looks."""
 
-    def __init__(self, asking: Asking) -> None:
+    def __init__(self, asking: Asking, clients: ClientServer) -> None:
         self._asking = asking
         self._node = asking.node
+        self._clients = clients
 
     async def index(self, request: web.Request) -> web.Response:
         checked_query(request)
@@ -296,7 +298,7 @@ class _Api:
         return json_answer(answer, 200 if answer["ready"] else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:
-        text = metrics_text(self._node.status())
+        text = metrics_text({**self._node.status(), "clients": self._clients.counts})
         return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
 

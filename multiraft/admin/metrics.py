@@ -17,7 +17,7 @@ _NOT_IN_NAMES: Final = re.compile(r"[^a-zA-Z0-9_]")
 
 
 def metrics_text(status: Facts) -> str:
-    """Return the metrics page for what `Node.status()` returned."""
+    """Return the metrics page for what `Node.status()` returned, and, as "clients", `ClientServer.counts`."""
     lines: list[str] = []
 
     def add(name: str, kind: str, about: str, samples: _Samples) -> None:
@@ -48,6 +48,10 @@ def metrics_text(status: Facts) -> str:
     add("syncs_total", "counter", "Synced writes.", [("", writer.get("syncs"))])
     add("proposals_pending", "gauge", "Proposals not yet answered.", [("", proposals.get("pending"))])
     add("proposals_pending_bytes", "gauge", "Their size.", [("", proposals.get("pending_bytes"))])
+    clients = status.get("clients", {})
+    ended = [(_labels(outcome=name), clients[name]) for name in sorted(clients) if name != "open"]
+    add("clients_open", "gauge", "Connections of remote clients.", [("", clients.get("open"))])
+    add("clients_total", "counter", "Connections of remote clients so far, by what became of them.", ended)
     for name, value in sorted(status.get("counters", {}).items()):
         if isinstance(value, (int, float)):
             safe = _NOT_IN_NAMES.sub("_", name)

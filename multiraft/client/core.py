@@ -99,12 +99,16 @@ class Core(Placing):
         """
         if self.stopped:
             raise NotRunning("the client is closed")
-        under_way = len(self.outstanding)
-        full = under_way >= self.calls_most or self.used_bytes + len(call.body) > self.bytes_most
-        if full and under_way:  # one call is always let through
-            self._crowded = True
-            raise Overloaded(f"{under_way} calls of {self.used_bytes} bytes are under way; retry")
-        self._begin(call)
+        outstanding = self.outstanding
+        used_bytes = self.used_bytes + len(call.body)
+        if (used_bytes > self.bytes_most or len(outstanding) >= self.calls_most) and outstanding:
+            self._crowded = True  # one call is always let through
+            raise Overloaded(f"{len(outstanding)} calls of {self.used_bytes} bytes are under way; retry")
+        self.used_bytes = used_bytes
+        outstanding.add(call)
+        if call.deadline < self._earliest_s:
+            self._earliest_s = call.deadline
+            self._wake_at(call.deadline)
         if type(where) is str:
             call.service, call.key = where, key
             service = self.atlas.services.get(where)
@@ -123,7 +127,7 @@ class Core(Placing):
             self._wake_at(call.deadline)
 
     def _enter(self, call: Call, group_id: GroupId) -> None:
-        lanes = self._near if call.how[0] == NEAR else self._lanes
+        lanes = self._lanes if call.how[0] != NEAR else self._near
         lane = lanes.get(group_id)
         if lane is None:
             atlas = self.atlas
@@ -433,9 +437,15 @@ class Core(Placing):
             self._wake_at(self._later[0][0])
 
     def _expire(self, now: float) -> None:
+        lanes: dict[int, Lane] = {}
         for call in [call for call in self.outstanding if call.deadline <= now]:
             self.counts["late"] += 1
+            if call.lane is not None:
+                lanes[id(call.lane)] = call.lane
             self._settle(call, call.late())
+        for lane in lanes.values():  # what is never sent must not pile up while nobody can be reached
+            lane.queue = [call for call in lane.queue if not call.settled]
+            lane.unnumbered = [call for call in lane.unnumbered if not call.settled]
         self._unrouted = [call for call in self._unrouted if not call.settled]
         self._earliest_s = min([call.deadline for call in self.outstanding], default=inf)
         if self.outstanding:

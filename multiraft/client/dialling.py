@@ -19,7 +19,7 @@ FRAME_BYTES_MAX: Final = 1 << 28
 DIAL_S: Final = 3.0
 """Connecting, and greeting, may take so long each."""
 CLOSE_S: Final = 1.0
-_PING_S: Final = 2.0
+_PING_S: Final = 3.0
 """A node that is silent for so long is pinged; if it does not answer within half of that, the connection is cut."""
 
 

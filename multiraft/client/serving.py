@@ -20,6 +20,7 @@ import contextlib
 import logging
 from asyncio import Future
 from typing import Final
+from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -38,6 +39,7 @@ _PEER_S: Final = 1.0
 _PING_S: Final = 20.0
 _CLOSE_S: Final = 1.0
 _REASON_BYTES_MAX: Final = 120
+_EVERYWHERE: Final = ("0.0.0.0", "::")
 
 log: Final = logging.getLogger("multiraft.client")
 
@@ -52,10 +54,12 @@ class ClientServer:
 
     def __init__(self, node: ClientNode, url: str | None = None) -> None:
         self._node = node
-        self._url = url
+        # A node that listens everywhere does not know by which of its addresses it is reached.
+        self._url = None if url is not None and urlsplit(url).hostname in _EVERYWHERE else url
         self._urls: dict[NodeId, str] = {}
         self._urls_until_s = 0.0
         self._asking: asyncio.Task[None] | None = None
+        self._open: set[web.WebSocketResponse] = set()
         self.counts = {"served": 0, "open": 0, "refused": 0, "malformed": 0}
         node.on_call(URL_CALL, lambda body: (self._url or "").encode())
 
@@ -76,16 +80,25 @@ class ClientServer:
             await ws.prepare(request)
         except ConnectionError:  # it is gone already
             return ws
+        self._open.add(ws)
         self.counts["open"] += 1
         try:
             code, reason = await self._converse(ws)
         finally:
+            self._open.discard(ws)
             self.counts["open"] -= 1
         if code:
             log.info("client %s: connection closed: %s", request.remote, reason)
         with contextlib.suppress(ConnectionError):
             await ws.close(code=code or WSCloseCode.OK, message=reason.encode()[:_REASON_BYTES_MAX])
         return ws
+
+    async def close(self, app: web.Application) -> None:
+        """The application ends: tell every client, so that it goes elsewhere at once. For `app.on_shutdown`."""
+        closing = [ws.close(code=WSCloseCode.GOING_AWAY, message=b"the node is stopping") for ws in self._open]
+        if self._asking is not None:
+            self._asking.cancel()
+        await asyncio.gather(*closing, return_exceptions=True)
 
     async def _converse(self, ws: web.WebSocketResponse) -> tuple[int, str]:
         """Greet, then hear and answer until the connection ends; return with which code and words to close it."""

@@ -23,7 +23,8 @@ from multiraft import failpoints
 from multiraft.engine.filling import Filling
 from multiraft.engine.keyspace import ReplicaData
 from multiraft.engine.loading import Loading
-from multiraft.engine.pairstream import PairLoader, pair_chunks
+from multiraft.engine.pace import SHORT_BURST_S, Pace
+from multiraft.engine.pairstream import CHUNK_BYTES, PairLoader, pair_chunks
 from multiraft.engine.replica import Replica
 from multiraft.engine.saving import Saving
 from multiraft.errors import CorruptRecord, NoSuchFile
@@ -44,7 +45,7 @@ log: Final = logging.getLogger("multiraft.engine")
 
 
 class _Making:
-    """A state that is being made. begun: what it is of, without its data."""
+    """A state that is being made. begun: what it is of, without its data; rests: no more of it is taken for a while."""
 
     def __init__(self, replica: Replica, view: StoreView, begun: Snapshot, chunks: Iterator[bytes]) -> None:
         self.replica = replica
@@ -52,6 +53,7 @@ class _Making:
         self.begun = begun
         self.chunks = chunks
         self.saving: Saving | None = None
+        self.rests = False
 
 
 class _Made:
@@ -65,13 +67,18 @@ class _Made:
 
 
 class _TakingIn:
-    """A leader's file that is being read into a keyspace. told_s: when its sender was last told that it lasts."""
+    """A leader's file that is being read into a keyspace.
+
+    told_s  when its sender was last told that it lasts
+    rests   no more of it is fed for a while
+    """
 
     def __init__(self, replica: Replica, message: InstallSnapshot, manifest: Manifest, told_s: float) -> None:
         self.replica = replica
         self.message = message
         self.manifest = manifest
         self.told_s = told_s
+        self.rests = False
         self.loader = PairLoader(manifest.raw_bytes)
         self.filling: Filling | None = None
         self.loading: Loading | None = None
@@ -93,6 +100,8 @@ class DiskFiles:
         self._slice_s = limits.apply_slice_ms / 1e3
         self._timeout_s = limits.election_timeout_ms / 1e3
         self._most = limits.snapshot_transfers
+        self._pace_of_making = Pace(limits.snapshot_bytes_per_s, engine.writer.strain, SHORT_BURST_S)
+        self._pace_of_taking = Pace(limits.snapshot_bytes_per_s, engine.writer.strain, SHORT_BURST_S)
         self._held_entries = HELD_TIMES * limits.snapshot_entries
         self._making: dict[GroupId, _Making] = {}
         self._made: dict[GroupId, _Made] = {}
@@ -196,9 +205,18 @@ class DiskFiles:
     def _take(self, making: _Making, until_s: float) -> None:
         saving = making.saving
         if saving is not None:
-            saving.take(until_s, self._engine.clocks.effort)
+            taken_bytes = saving.take(until_s, self._engine.clocks.effort, CHUNK_BYTES)
             if saving.taken:
                 self._close(making)
+                return
+            rest_s = self._pace_of_making.take(taken_bytes)
+            if rest_s > 0:
+                making.rests = True
+                self._engine.loop.call_later(rest_s, self._rested, making)
+
+    def _rested(self, making: _Making) -> None:
+        making.rests = False
+        self._engine.wake()
 
     def _close(self, making: _Making) -> None:
         """All that is needed of the view was read."""
@@ -269,11 +287,20 @@ class DiskFiles:
 
     def _feed(self, taking: _TakingIn, filling: Filling, chunk: bytes) -> None:
         filling.feed(taking.loader.feed(chunk))
-        if not filling.room and taking.loading is not None:
+        rest_s = self._pace_of_taking.take(len(chunk))
+        if rest_s > 0:
+            taking.rests = True
+            self._engine.loop.call_later(rest_s, self._rested_taking, taking)
+        if (taking.rests or not filling.room) and taking.loading is not None:
             taking.loading.hold()
 
+    def _rested_taking(self, taking: _TakingIn) -> None:
+        taking.rests = False
+        self._go_on(taking)
+
     def _go_on(self, taking: _TakingIn) -> None:
-        if taking.loading is not None:
+        """There may be room again, and a rest may be over."""
+        if taking.loading is not None and taking.filling is not None and taking.filling.room and not taking.rests:
             taking.loading.go_on()
 
     def _was_read(self, taking: _TakingIn, filling: Filling, problem: BaseException | None) -> None:
@@ -360,4 +387,4 @@ class DiskFiles:
 
 def _can_go_on(making: _Making) -> bool:
     saving = making.saving
-    return saving is not None and not saving.taken and not saving.waits
+    return saving is not None and not (saving.taken or saving.waits or making.rests)

@@ -20,13 +20,13 @@ from asyncio import Future
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from math import inf
 from random import Random
 from typing import Final
 
 from multiraft import failpoints
 from multiraft.config import Limits
 from multiraft.engine.applying import Applying
+from multiraft.engine.campaigning import Campaigning
 from multiraft.engine.changing import Changing
 from multiraft.engine.containing import Containing
 from multiraft.engine.following import Following
@@ -107,6 +107,9 @@ class Engine:
         self._beat_s = limits.beat_ms / 1e3
         self.slow_command_s = limits.slow_command_ms / 1e3
         self._entry_bytes = limits.entry_bytes
+        self.writer = LogWriter(
+            store, limits.batch_bytes, limits.writes_in_flight, clocks, self._persisted, self._write_failed
+        )
         self.snapshotting = Snapshotting(self)
         self.shelving = Shelving(self)
         self.ondisk = OnDisk(self)
@@ -119,10 +122,7 @@ class Engine:
             self.snapshotting,
         )
         self.pacing = Pacing(clocks, loop, self.wake)
-        self.wheel = Wheel()
-        self.writer = LogWriter(
-            store, limits.batch_bytes, limits.writes_in_flight, clocks.effort, self._persisted, self._write_failed
-        )
+        self.wheel, self.campaigning = Wheel(), Campaigning(self)
         self.outgoing = Outgoing(transport)
         self.view = EngineView(self)
         self.applying = Applying(self)
@@ -177,7 +177,8 @@ class Engine:
         core = replica.core
         self.replicas[replica.group_id] = replica
         self.containing.open(replica, stored)
-        self.snapshotting.open(replica)
+        if not stored.idle_to:  # else there is no state to be taken up
+            self.snapshotting.open(replica)
         quiet_s = max(0.0, self._started_s + self._election_timeout_s - now)
         core.release(now, quiet_s + self.view.turn_to_campaign_s(replica))
         self.liveness.replica_created(replica.group_id, now)
@@ -449,13 +450,7 @@ class Engine:
         self._look(replica, now)
 
     def _judge_deadlines(self, now: float) -> None:
-        for group_id in self.wheel.expired(now):
-            replica = self.replicas.get(group_id)
-            if replica is None or replica.broken is not None:
-                continue
-            replica.seen_deadline_s = inf
-            with self.touching(replica, now):
-                replica.core.tick(now)
+        self.campaigning.judge(now)
         if now >= self._next_beat_s:
             self._next_beat_s = max(self._next_beat_s + self._beat_s, now + self._beat_s / 2)
             self.liveness.tick(now)

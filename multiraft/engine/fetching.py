@@ -22,7 +22,7 @@ from enum import Enum
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
-from multiraft.engine.pace import Pace
+from multiraft.engine.pace import SHORT_BURST_S, Pace
 from multiraft.engine.replica import Replica
 from multiraft.errors import CorruptRecord, InvalidRequest, MultiRaftError, NoSuchFile, Overloaded
 from multiraft.messages import InstallSnapshot
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _RETRY_MOST_TIMEOUTS: Final = 8
 """Failed attempts follow each other in a tenth of an election timeout, then twice that, and so on up to this."""
 _CHECKED_BYTES: Final = 256 * 1024
+_CHECKED_FASTER: Final = 4
+"""What was fetched is read back so many times as fast as it may be fetched."""
 log: Final = logging.getLogger("multiraft.engine")
 
 
@@ -92,7 +94,8 @@ class Fetching:
         self._files = files
         self._transport = transport
         self._timeout_s = engine.limits.election_timeout_ms / 1e3
-        self._pace = Pace(engine.limits.snapshot_bytes_per_s, engine.clocks.real)
+        self._pace = Pace(engine.limits.snapshot_bytes_per_s, engine.writer.strain)
+        self._checking = Pace(_CHECKED_FASTER * engine.limits.snapshot_bytes_per_s, engine.writer.strain, SHORT_BURST_S)
         self._fetches: dict[GroupId, Fetch] = {}
         # What cores were given whose snapshots are not on disk yet.
         self._installing: dict[GroupId, Fetch] = {}
@@ -262,6 +265,8 @@ class Fetching:
         fetch.stage = Stage.CHECKING
 
         def read_on(offset: int) -> None:
+            if not self._current(fetch, attempt):
+                return
             left_bytes = min(_CHECKED_BYTES, size_bytes - offset)
             self._files.read(fetch.name, offset, left_bytes, lambda found: was_read(offset, found))
 
@@ -274,7 +279,7 @@ class Fetching:
             digest.update(found)
             offset += len(found)
             if offset < size_bytes:
-                read_on(offset)
+                self._engine.loop.call_later(self._checking.take(len(found)), read_on, offset)
             elif digest.digest() == fetch.manifest.digest:
                 self._is_whole(fetch)
             else:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from multiraft.engine.engine import Engine
     from multiraft.ports import WriteBatch
 
-_UNDER_WAY_BYTES: Final = 2 * 1024 * 1024
+_UNDER_WAY_BYTES: Final = 256 * 1024
 
 
 class Filling:

@@ -27,10 +27,12 @@ from multiraft.messages import (
     LivenessMessage,
     NodeMessage,
     PreVote,
+    PreVoteAnswer,
     RaftMessage,
     Refuse,
     RemovedReplica,
     RequestVote,
+    VoteAnswer,
 )
 from multiraft.types import NodeId
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 _HOSTING: Final = frozenset((AskRemoved, CreateReplica, RemovedReplica))
 _LIVENESS: Final = frozenset((Beat, BeatAnswer, LeadAll, LeadAsk, LeadDelta, Refuse))
+_VOTED: Final = frozenset((PreVoteAnswer, VoteAnswer))
 _STRANGERS_MAX: Final = 64
 
 
@@ -90,6 +93,7 @@ class Incoming:
             return
         if type(message) is InstallSnapshot and replica.data is not None and not engine.ondisk.takes(replica, message):
             return
+        role, term = core.role, core.term
         try:  # written out: this is the hot path of `touching`
             if type(message) is not InstallSnapshot or not engine.transfers.fetching.takes(
                 replica, node_id, message, now
@@ -100,6 +104,8 @@ class Incoming:
             return
         if type(message) is InstallSnapshot and replica.data is not None:
             engine.ondisk.stepped(replica, replica.data)
+        if type(message) in _VOTED and core.role is role and core.term == term:
+            return  # a vote more, of one who has enough or lacks some
         if type(message) is AppendAnswer and core.settled(message.sender):
             if core.commit_untold:
                 engine.upkeep.tell_commit_later(replica)

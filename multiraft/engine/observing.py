@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from multiraft import failpoints
 from multiraft.engine.replica import Replica
-from multiraft.raft import LEADER
+from multiraft.raft import CANDIDATE, LEADER, PRE_CANDIDATE
 from multiraft.types import GroupId
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class Observing:
     def _role_changed(self, replica: Replica, now: float) -> None:
         core, was = replica.core, replica.seen_role
         replica.seen_role, replica.seen_leader = core.role, core.leader
+        if core.role is not PRE_CANDIDATE and core.role is not CANDIDATE:
+            self._engine.campaigning.ended(replica.group_id)
         if was is LEADER and core.role is not LEADER:
             self._engine.liveness.unlead(replica.group_id, now)
             replica.lost_queue()

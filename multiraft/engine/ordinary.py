@@ -36,6 +36,8 @@ class Ordinary:
         self._replicas = engine.replicas
         self._batch_bytes = engine.limits.batch_bytes
         self._timeout_s = engine.limits.request_timeout_ms / 1e3
+        self._stamped_s = -1.0
+        self._real_s = self._wall_s = 0.0
 
     def propose(self, replica: Replica, now: float) -> Proposals | None:
         """Have the queue of `replica` become a record that leaves with this turn; return its callers.
@@ -49,7 +51,11 @@ class Ordinary:
         if queue.size_bytes > self._batch_bytes:
             return None
         engine, core = self._engine, replica.core
-        record = core.append_own(queue.entries, kind, replica.stamp_ms(engine.clocks))
+        if self._stamped_s != now:  # one reading of the clocks serves all groups of a turn
+            clocks = engine.clocks
+            self._stamped_s, self._real_s, self._wall_s = now, clocks.real(), clocks.wall()
+        stamp_ms = replica.clock.stamp_ms(replica.context.time_ms, self._real_s, self._wall_s)
+        record = core.append_own(queue.entries, kind, stamp_ms)
         if record is None:
             return None
         queued.clear()

@@ -16,7 +16,7 @@ from math import inf
 
 from multiraft.engine.liveness import Liveness
 from multiraft.engine.replica import Replica
-from multiraft.engine.waiting import Reads
+from multiraft.engine.waiting import Many, Reads
 from multiraft.errors import ReadFailed
 from multiraft.types import Index, NodeId
 
@@ -39,6 +39,14 @@ class Reading:
             reads = self._open(replica, now)
         reads.queries.append(query)
         reads.futures.append(future)
+
+    def add_many(self, replica: Replica, queries: list[bytes], many: Many, now: float) -> None:
+        """The same of many queries, for which one waits."""
+        reads = replica.reads
+        if reads is None or not (reads.futures or reads.askers):
+            reads = self._open(replica, now)
+        reads.queries += queries
+        reads.futures += [many] * len(queries)
 
     def ask(self, replica: Replica, asker: Future[Index], now: float) -> None:
         """Have `asker` get the index that a read must reach, confirmed by that round; nothing is read here."""

@@ -12,14 +12,15 @@ Rules of this file: a file is whole and synced before anybody hears its name; wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import inf
 from typing import Final
 
 from multiraft.ports import Clock, SnapshotFiles, SnapshotSink
 from multiraft.snapshot_file import FileWriter, Manifest
 from multiraft.types import Index
 
-_PIECE_BYTES: Final = 256 * 1024
-_PIECES_UNDER_WAY: Final = 4
+_PIECE_BYTES: Final = 64 * 1024
+_PIECES_UNDER_WAY: Final = 16
 Saved = Callable[[bytes | Exception], None]
 
 
@@ -61,24 +62,29 @@ class Saving:
     def waits(self) -> bool:
         return self._under_way >= _PIECES_UNDER_WAY
 
-    def take(self, until_s: float, stopwatch: Clock) -> None:
-        """Take chunks until the stopwatch passes `until_s`, the disk lags behind, or there are no more."""
+    def take(self, until_s: float, stopwatch: Clock, most_bytes: float = inf) -> int:
+        """Take chunks until the stopwatch passes `until_s`, `most_bytes` were taken, the disk lags behind, or there are
+        no more. Return how many bytes were taken.
+        """
+        taken_bytes = 0
         try:
             while not self.taken and not self.waits:
                 chunk = next(self._chunks, None)
                 if chunk is None:
                     self.taken = True
                 elif chunk:
+                    taken_bytes += len(chunk)
                     self._add(chunk)
-                if stopwatch() >= until_s:
+                if taken_bytes >= most_bytes or stopwatch() >= until_s:
                     break
         except BaseException as problem:
             self._fail(problem if isinstance(problem, Exception) else RuntimeError(repr(problem)))
             if not isinstance(problem, Exception):
                 raise
-            return
+            return taken_bytes
         if self.taken and self._saved is not None:
             self._end()  # apart from what the machine raises, since it tells
+        return taken_bytes
 
     def stop(self) -> None:
         """Nobody wants it any more."""

@@ -32,7 +32,7 @@ class Serving:
         self.files = files
         self._most = engine.limits.snapshot_transfers
         self._kept_s = _KEPT_TIMEOUTS * engine.limits.election_timeout_ms / 1e3
-        self.pace = Pace(engine.limits.snapshot_bytes_per_s, engine.clocks.real)
+        self.pace = Pace(engine.limits.snapshot_bytes_per_s, engine.writer.strain)
         self._sending: dict[tuple[NodeId, str], SendingFile] = {}
         # Until when files stay whose transfers have ended; at most twice as many as are sent at once.
         self._kept: dict[str, float] = {}

@@ -42,15 +42,23 @@ class ReplicatedClock:
 
     def stamp_ms(self, least_ms: int, real_s: float, wall_s: float) -> int:
         """Return what to stamp a record with: at least `least_ms`, which is what was applied last."""
-        wall_ms = wall_s * 1e3
-        if self._known:
-            passed_ms = max(0.0, real_s - self._at_s) * 1e3
-            lean_ms = passed_ms * _LEAN
-            now_ms = self._now_ms + passed_ms
-            now_ms += min(lean_ms, max(-lean_ms, wall_ms - now_ms))
-        else:
+        now_ms, wall_ms = self._now_ms, wall_s * 1e3
+        if not self._known:
             self._known = True
             now_ms = wall_ms
-        self._now_ms = max(now_ms, least_ms)
-        self._at_s = max(self._at_s, real_s)
-        return int(self._now_ms)
+            if real_s > self._at_s:
+                self._at_s = real_s
+        elif real_s > self._at_s:
+            passed_ms = (real_s - self._at_s) * 1e3
+            self._at_s = real_s
+            lean_ms = passed_ms * _LEAN
+            now_ms += passed_ms
+            off_ms = wall_ms - now_ms
+            if off_ms > lean_ms:
+                now_ms += lean_ms
+            elif off_ms < -lean_ms:
+                now_ms -= lean_ms
+            else:
+                now_ms += off_ms
+        self._now_ms = now_ms = now_ms if now_ms > least_ms else float(least_ms)
+        return int(now_ms)

@@ -57,13 +57,17 @@ class EngineView:
     def electable(self, group_ids: list[GroupId], now: float) -> None:
         engine = self._engine
         second_s = _SECOND_CHOICE * engine.limits.election_timeout_ms / 1e3
-        for place, group_id in enumerate(group_ids):
+        first = second = 0
+        for group_id in group_ids:
             replica = self._replica(group_id)
             if replica is None or replica.leads:
                 continue
-            delay_s = place / _CAMPAIGNS_PER_S
-            if not self._next_in_line(replica):
-                delay_s += second_s
+            if self._next_in_line(replica):
+                delay_s = first / _CAMPAIGNS_PER_S
+                first += 1
+            else:
+                delay_s = second_s + second / _CAMPAIGNS_PER_S
+                second += 1
             if replica.halted is not None:
                 delay_s += 3 * engine.limits.election_timeout_ms / 1e3
             with engine.touching(replica, now):

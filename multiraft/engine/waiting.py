@@ -185,7 +185,7 @@ class Reads:
 
     def __init__(self, deadline_s: float) -> None:
         self.queries: list[bytes] = []
-        self.futures: list[Future[bytes]] = []
+        self.futures: list[Waiter] = []
         self.askers: list[Future[Index]] = []
         self.deadline_s = deadline_s
 

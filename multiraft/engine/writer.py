@@ -20,11 +20,12 @@ from typing import Final, TypeAlias
 
 from multiraft import failpoints
 from multiraft.engine.keyspace import Change, ReplicaData
+from multiraft.engine.pace import Strain
 from multiraft.engine.pairs import put_snapshot
 from multiraft.engine.replica import Replica
 from multiraft.gathered import AckRow
 from multiraft.messages import RaftMessage
-from multiraft.ports import Clock, Store, WriteBatch
+from multiraft.ports import Clocks, Store, WriteBatch
 from multiraft.raft import Ready
 from multiraft.raft.ready import SnapshotWrite
 from multiraft.records import Record
@@ -60,12 +61,13 @@ AckRows: TypeAlias = dict[NodeId, list[AckRow]]
 class _Pending:
     """One batch, and what may happen once it is on disk."""
 
-    __slots__ = ("acks", "batch", "callbacks", "data", "persisted", "promises", "sync", "writes")
+    __slots__ = ("acks", "batch", "began_s", "callbacks", "data", "persisted", "promises", "sync", "writes")
 
     def __init__(self, batch: WriteBatch) -> None:
         self.batch = batch
         self.writes = 0
         self.sync = False
+        self.began_s = 0.0
         self.data: dict[ReplicaData, Applied] = {}
         self.persisted: list[Persisted | Stored] = []
         self.promises: list[Promise] = []
@@ -79,6 +81,7 @@ class LogWriter:
     on_persisted  called on the loop after each batch, with what it carried, in that order, and the promises and
                   acknowledgements that may now leave
     on_failed     called once, with the error of the first write that failed, or of what was to follow a write
+    strain        how long synced writes take, for what is large and must give way to them
     """
 
     def __init__(
@@ -86,12 +89,13 @@ class LogWriter:
         store: Store,
         batch_bytes: int,
         writes_in_flight: int,
-        stopwatch: Clock,
+        clocks: Clocks,
         on_persisted: Callable[[list[Persisted | Stored], list[Promise], AckRows], None],
         on_failed: Callable[[Exception], None],
     ) -> None:
         self._store = store
-        self._stopwatch = stopwatch
+        self._stopwatch = clocks.effort
+        self.strain = Strain(clocks.real)
         self._batch_bytes = batch_bytes
         self._limit = writes_in_flight
         self._on_persisted = on_persisted
@@ -250,6 +254,7 @@ class LogWriter:
         if not self._in_flight:
             self._busy_since_s = self._stopwatch()
         self._in_flight.append(pending)
+        pending.began_s = self.strain.clock()
         if failpoints.armed is not None:
             failpoints.armed(failpoints.WRITE_BEFORE_SUBMIT)
         self._store.submit(pending.batch, self._done, pending.sync)
@@ -264,6 +269,8 @@ class LogWriter:
         if failpoints.armed is not None:
             failpoints.armed(failpoints.WRITE_AFTER_SYNC)
         pending = self._in_flight.popleft()
+        if pending.sync:
+            self.strain.noted(self.strain.clock() - pending.began_s)
         if not self._in_flight:
             self._busy_s += self._stopwatch() - self._busy_since_s
         self._note_durable(pending)

@@ -96,6 +96,11 @@ class Raft(Ordinary):
         else:
             self.campaign(now)
 
+    @property
+    def timer_due(self) -> bool:
+        """Whether the coming tick starts this candidate's timer, and does nothing else."""
+        return self._timer_due
+
     def next_deadline(self) -> float:
         """Return when `tick` is due, in seconds of the patience clock; infinity: not before something else comes."""
         return self.deadline

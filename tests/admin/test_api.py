@@ -426,6 +426,8 @@ async def test_metrics_are_prometheus_text(client: Client, cluster: Cluster) -> 
     assert "multiraft_loop_lag_seconds 0.00125" in lines
     assert "multiraft_node_frames_sent_total 12" in lines
     assert "multiraft_node_dropped_outbox_full_total 3" in lines
+    assert "multiraft_clients_open 0" in lines
+    assert 'multiraft_clients_total{outcome="malformed"} 0' in lines
     names = [line.split("{")[0].split(" ")[0] for line in lines if not line.startswith("#")]
     typed = [line.split(" ")[2] for line in lines if line.startswith("# TYPE")]
     assert sorted(set(names)) == sorted(typed)  # each metric is declared once

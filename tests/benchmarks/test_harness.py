@@ -20,7 +20,7 @@ from benchmarks.building import Missing, find_go, installed_program, python_modu
 from benchmarks.figures import Case, Figure
 from benchmarks.hosting import Host
 from benchmarks.nodes import Process, cpu_s, free_ranges
-from benchmarks.plan import Step, steps_for, work_of_plots, work_of_rows
+from benchmarks.plan import Step, later_rounds, steps_for, work_of_plots, work_of_rows
 from benchmarks.redis import parse_line
 from benchmarks.report import aims_table, as_json, columns, figures_table, number, wronged_lines
 from benchmarks.systems import HOSTS, Kind, gather_leaders, host_of, settings_of_systems
@@ -78,6 +78,27 @@ def test_work_is_gathered_by_host_and_groups_in_its_order() -> None:
         Step("theirs", 1, (("peer", Case(1, 1)),)),
         Step("ours", 64, (("bytes", Case(64, 1)),)),
     ]
+
+
+def test_later_rounds_leave_out_what_is_measured_once() -> None:
+    case = Case(1, 1)
+    steps = [
+        Step("a", 1, (("bytes", case),)),
+        Step("b", 1, (("redis", case),)),
+        Step("c", 1, (("redis", case), ("x", case))),
+    ]
+    assert later_rounds(steps) == [Step("a", 1, (("bytes", case),)), Step("c", 1, (("x", case),))]
+
+
+def test_a_compiled_build_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(building, "ROOT", tmp_path)
+    with pytest.raises(Missing, match="not there"):
+        building.compiled_worker()
+    python = tmp_path / ".venv-compiled" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    with pytest.raises(Missing, match="older than the sources"):
+        building.compiled_worker()
 
 
 def test_what_rows_and_plots_compare_is_measured() -> None:
@@ -226,14 +247,14 @@ def test_the_table_says_ratio_aim_and_whether_it_is_met() -> None:
         [judge_row(row, FIGURES, {}), judge_row(absent, FIGURES, {"etcd": "not installed"})]
     )
     assert head.split()[:2] == ["row", "work"]
-    assert "100,000  ceiling  200,000  0.50x  >= 0.8x       NO" in line
+    assert "100,000  ceiling  200,000  0.50x      0.23x  >= 0.8x       NO" in line
     assert " missing " in missing
     assert "etcd: not installed" in missing
 
 
 def test_a_limit_stands_in_the_table_with_its_unit() -> None:
     outcome = Outcome("idle", "work", "multiraft", 0.5, "-", None, 0.5, "<= 1 %", True, unit="%")
-    assert "0.50 %  <= 1 %  yes" in aims_table([outcome])[1]
+    assert "0.50 %          -  <= 1 %  yes" in aims_table([outcome])[1]
 
 
 def test_figures_stand_by_case_the_fastest_first() -> None:
@@ -276,6 +297,12 @@ def test_rows_are_chosen_by_name() -> None:
     assert [row.name for row in options.rows] == ["etcd-64"]
     assert [limit.name for limit in options.limits] == ["idle-10000"]
     assert [names[0] for names, _ in single.chosen(options)] == ["idle_10000_cpu_percent"]
+
+
+def test_a_sustained_run_alone_has_its_rows() -> None:
+    options = harness.parse(["--rows", "--sustained", "30"])
+    assert not options.rows
+    assert [limit.name for limit in options.limits] == ["sustained-rate", "sustained-p99"]
 
 
 def test_a_row_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ import pytest
 from multiraft.engine.keyspace import ReplicaData
 from multiraft.engine.writer import AckRows, LogWriter, Persisted, Promise, Stored
 from multiraft.messages import AppendAnswer
+from multiraft.ports import Clocks
 from multiraft.raft import Ready, Role
 from multiraft.records import COMMANDS, Record, encode_record
 from multiraft.types import Applied, HardState
@@ -81,8 +82,9 @@ class Desk:
         self.persisted: list[int] = []
         self.promised: list[int] = []
         self.errors: list[Exception] = []
+        clocks = Clocks(lambda: 0.0, lambda: 0.0, lambda: 0.0)
         self.writer = LogWriter(
-            cast(Any, self.disk), batch_bytes, writes_in_flight, lambda: 0.0, self._on_persisted, self.errors.append
+            cast(Any, self.disk), batch_bytes, writes_in_flight, clocks, self._on_persisted, self.errors.append
         )
 
     def _on_persisted(self, persisted: list[Persisted | Stored], promises: list[Promise], acks: AckRows) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from pathlib import Path
 
 from examples.kv.cluster import Cluster
@@ -61,3 +62,19 @@ async def test_a_cluster_that_dies_whole_is_found_again(tmp_path: Path) -> None:
         await cluster.start("a", "b", "c")
         assert await call == 2
         assert await kv.get("x") == b"2"
+
+
+async def test_a_node_that_stands_still_is_left(tmp_path: Path) -> None:
+    """A stopped process keeps its connections and answers nothing: who waits for it asks elsewhere."""
+    async with Cluster(tmp_path, QUICK) as cluster, Client(cluster.urls, timeout_ms=DEADLINE_S * 1_000) as client:
+        kv = client.service("kv", KV)
+        keys = [f"worker {number}" for number in range(WORKERS)]
+        assert await asyncio.gather(*[kv.increment(key) for key in keys]) == [1] * WORKERS
+        process = cluster.nodes["a"].process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        try:
+            assert await asyncio.gather(*[kv.increment(key) for key in keys]) == [2] * WORKERS
+        finally:
+            process.send_signal(signal.SIGCONT)
+        assert await asyncio.gather(*[kv.increment(key) for key in keys]) == [3] * WORKERS

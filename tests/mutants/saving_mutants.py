@@ -13,6 +13,9 @@ APPLYING: Final = "multiraft/engine/applying.py"
 FILE_FORMAT: Final = "multiraft/snapshot_file.py"
 FILES: Final = "storage/snapshot_files.py"
 LOADING: Final = "multiraft/engine/loading.py"
+KEYSPACES: Final = "multiraft/engine/diskfiles.py"
+PACE: Final = "multiraft/engine/pace.py"
+PACED: Final = "tests/node/test_disk_files.py"
 SAVING: Final = "multiraft/engine/saving.py"
 SHELVING: Final = "multiraft/engine/shelving.py"
 SNAPSHOTTING: Final = "multiraft/engine/snapshotting.py"
@@ -37,8 +40,8 @@ TAKING: Final = (
         "taken-without-end",
         "a state is taken for a slice at a time",
         SAVING,
-        "                if stopwatch() >= until_s:\n",
-        "                if not stopwatch:\n",
+        " or stopwatch() >= until_s:\n",
+        ":\n",
         (f"{PARTS}::test_a_slice_ends_with_its_time",),
     ),
     Mutant(
@@ -183,4 +186,39 @@ GIVEN: Final = (
     ),
 )
 
-SAVING_MUTANTS: Final = (*TAKING, *SAVED, *SHELVES, *GIVEN)
+COURTEOUS: Final = (
+    Mutant(
+        "keyspaces-made-at-once",
+        "a state is made no faster than files travel",
+        KEYSPACES,
+        "            if rest_s > 0:\n                making.rests = True\n",
+        "            if rest_s < 0:\n                making.rests = True\n",
+        (f"{PACED}::test_a_state_is_made_and_taken_in_no_faster_than_files_travel",),
+    ),
+    Mutant(
+        "keyspaces-filled-at-once",
+        "a state is taken in no faster than files travel",
+        KEYSPACES,
+        "        if rest_s > 0:\n            taking.rests = True\n",
+        "        if rest_s < 0:\n            taking.rests = True\n",
+        (f"{PACED}::test_a_state_is_made_and_taken_in_no_faster_than_files_travel",),
+    ),
+    Mutant(
+        "no-courtesy",
+        "what is large gives way to the log's writes",
+        PACE,
+        "        counted = size_bytes * self._strain.factor()\n",
+        "        counted = size_bytes\n",
+        ("tests/engine/test_pace.py::test_writes_that_take_twice_as_long_cost_it_three_quarters_of_its_pace",),
+    ),
+    Mutant(
+        "its-own-strain-taken-for-usual",
+        "what is slow because of large states is not taken for usual",
+        PACE,
+        "(_USUAL if quiet else _USUAL_MEANWHILE)",
+        "_USUAL",
+        ("tests/engine/test_pace.py::test_what_is_slow_because_of_it_is_not_taken_for_usual",),
+    ),
+)
+
+SAVING_MUTANTS: Final = (*TAKING, *SAVED, *SHELVES, *GIVEN, *COURTEOUS)

@@ -5,6 +5,7 @@ Rules of this file: virtual time; no state is small enough for a message, so tha
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import Callable
@@ -353,3 +354,34 @@ def test_none_is_made_while_the_membership_is_ahead_of_the_data(play: Callable[.
         assert files.snapshot_of(GROUP).membership == membership
 
     disk(scenario, play, limits=FILES)
+
+
+def test_a_state_is_made_and_taken_in_no_faster_than_files_travel(play: Callable[..., None]) -> None:
+    """Both take of the disk and the loop, and other groups go on meanwhile."""
+    rate = 400_000
+
+    async def scenario(ledgers: Ledgers) -> None:
+        cluster = ledgers.cluster
+        loop = asyncio.get_running_loop()
+        leader = await ledgers.leader()
+        lagging = next(name for name in cluster.names if name != leader)
+        cluster.isolate(lagging)
+        commands = []
+        for number in range(40):
+            commands.append(b"%d" % number + os.urandom(20_000).hex().encode())
+            await ledgers.services[await ledgers.leader()].propose(b"k", commands[-1])
+        size_bytes = sum(map(len, commands))
+        took_s: dict[str, float] = {}
+        for what, name, places in (("made", leader, "_making"), ("taken in", lagging, "_taking_in")):
+            cluster.heal()
+            files = files_of(ledgers, name)
+            await cluster.until(lambda files=files, places=places: bool(getattr(files, places)), timeout_s=30.0)  # type: ignore[misc]
+            began_s = loop.time()
+            await cluster.until(lambda files=files, places=places: not getattr(files, places), timeout_s=30.0)  # type: ignore[misc]
+            took_s[what] = loop.time() - began_s
+        assert took_s["made"] >= 0.9 * size_bytes / rate
+        assert took_s["taken in"] >= 0.9 * size_bytes / rate
+        assert max(took_s.values()) <= 2 * size_bytes / rate
+        await settled(ledgers, commands)
+
+    disk(scenario, play, limits=replace(FILES, snapshot_bytes_per_s=rate))

@@ -17,7 +17,8 @@ class SoakCluster(Cluster):
 
     def command(self, node_id: str) -> list[str]:
         words = super().command(node_id)
-        return [sys.executable, "-m", "tests.soak.node", *words[words.index("node") + 1 :]]
+        options = [word for word in words[words.index("node") + 1 :] if not word.startswith("--resp=")]
+        return [sys.executable, "-m", "tests.soak.node", *options]
 
     def port(self, node_id: str) -> int:
         """Where a node answers questions."""

@@ -6,6 +6,8 @@ Rules of this file: only what all tests need; what one folder shares stands in t
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +20,40 @@ from hypothesis import settings
 settings.register_profile("multiraft", deadline=None, print_blob=True)
 settings.load_profile("multiraft")
 
+REDIS_PROGRAMS: Final = ("redis-server", "redis-cli", "redis-benchmark")
+_LEFT_OUT: Final = pytest.StashKey[str]()
 _JOIN_S: Final = 5.0
 """How long a thread that has been told to end may still take."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--refresh-transcripts", action="store_true", help="write the transcripts of tests/raft anew")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "redis: compares with Redis' own programs, and is left out where they are missing"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what compares with Redis where that is not installed, unless all must run; the summary says so."""
+    missing = [name for name in REDIS_PROGRAMS if shutil.which(name) is None]
+    if not missing or os.environ.get("MULTIRAFT_TESTS_NEED_REDIS"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("redis") is not None]
+    if left_out:
+        items[:] = [item for item in items if item.get_closest_marker("redis") is None]
+        config.hook.pytest_deselected(items=left_out)
+        config.stash[_LEFT_OUT] = f"{len(left_out)} tests that compare with Redis ({', '.join(missing)} not found)"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    what = config.stash.get(_LEFT_OUT, None)
+    if what is not None:
+        terminalreporter.write_line(
+            f"LEFT OUT: {what}; with them: apt-get install redis-server redis-tools", yellow=True
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,8 @@ from multiraft.engine.campaigning import Campaigning
 from multiraft.engine.replica import Replica
 from multiraft.hosting import Hosting
 from multiraft.raft import Role
+from multiraft.records import Record
+from multiraft.storage.store import PartitionedStore
 from tests.node.conftest import Ledger, Ledgers
 
 BEGIN = Campaigning._begin
@@ -85,6 +87,34 @@ def test_what_was_applied_is_there_after_a_restart_and_the_rest_is_not_made(play
             assert isinstance(machine, Counted)
             assert machine.kept == [b"kept"]
         assert Counted.made == 6
+
+    play(scenario, shards=10, machine=Counted)
+
+
+def test_a_start_reads_no_log_of_idle_groups(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    read_records = PartitionedStore.read_records
+
+    def noting(self: PartitionedStore, group_id: int, first: int, last: int, limit_bytes: int) -> list[Record]:
+        read.append(group_id)
+        return read_records(self, group_id, first, last, limit_bytes)
+
+    monkeypatch.setattr(PartitionedStore, "read_records", noting)
+
+    async def scenario(ledgers: Ledgers) -> None:
+        cluster, used = ledgers.cluster, Ledgers.GROUP + 2
+        await cluster.nodes["a"].group(used).propose(b"kept")
+        await cluster.stop()
+        read.clear()
+        await cluster.start()
+        await cluster.ready()
+        await cluster.until(
+            lambda: all(
+                one.applied == one.core.last_index for name in "abc" for one in replicas_of(ledgers, name).values()
+            )
+        )
+        assert used in read
+        assert set(read) <= {1, used}
 
     play(scenario, shards=10, machine=Counted)
 

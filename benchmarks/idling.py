@@ -12,14 +12,19 @@ from typing import Any, Final
 from benchmarks.building import Missing
 from benchmarks.hosting import Host
 from benchmarks.nodes import cpu_s
-from benchmarks.systems import HOSTS, OwnHost
+from benchmarks.systems import HOSTS, OwnHost, PeerHost
 
 SETTLE_S: Final = 3.0
-COUNTS: Final = {"multiraft": (100, 1000, 10_000), "hashicorp": (100, 1000), "dragonboat": (100, 1000)}
+COUNTS: Final = {"multiraft": (100, 1000, 10_000), "hashicorp": (100, 300), "dragonboat": (100, 300)}
 
 
 def _idle_host(name: str, groups: int) -> Host:
-    return OwnHost(groups, typed=False) if name == "multiraft" else HOSTS[name].start(groups)
+    if name == "multiraft":
+        return OwnHost(groups, typed=False)
+    host = HOSTS[name].start(groups)
+    if isinstance(host, PeerHost):
+        host.gathers = False
+    return host
 
 
 def idle_percent(name: str, groups: int, seconds: float) -> float:

@@ -148,7 +148,8 @@ class CeilingHost(Host):
 class PeerHost(Host):
     """Three programs of ours over a peer's public API, which speak the line protocol of benchmarks/peers/driver."""
 
-    ports_each = 1
+    gathers = True
+    """Whether the first node is to lead every group; otherwise it is enough that each has a leader."""
 
     def __init__(self, groups: int, command: Callable[[], Sequence[str]], setting: str = "") -> None:
         super().__init__(groups)
@@ -158,7 +159,7 @@ class PeerHost(Host):
 
     def start(self) -> None:
         command = self._command()
-        addresses = [f"127.0.0.1:{port}" for port in free_ranges(3, max(self.ports_each, self.groups))]
+        addresses = [f"127.0.0.1:{port}" for port in free_ranges(3, self.groups)]
         for number in range(3):
             wanted = {
                 "node": number,
@@ -170,7 +171,10 @@ class PeerHost(Host):
             self._nodes.append(Process([*command, json.dumps(wanted)], Path(self.directory) / f"{number}.log"))
         for node in self._nodes:
             node.hear()
-        gather_leaders(self._nodes, self.groups)
+        if self.gathers:
+            gather_leaders(self._nodes, self.groups)
+        else:
+            await_leaders(self._nodes, self.groups)
 
     def stop(self) -> None:
         for node in self._nodes:
@@ -202,6 +206,15 @@ def gather_leaders(nodes: Sequence[Process], groups: int) -> None:
         for node in nodes[1:] or nodes:
             node.ask(op="gather", to=0)
         time.sleep(0.05)
+
+
+def await_leaders(nodes: Sequence[Process], groups: int) -> None:
+    """Wait until every group has a leader. Raises RuntimeError when it does not come to that."""
+    deadline_s = time.monotonic() + _LEADING_PATIENCE_S
+    while sum(node.ask(op="led")["led"] for node in nodes) < groups:
+        if time.monotonic() > deadline_s:
+            raise RuntimeError("not every group has a leader")
+        time.sleep(0.1)
 
 
 class EtcdHost(Host):

@@ -10,6 +10,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -19,8 +20,8 @@ import (
 )
 
 const (
-	timeout     = 10 * time.Second
-	connections = 10
+	timeout            = 10 * time.Second
+	defaultConnections = 10
 )
 
 type node struct {
@@ -43,6 +44,13 @@ func (n *node) open() error {
 			return err
 		}
 		n.all = append(n.all, one)
+	}
+	connections := defaultConnections
+	if n.options.Setting != "" {
+		var err error
+		if connections, err = strconv.Atoi(n.options.Setting); err != nil {
+			return err
+		}
 	}
 	for number := 0; number < connections; number++ {
 		one, err := dial(n.options.Addresses[n.options.Node])

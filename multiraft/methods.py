@@ -123,7 +123,7 @@ class Method:
         plain = self._positional == len(kinds) and all(kind in _BARE for kind in kinds)
         self._bare: list[type | None] | None = kinds if plain else None
         self._ints = tuple(place for place, kind in enumerate(kinds) if kind is int)
-        self._bare_result = result.python if result.python in _BARE and result.python is not int else _Never
+        self._bare_result = result.python if result.python in _BARE else _Never
         names = [parameter.name for parameter in parameters]
         self._key_position = names.index(key) + 1 if key is not None else 0
         self._key_of = _KEY_OF[parameters[names.index(key)].type.python or object] if key is not None else _key_of_bytes
@@ -193,7 +193,10 @@ class Method:
         """
         try:
             plain = _unpackb(raw, strict_map_key=False)
-            return plain if type(plain) is self._bare_result else self._result.decode(plain)
+            kind = type(plain)
+            if kind is self._bare_result and (kind is not int or INT_MIN <= plain <= INT_MAX):
+                return plain
+            return self._result.decode(plain)
         except Exception as problem:  # a dataclass may raise anything from its __post_init__
             raise CommandFailed("InvalidResult", f"{self.label}: the answer is no result of it: {problem}") from problem
 
@@ -206,7 +209,8 @@ class Method:
             result = self.function(machine, *values)
         else:
             result = self._run(machine, wire)
-        if type(result) is self._bare_result:
+        kind = type(result)
+        if kind is self._bare_result and (kind is not int or INT_MIN <= result <= INT_MAX):
             return _pack(result)
         try:
             return _pack(self._result.encode(result))

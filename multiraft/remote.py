@@ -209,13 +209,7 @@ class RemoteCommand(_Remote[P, R]):
             raise InvalidRequest(f"{method.label}: a number is for one call, not for many")
         if method.since > 1:
             caller.check_version(method.since)
-        keys, bodies = [], []
-        for args in calls:
-            if type(args) is not tuple:
-                raise InvalidRequest(f"{method.label}: the arguments of a call are a tuple, not {args!r:.60}")
-            key, body = self._encode(caller, args, {})
-            keys.append(key)
-            bodies.append(body)
+        keys, bodies = self._encode_all(caller, calls)
         outcomes = await caller.propose_many(keys, bodies, self._timeout_s, self._session)
         decode = method.decode_result
         results: list[R | MultiRaftError] = []
@@ -228,6 +222,20 @@ class RemoteCommand(_Remote[P, R]):
             except MultiRaftError as problem:  # of a result that is none of this method
                 results.append(problem)
         return results
+
+    def _encode_all(self, caller: ServiceCaller, calls: Iterable[tuple[Any, ...]]) -> tuple[list[bytes], list[bytes]]:
+        encode, limits = self._method.encode_call, caller.limits
+        key_bytes, entry_bytes = limits.key_bytes, limits.entry_bytes
+        keys, bodies = [], []
+        for args in calls:
+            if type(args) is not tuple:
+                raise InvalidRequest(f"{self._method.label}: the arguments of a call are a tuple, not {args!r:.60}")
+            key, body = encode(args, {})
+            if len(key) > key_bytes or len(body) > entry_bytes:
+                self._encode(caller, args, {})  # which raises
+            keys.append(key)
+            bodies.append(body)
+        return keys, bodies
 
     def with_options(
         self, *, timeout_ms: int | None = None, session: bool | Numbered | None = None

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multiraft.engine.executing import Executor
+from multiraft.engine.proposing import queue_many
 from multiraft.engine.telling import Telling
 from multiraft.engine.waiting import Budget, Many, Proposals, Result, Waiter, divide
-from multiraft.errors import CommandFailed, OutcomeUnknown
+from multiraft.errors import CommandFailed, InvalidRequest, OutcomeUnknown
+from multiraft.records import COMMANDS, SESSION
+from multiraft.sessions import HEAD
+from multiraft.statemachine import StateMachine, adapt, command
 
 
 def noting(into: list[list[Result]], count: int) -> Many:
@@ -78,6 +86,43 @@ def test_records_may_end_anywhere_and_come_in_any_order(sizes: list[int], cuts: 
         batch.tell(start + half, results[half:])
     flat = [result for results in told for result in results]
     assert flat == [b"%d" % at for at in range(len(futures))]
+
+
+class Shop(StateMachine):
+    @command(key="name")
+    def add(self, name: str, count: int = 1) -> int:
+        return count
+
+    @command(key="name")
+    def remove(self, name: str) -> None:
+        """Of this test, nothing."""
+
+
+def call(*parts: object) -> bytes:
+    packed: bytes = msgpack.packb(parts)
+    return packed
+
+
+KNOWN = [call("add", "nail"), call("add", "nail", 2), call("remove", "nail"), b"no call"]
+
+
+@pytest.mark.parametrize("kind", [COMMANDS, SESSION])
+@pytest.mark.parametrize(
+    "wrong", [call("add", "nail", 2, 3), call("lose", "nail"), call("remove", "n", "m"), b"x" * 41]
+)
+def test_one_that_the_class_does_not_know_or_that_is_too_long_keeps_all_out(kind: int, wrong: bytes) -> None:
+    head = HEAD.pack(b"c" * 16, 1, 1) if kind == SESSION else b""
+    replica: Any = SimpleNamespace(executor=Executor(16, adapt(Shop())), budget=Budget(10_000), queued={}, group_id=16)
+    for known in KNOWN:
+        for place in range(3):
+            entries = [head + known] * 3
+            entries[place] = head + wrong
+            with pytest.raises(InvalidRequest):
+                queue_many(replica, entries, kind, 40, print)
+    assert not replica.queued
+    assert replica.budget.used_bytes == 0
+    queue_many(replica, [head + known for known in KNOWN], kind, 40, print)
+    assert len(replica.queued[kind].entries) == len(replica.queued[kind].futures) == replica.budget.count == 4
 
 
 async def test_callbacks_come_together_and_one_that_raises_hurts_no_other(caplog: pytest.LogCaptureFixture) -> None:

@@ -111,6 +111,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.rows, options.limits = chosen_rows(options.rows)
     except ValueError as wrong:
         parser.error(str(wrong))
+    asked = set(single.SUSTAINED) if options.sustained else set()
+    if options.scale:
+        asked.update(name for names, _ in single.SCALE for name in names)
+    options.limits += [limit for limit in LIMITS if limit.value in asked and limit not in options.limits]
     return options
 
 

@@ -97,7 +97,7 @@ def throughput_against_groups(figures: Sequence[Figure], path: Path) -> Path | N
 def latency_against_load(figures: Sequence[Figure], path: Path) -> Path | None:
     """p50 and p99 by the rate reached, one point for each number of writes in flight, one group."""
     cases = sorted({figure.case for figure in figures if figure.case.groups == 1 and figure.case.op == "writes"})
-    names = [name for name in _STYLES if len(_series(figures, name, cases, "per_s")) > 1]
+    names = [name for name in _STYLES if name != "many" and len(_series(figures, name, cases, "per_s")) > 1]
     if not names:
         return None
     picture, axes = plt.subplots(figsize=_SIZE)

@@ -188,6 +188,7 @@ def measure_kill(cluster: ScaleCluster, in_flight: int, payload: int) -> dict[st
         "lost": len(lost),
         "seconds": seconds,
         "median_s": statistics.median(found["median_s"] for found in reached) - began_s,
+        "led_s": max(found["led_s"] for found in reached) - began_s,
         "lag_ms": {name: after[name]["lag_ms"] for name in others},
         "load_writes_per_s": {name: (after[name]["writes"] - before[name]["writes"]) / span_s[name] for name in others},
     }
@@ -281,7 +282,8 @@ def describe(found: dict[str, Any]) -> str:
         row = found["kill"]
         lines.append(
             f"kill -9 of the node leading {row['lost']} groups: the last took a write after {row['seconds']:.2f} s, "
-            f"half of them after {row['median_s']:.2f} s; longest lag {_of_nodes(row['lag_ms'], '.0f')} ms; "
+            f"half of them after {row['median_s']:.2f} s; all were led after {row['led_s']:.2f} s; "
+            f"longest lag {_of_nodes(row['lag_ms'], '.0f')} ms; "
             f"load meanwhile {_of_nodes(row['load_writes_per_s'], ',.0f')} writes/s"
         )
     return "\n".join(lines)

@@ -53,7 +53,8 @@ class Limits:
     clock_drift_ppm              no node's clock gains or loses more than this, in millionths; leases rely on it
     handshake_timeout_ms         a connection that has not said hello by then is closed
     request_timeout_ms           default time for a command or query
-    sweep_ms                     one pass of the audit that every replica has someone responsible for it
+    sweep_ms                     one pass of the audit that every replica has someone responsible for it; longer where
+                                 there are more than 40 replicas for each beat of it
     log_cache_bytes              recent log kept in memory for followers that lag a little, over all groups
     snapshot_entries             a group's applied log is replaced by a snapshot when it is longer; 0: never
     snapshot_bytes               the same, by the log's size

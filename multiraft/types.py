@@ -200,6 +200,8 @@ class StoredReplica:
     snapshot_index         what the stored snapshot covers: at least the log start, at most the commit; 0: there is none
     applied                what its machine on disk has applied; None for a machine in memory
     halt                   why it has stopped applying; None while it has not
+    idle_to                up to this entry there is nothing to apply: the snapshot at the log's start holds no state,
+                           and what follows it are no-ops. 0: not known to be so
     """
 
     descriptor: ReplicaDescriptor
@@ -212,6 +214,7 @@ class StoredReplica:
     snapshot_index: Index = 0
     applied: Applied | None = None
     halt: Halt | None = None
+    idle_to: Index = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 from multiraft.errors import CorruptRecord
-from multiraft.records import MEMBERSHIP, Record
+from multiraft.records import MEMBERSHIP, NOOP, Record
 from multiraft.storage import layout
 from multiraft.storage.backend import Reader
 from multiraft.types import (
@@ -91,6 +91,9 @@ class ReplicaScan:
         self._open: Record | None = None
         self._top_term: Term = 0
         self._changes: list[Index] = []
+        # The log holds nothing but no-ops up to here; and whether that may go on.
+        self._idle_to: Index = 0
+        self._idle = True
 
     @property
     def unreadable(self) -> bool:
@@ -134,7 +137,15 @@ class ReplicaScan:
             self.snapshot.index if self.snapshot is not None else 0,
             self.applied,
             self.halt,
+            self._nothing_to_apply_up_to(self.log_start),
         )
+
+    def _nothing_to_apply_up_to(self, start: LogStart) -> Index:
+        """See `StoredReplica.idle_to`."""
+        snapshot = self.snapshot
+        if snapshot is None or snapshot.data or snapshot.index != start.index or self.halt or self.applied:
+            return 0
+        return max(start.index, self._idle_to)
 
     def add(self, kind: int, first: Index, value: bytes) -> None:
         """Take the group's next value, in the order of keys."""
@@ -264,6 +275,10 @@ class ReplicaScan:
             last = min(last, following.first - 1)
         if record.kind == MEMBERSHIP:
             self._changes += range(record.first, last + 1)
+        if record.kind != NOOP:
+            self._idle = False
+        elif self._idle:
+            self._idle_to = last
         applied = self.applied
         if applied is not None and record.first <= applied.index <= last and record.term != applied.term:
             self.problem(

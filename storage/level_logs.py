@@ -8,8 +8,9 @@ looks just like that. So what is dropped is looked at here, before the database 
     a record whose length reaches beyond the file, though its checksum holds for what is there: the length is damaged
     whole records, with checksums that hold, behind one that is not: it was not the last thing that was written
 
-What cannot be told from a write that was cut short: a length damaged in the last record if that one was cut short, too;
-a file that ends between two records. After an orderly stop both are noticed: the closing record is missing then.
+A log that ends before what was synced is known by the note beside it (wal.py). What cannot be told from a write that
+was cut short: a length damaged in the last record if that one was cut short, too. After an orderly stop that is noticed
+as well: the closing record is missing then.
 
 A record: CRC-32C of type and data, masked (4 bytes); length (2); type (1): whole, first, middle, last; the data. None
 crosses a block of 32 KiB.
@@ -24,6 +25,7 @@ import struct
 from typing import Final
 
 from multiraft.errors import CorruptRecord
+from multiraft.storage.wal import lost_end
 
 _BLOCK: Final = 32 * 1024
 _HEAD: Final = struct.Struct("<IHB")
@@ -64,6 +66,9 @@ def check_logs(database: str) -> None:
             problem = tail_problem(os.path.join(database, name))
             if problem:
                 raise CorruptRecord(f"{name}: {problem}")
+    problem = lost_end(database)
+    if problem:
+        raise CorruptRecord(problem)
 
 
 def tail_problem(path: str) -> str:

@@ -146,8 +146,7 @@ async def serve_admin(node: AdminNode, listen: str, *, insecure: bool = False) -
             f"listen = {listen!r}: the admin API asks nobody who they are, so only loopback addresses are allowed; "
             "use 127.0.0.1, or say insecure=True on a network that you trust"
         )
-    url = None if host in ("0.0.0.0", "::") else f"http://{listen}"
-    runner = web.AppRunner(admin_app(node, url), access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(admin_app(node, f"http://{listen}"), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         try:

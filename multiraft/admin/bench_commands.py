@@ -48,19 +48,69 @@ CONSISTENCIES: Final = ("linearizable", "lease", "local", "stale")
 @click.option("--url", "urls", multiple=True, metavar="URL", help="Admin URL of a node; several may be given.")
 @click.option("--in-flight", type=click.IntRange(1, 16_000), metavar="N", help="Calls under way.  [default: 64]")
 @click.option("--rate", type=click.FloatRange(0.1, 10_000_000), metavar="PER_S", help="Calls due per second.")
-@click.option("--seconds", type=click.FloatRange(0.1, 86_400), default=10.0, show_default=True, metavar="S")
-@click.option("--warm-up", type=click.FloatRange(0, 3_600), default=1.0, show_default=True, metavar="S")
-@click.option("--reads", type=click.FloatRange(0, 1), default=0.0, show_default=True, metavar="SHARE", help="0 to 1.")
-@click.option("--read-as", type=click.Choice(CONSISTENCIES), default="linearizable", show_default=True)
-@click.option("--stale-ms", type=click.IntRange(0), default=1_000, show_default=True, metavar="MS")
-@click.option("--keys", type=click.IntRange(1, 10_000_000), default=100_000, show_default=True, metavar="N")
 @click.option(
-    "--distribution", type=click.Choice(["uniform", "zipf", "sequential"]), default="uniform", show_default=True
+    "--seconds", type=click.FloatRange(0.1, 86_400), default=10.0, show_default=True, metavar="S", help="How long."
 )
-@click.option("--zipf", type=click.FloatRange(0.01, 10), default=0.99, show_default=True, metavar="S")
-@click.option("--value-size", type=click.IntRange(0, 100_000_000), default=128, show_default=True, metavar="BYTES")
+@click.option(
+    "--warm-up",
+    type=click.FloatRange(0, 3_600),
+    default=1.0,
+    show_default=True,
+    metavar="S",
+    help="Before that, not counted.",
+)
+@click.option(
+    "--reads",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    metavar="SHARE",
+    help="Share of reads, 0 to 1.",
+)
+@click.option(
+    "--read-as", type=click.Choice(CONSISTENCIES), default="linearizable", show_default=True, help="Who answers reads."
+)
+@click.option(
+    "--stale-ms",
+    type=click.IntRange(0),
+    default=1_000,
+    show_default=True,
+    metavar="MS",
+    help="How old answers of --read-as stale may be.",
+)
+@click.option(
+    "--keys",
+    type=click.IntRange(1, 10_000_000),
+    default=100_000,
+    show_default=True,
+    metavar="N",
+    help="How many different ones.",
+)
+@click.option(
+    "--distribution",
+    type=click.Choice(["uniform", "zipf", "sequential"]),
+    default="uniform",
+    show_default=True,
+    help="How often each key comes.",
+)
+@click.option(
+    "--zipf",
+    type=click.FloatRange(0.01, 10),
+    default=0.99,
+    show_default=True,
+    metavar="S",
+    help="Its exponent: the higher, the hotter the first keys.",
+)
+@click.option(
+    "--value-size",
+    type=click.IntRange(0, 100_000_000),
+    default=128,
+    show_default=True,
+    metavar="BYTES",
+    help="Of each value written.",
+)
 @click.option("--fill", is_flag=True, help="First write every key once, so that reads find values.")
-@click.option("--service", default="kv", show_default=True, metavar="NAME")
+@click.option("--service", default="kv", show_default=True, metavar="NAME", help="The service that is loaded.")
 @click.option("--write", default="put", show_default=True, metavar="COMMAND", help="Called as COMMAND(key, value).")
 @click.option("--read", default="get", show_default=True, metavar="QUERY", help="Called as QUERY(key).")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the draws of keys and of reads.")
@@ -211,12 +261,10 @@ class _Bench:
         if self._screen is None:
             await load.run(seconds, warm_up_s, stop, lambda recent: None)
             return
-        clock = asyncio.get_running_loop().time
-        began_s = clock()
         with Live(console=self._screen, transient=True, auto_refresh=False) as live:
 
             def looked(recent: Tally) -> None:
-                facts = _live(load, recent, clock() - began_s, warm_up_s, seconds)
+                facts = _live(load, recent, warm_up_s if load.warming else seconds)
                 screen = self._screen
                 if screen is not None:
                     live.update(render_rich(bench_pages.live_page(self._what, facts), screen.width), refresh=True)
@@ -255,7 +303,7 @@ def console_of_errors() -> Any:
     return Console(stderr=True, highlight=False)
 
 
-def _live(load: Load, recent: Tally, passed_s: float, warm_up_s: float, seconds: float) -> Facts:
+def _live(load: Load, recent: Tally, of_s: float) -> Facts:
     from multiraft.client.histogram import Histogram
 
     both, whole = Histogram(), Histogram()
@@ -263,16 +311,15 @@ def _live(load: Load, recent: Tally, passed_s: float, warm_up_s: float, seconds:
     both.merge(recent.reads)
     whole.merge(load.tally.writes)
     whole.merge(load.tally.reads)
-    warming = passed_s < warm_up_s
-    counted_s = passed_s if warming else passed_s - warm_up_s
+    passed_s = load.clock() - load.began_s
     return {
-        "warming": warming,
-        "passed_s": max(0.0, counted_s),
-        "of_s": warm_up_s if warming else seconds,
+        "warming": load.warming,
+        "passed_s": passed_s,
+        "of_s": of_s,
         "per_s": both.total,
         "p50_ms": both.quantile_us(0.5) / 1e3,
         "p99_ms": both.quantile_us(0.99) / 1e3,
-        "mean_per_s": whole.total / counted_s if counted_s > 0 else 0.0,
+        "mean_per_s": whole.total / passed_s if passed_s > 0 else 0.0,
         "errors": load.tally.errors.total(),
         "behind": load.behind,
         "histogram_us": [list(row) for row in whole.rows()],

@@ -37,7 +37,7 @@ def recover() -> None:
       3. on each surviving node    multiraft recover apply plan.json data/n3
          and, when that says what you want, the same with --yes
       4. before the start          multiraft recover verify data/n3
-         and after it              multiraft recover verify --url 10.0.0.3:7101
+         and after it              multiraft recover verify --url 10.0.0.3:7101 --plan plan.json
     """
 
 
@@ -127,18 +127,23 @@ def apply(plan_file: str, directory: str, yes: bool, as_json: bool) -> None:
 @recover.command()
 @click.argument("directories", metavar="[DIR...]", nargs=-1, type=click.Path())
 @click.option("--url", metavar="URL", help="Admin URL of a node that runs, instead of directories.")
+@click.option("--plan", "plan_file", metavar="PLAN", type=click.Path(), help="With --url: compare with this plan.")
 @_JSON
 @click.pass_context
-def verify(context: click.Context, directories: tuple[str, ...], url: str | None, as_json: bool) -> None:
+def verify(
+    context: click.Context, directories: tuple[str, ...], url: str | None, plan_file: str | None, as_json: bool
+) -> None:
     """Check that the survivors agree: by their directories before they start, or by --url when they run.
 
     Exits with 1 when something does not hold: nodes of different recovery generations, a group without a quorum among
-    these directories, or, of nodes that run, a group without a leader.
+    these directories, or, of nodes that run, a group without a leader; with --plan also a node or a group that is not
+    as the plan has promised.
 
     \b
     Examples:
       multiraft recover verify data/n3 data/n4
       multiraft recover verify --url 10.0.0.3:7101
+      multiraft recover verify --url 10.0.0.3:7101 --plan plan.json
     """
     given: Options = context.obj
     asked = url or (None if directories else given.url)
@@ -148,22 +153,29 @@ def verify(context: click.Context, directories: tuple[str, ...], url: str | None
         raise click.UsageError(f"name the directories of all survivors, or --url (e.g. {DEFAULT_URL})")
     if asked is not None:
         client = AdminClient(asked, given.timeout_s or _TIMEOUT_S)
-        present(lambda: _running(client), recover_pages.running_page, as_json)
+        present(lambda: _running(client, plan_file), recover_pages.running_page, as_json)
         return
+    if plan_file is not None:
+        raise click.UsageError("--plan goes with --url: directories are compared with a plan by `recover apply`")
     from multiraft.recovery import verify_directories
 
     present(lambda: _doing(lambda: verify_directories(directories)), recover_pages.verified_page, as_json)
 
 
-def _running(client: AdminClient) -> Facts:
-    """Return what the nodes that run say of the recovery, and of every group."""
+def _running(client: AdminClient, plan_file: str | None) -> Facts:
+    """Return what the nodes that run say of the recovery, and of every group; with a plan, compared with that."""
+    from multiraft.recovery import Plan, RunningGroup, differences, gone_by_plan, load_document  # loads LevelDB
+    from multiraft.recovery.documents import PLAN
+
+    plan = None if plan_file is None else _doing(lambda: Plan.from_plain(load_document(plan_file, PLAN)))
+    gone = set() if plan is None else gone_by_plan(plan)
     status, groups = client.get("status"), client.get("groups")
     up = [node for node in status["nodes"] if node["state"] == "up"]
     generations = {node["node_id"]: str(node.get("generation", "")) for node in up}
     problems = [] if len(set(generations.values())) <= 1 else ["nodes of different recovery generations run together"]
     rows = []
     for group in groups["groups"]:
-        if not group.get("leader"):
+        if not group.get("leader") and group["group_id"] not in gone:
             problems.append(f"group {group['group_id']} has no leader")
         rows.append(
             {
@@ -177,7 +189,23 @@ def _running(client: AdminClient) -> Facts:
                 },
             }
         )
-    return {"healthy": not problems, "problems": problems, "generations": generations, "groups": rows}
+    if plan is not None:
+        running = [RunningGroup(*_as_running(group)) for group in groups["groups"]]
+        problems += differences(plan, generations, running)
+    told = {"healthy": not problems, "problems": problems, "generations": generations, "groups": rows}
+    return told if plan is None else {**told, "gone": sorted(gone)}
+
+
+def _as_running(group: Facts) -> tuple[int, str | None, int, int, int, dict[int, str]]:
+    """Return the fields of a RunningGroup."""
+    members = group.get("membership") or {}
+    named = {
+        int(replica_id): str(node_id)
+        for kind in ("voters", "outgoing", "learners")
+        for replica_id, node_id in members.get(kind, [])
+    }
+    numbers = int(group.get("term") or 0), int(group.get("commit") or 0), int(members.get("index") or 0)
+    return int(group["group_id"]), group.get("leader"), *numbers, named
 
 
 def _doing(step: Callable[[], T]) -> T:

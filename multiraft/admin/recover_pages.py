@@ -177,11 +177,12 @@ def running_page(found: Facts) -> Page:
             Column("SERVICE"),
             Column("LEADER"),
             Column("TERM", right=True),
-            Column("MEMBERS"),
+            *map(Column, ("VOTERS", "LEARNERS")),
         ]
     )
     for group in found["groups"]:
-        leader: Cell = printable(group["leader"]) if group["leader"] else ("none", BAD)
+        nobody: Cell = "gone, as planned" if group["group_id"] in found.get("gone", ()) else ("none", BAD)
+        leader: Cell = printable(group["leader"]) if group["leader"] else nobody
         table.rows.append(
             [
                 str(group["group_id"]),

@@ -19,7 +19,8 @@ class Atlas:
     wanted    the names of those
     groups    the nodes with a replica of the group
     leaders   who led it when the map was asked for
-    urls      where nodes serve clients
+    urls      where nodes are reached: as given or told, and as it worked last
+    told      where nodes say that they serve clients
     """
 
     def __init__(self) -> None:
@@ -29,6 +30,7 @@ class Atlas:
         self.groups: dict[GroupId, tuple[NodeId, ...]] = {}
         self.leaders: dict[GroupId, NodeId] = {}
         self.urls: dict[NodeId, str] = {}
+        self.told: dict[NodeId, str] = {}
 
     def found(self, found: Found) -> None:
         """Take what a node has answered."""
@@ -37,4 +39,11 @@ class Atlas:
             self.services.update(found.shard_map.services)
             self.groups.update(found.shard_map.groups)
         self.leaders.update(found.leaders)
-        self.urls.update(found.urls)
+        self.told.update(found.urls)
+        for node_id, url in found.urls.items():
+            self.urls.setdefault(node_id, url)
+
+    def failed(self, node_id: NodeId) -> None:
+        """A node was not reached where it was thought to be: it may have moved to where the nodes say."""
+        if node_id in self.told:
+            self.urls[node_id] = self.told[node_id]

@@ -56,6 +56,7 @@ from multiraft.types import GroupId, NodeId
 M = TypeVar("M", bound=StateMachine)
 
 _AGAIN_S: Final = (0.05, 1.0)
+_NEXT_S: Final = 0.25
 log: Final = logging.getLogger("multiraft.client")
 
 
@@ -366,7 +367,8 @@ class Client:
                 task = self._dials.get(url) or self._begin(url, None)
                 up = asyncio.ensure_future(self._up.wait())
                 try:
-                    await asyncio.wait([task, up], return_when=asyncio.FIRST_COMPLETED)
+                    # One that takes long goes on while the next is tried.
+                    await asyncio.wait([task, up], timeout=_NEXT_S, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     up.cancel()
                 if core.links:
@@ -427,7 +429,7 @@ class Client:
             raise WireError(f"node {welcome.node_id!r} is connected already")
         self._cluster_id, self._welcome = welcome.cluster_id, welcome
         self._most_bytes = welcome.entry_bytes + HEAD.size
-        core.atlas.urls.setdefault(welcome.node_id, url)
+        core.atlas.urls[welcome.node_id] = url
         waker = Waker()
         link = core.connected(welcome, waker.wake)
         self._up.set()

@@ -437,9 +437,15 @@ class Core(Placing):
             self._wake_at(self._later[0][0])
 
     def _expire(self, now: float) -> None:
+        lanes: dict[int, Lane] = {}
         for call in [call for call in self.outstanding if call.deadline <= now]:
             self.counts["late"] += 1
+            if call.lane is not None:
+                lanes[id(call.lane)] = call.lane
             self._settle(call, call.late())
+        for lane in lanes.values():  # what is never sent must not pile up while nobody can be reached
+            lane.queue = [call for call in lane.queue if not call.settled]
+            lane.unnumbered = [call for call in lane.unnumbered if not call.settled]
         self._unrouted = [call for call in self._unrouted if not call.settled]
         self._earliest_s = min([call.deadline for call in self.outstanding], default=inf)
         if self.outstanding:

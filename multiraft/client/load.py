@@ -15,10 +15,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from multiraft.client.client import Client
 from multiraft.client.histogram import Histogram
+from multiraft.client.lanes import Done
 from multiraft.client.workload import Workload
 from multiraft.consistency import LINEARIZABLE, Consistency
 from multiraft.errors import MultiRaftError, Overloaded
@@ -50,19 +51,39 @@ class Tally:
         self.errors.update(other.errors)
 
 
+class Loaded(Protocol):
+    """What a load needs of a client. `Client` is one; what is raised stands there."""
+
+    def send(self, service: str, key: bytes, command: bytes, done: Done, *, timeout_s: float | None = None) -> None: ...
+
+    def ask(
+        self,
+        service: str,
+        key: bytes,
+        query: bytes,
+        done: Done,
+        *,
+        how: Consistency = LINEARIZABLE,
+        timeout_s: float | None = None,
+    ) -> None: ...
+
+
 class Load:
     """One run.
 
     rate       calls a second; None: a closed loop
     in_flight  calls under way: always (closed loop), or at most
     tally      since the warm-up
+    warming    whether what is answered now is not counted yet
+    clock      in seconds
+    began_s    when the warm-up, or what is counted, began
     behind     calls that are due and wait for room, now (open)
     error      the latest error, in words
     """
 
     def __init__(
         self,
-        client: Client,
+        client: Loaded,
         service: str,
         workload: Workload,
         *,
@@ -70,6 +91,7 @@ class Load:
         rate: float | None = None,
         how: Consistency = LINEARIZABLE,
         timeout_s: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._client = client
         self._service = service
@@ -79,13 +101,15 @@ class Load:
         self.in_flight = in_flight
         self.rate = rate
         self.tally = Tally()
+        self.warming = True
+        self.began_s = 0.0
         self.behind = 0
         self.under_way = 0
         self.error = ""
         self.seconds = 0.0
         self.cpu_s = 0.0
         self._recent = Tally()
-        self._clock = time.perf_counter
+        self.clock = clock
         self._stopping = False
         self._idle = asyncio.Event()
         self._free: list[_Slot] = []
@@ -95,22 +119,24 @@ class Load:
 
         looked  called about once a second with what came since the last time, the warm-up included
         """
+        self.began_s = self.clock()
         slots = [_Slot(self) for _ in range(self.in_flight)]
         feeding = None
         if self.rate is None:
             self.under_way = len(slots)
             for slot in slots:
-                slot.next(self._clock())
+                slot.next(self.clock())
         else:
             self._free = slots
             feeding = asyncio.ensure_future(self._feed(self.rate))
         try:
             await self._watch(warm_up_s, stop, looked)
-            began_s, cpu_s = self._clock(), time.process_time()
+            self.warming = False
+            self.began_s, cpu_s = self.clock(), time.process_time()
             self.tally, self._recent = Tally(), Tally()
             await self._watch(seconds, stop, looked)
             self.tally.merge(self._take_recent())
-            self.seconds, self.cpu_s = self._clock() - began_s, time.process_time() - cpu_s
+            self.seconds, self.cpu_s = self.clock() - self.began_s, time.process_time() - cpu_s
         finally:
             self._stopping = True
             if feeding is not None:
@@ -122,10 +148,12 @@ class Load:
                     await self._idle.wait()
             except TimeoutError:
                 self.tally.errors["unanswered"] += self.under_way
+        if self.rate is not None:  # these were due in time, and are the slowest
+            self.tally.merge(self._take_recent())
 
     async def _watch(self, seconds: float, stop: asyncio.Event, looked: Callable[[Tally], None]) -> None:
-        end_s = self._clock() + seconds
-        while not stop.is_set() and (left_s := end_s - self._clock()) > 0:
+        end_s = self.clock() + seconds
+        while not stop.is_set() and (left_s := end_s - self.clock()) > 0:
             try:
                 async with asyncio.timeout(min(1.0, left_s)):
                     await stop.wait()
@@ -140,9 +168,9 @@ class Load:
 
     async def _feed(self, rate: float) -> None:
         """Begin each call when it is due; one that finds no room begins when there is some, and is late by that."""
-        began_s, issued = self._clock(), 0
+        began_s, issued = self.clock(), 0
         while True:
-            due = int((self._clock() - began_s) * rate) + 1
+            due = int((self.clock() - began_s) * rate) + 1
             while issued < due and self._free:
                 self.under_way += 1
                 self._free.pop().next(began_s + issued / rate)
@@ -163,7 +191,7 @@ class Load:
 
     def answered(self, slot: _Slot, outcome: bytes | MultiRaftError) -> None:
         """A call has ended."""
-        now = self._clock()
+        now = self.clock()
         if isinstance(outcome, bytes):
             (self._recent.reads if slot.reads else self._recent.writes).add(int((now - slot.due_s) * 1e6))
         else:
@@ -197,7 +225,7 @@ class _Slot:
         self._load.begin(self)
 
     def again(self) -> None:
-        self.next(self._load._clock())
+        self.next(self._load.clock())
 
     def __call__(self, outcome: bytes | MultiRaftError) -> None:
         self._load.answered(self, outcome)

@@ -129,6 +129,7 @@ class Placing:
     def unreachable(self, node_id: NodeId, why: str) -> None:
         """A node that was asked for could not be dialled."""
         self._avoid[node_id] = self.clock() + AVOID_S
+        self.atlas.failed(node_id)
         for lane in self._waiting.pop(node_id, []):
             lane.cause = Unreachable(f"node {node_id!r}: {why}")
             if lane.leader != node_id:

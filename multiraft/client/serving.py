@@ -20,6 +20,7 @@ import contextlib
 import logging
 from asyncio import Future
 from typing import Final
+from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -38,6 +39,7 @@ _PEER_S: Final = 1.0
 _PING_S: Final = 20.0
 _CLOSE_S: Final = 1.0
 _REASON_BYTES_MAX: Final = 120
+_EVERYWHERE: Final = ("0.0.0.0", "::")
 
 log: Final = logging.getLogger("multiraft.client")
 
@@ -52,7 +54,8 @@ class ClientServer:
 
     def __init__(self, node: ClientNode, url: str | None = None) -> None:
         self._node = node
-        self._url = url
+        # A node that listens everywhere does not know by which of its addresses it is reached.
+        self._url = None if url is not None and urlsplit(url).hostname in _EVERYWHERE else url
         self._urls: dict[NodeId, str] = {}
         self._urls_until_s = 0.0
         self._asking: asyncio.Task[None] | None = None

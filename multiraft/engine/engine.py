@@ -177,7 +177,8 @@ class Engine:
         core = replica.core
         self.replicas[replica.group_id] = replica
         self.containing.open(replica, stored)
-        self.snapshotting.open(replica)
+        if not stored.idle_to:  # else there is no state to be taken up
+            self.snapshotting.open(replica)
         quiet_s = max(0.0, self._started_s + self._election_timeout_s - now)
         core.release(now, quiet_s + self.view.turn_to_campaign_s(replica))
         self.liveness.replica_created(replica.group_id, now)

@@ -50,17 +50,16 @@ class Replica:
     reads                   queries that wait for a turn; then in `rounds` by round id; then in `confirmed`
     local                   reads that this replica answers whoever leads; None before the first one
     committed               apply up to here: committed, and on this disk
-    executor                runs what is applied, on the state machine; made when it is first needed, since most groups
-                            of a node may hold nothing and be asked nothing
-    made                    whether there is one
+    executor                runs what is applied, on the state machine; made (`made`) when it is first needed, for most
+                            groups of a node may hold nothing
+    idle_to                 see `StoredReplica.idle_to`; of entries that still stand as they were stored then
     data                    of a machine on disk; None: the machine's state is in memory
     clock                   the group's replicated clock, for records that are proposed here
     opened_last             the end of the log when the replica was taken up: later entries came in this run
     halted                  why applying has stopped, and at which entry; None while it has not
     handing                 halted, it leads until somebody healthy takes over
     on_halt                 called with this replica and the reason when it has halted
-    slow_commands           how many took longer than they should, since the start; the latest ones in `slowest`, as
-                            (index, milliseconds, in words)
+    slow_commands           how many took too long, since the start; in `slowest`: (index, milliseconds, in words)
     snapshot_due            no snapshot is to be thought of before this index is applied
     log_bytes               of the records applied since the state was last taken for a snapshot
     saved_bytes             the size of the latest snapshot of it
@@ -91,6 +90,7 @@ class Replica:
         "group_id",
         "halted",
         "handing",
+        "idle_to",
         "loading",
         "local",
         "log_bytes",
@@ -145,6 +145,7 @@ class Replica:
         self.real = real
         self.context = Context(core.applied, 0, self.group_id, 0)
         self.applied: Index = core.applied
+        self.idle_to: Index = 0
         self.committed: Index = core.applied
         self.queued: dict[int, Queue] = {}
         self.waiting: list[Proposals] = []  # short; a deque takes 700 bytes even when empty
@@ -278,6 +279,8 @@ class Replica:
         core = self.core
         if self.applied < core.log.start.index:
             return False  # a snapshot is on its way to the disk, and then to the machine
+        if self.applied < self.idle_to <= core.log.held_after:
+            self.applied = min(self.idle_to, self.may_apply)
         more = False
         while self.applied < (may_apply := self.may_apply) and not more:
             for record in core.log.records(self.applied + 1, may_apply, _READ_BYTES):

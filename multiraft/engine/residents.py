@@ -260,7 +260,8 @@ class Residents:
         """Return what is on disk as a replica. Raises StartError when its class keeps the state elsewhere."""
         engine, clocks = self._engine, self._engine.clocks
         data = engine.ondisk.data_of(stored, machine)
-        applied = stored.snapshot_index if data is None else data.applied.index
+        idle_to = min(stored.idle_to, stored.hard_state.commit)
+        applied = max(stored.snapshot_index, idle_to) if data is None else data.applied.index
         reader, settings = engine.ondisk.reader_of(data), engine.core_settings
         core = Raft(stored, reader, engine.view, engine.rng, settings, now, applied)
         executor = None
@@ -278,6 +279,7 @@ class Residents:
             data,
         )
         replica.on_applied = self._on_applied
+        replica.idle_to = stored.idle_to
         return replica
 
     def _executor(self, descriptor: ReplicaDescriptor, machine: Machine) -> Executor:

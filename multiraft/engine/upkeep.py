@@ -22,6 +22,8 @@ _STALLED_TIMEOUTS: Final = 4
 """A write that is under way, or a commit that stands still, for so many election timeouts costs a leader its office."""
 _PUT_OFF_MOST: Final = 4
 """So often is a message about a commit put off, each time for half of the delay, where an append is to be expected."""
+_AUDITED_AT_ONCE: Final = 40
+"""Replicas looked at in one beat: a node of very many takes its time for a pass, rather than its CPU."""
 log: Final = logging.getLogger("multiraft.engine")
 
 
@@ -154,7 +156,7 @@ class Upkeep:
         if not self._to_audit:
             self._to_audit = list(engine.replicas)
             self._audit_claims()
-        share = 1 + len(engine.replicas) * engine.limits.beat_ms // engine.limits.sweep_ms
+        share = min(_AUDITED_AT_ONCE, 1 + len(engine.replicas) * engine.limits.beat_ms // engine.limits.sweep_ms)
         for group_id in self._to_audit[-share:]:
             replica = engine.replicas.get(group_id)
             if replica is None:

@@ -299,6 +299,12 @@ def test_rows_are_chosen_by_name() -> None:
     assert [names[0] for names, _ in single.chosen(options)] == ["idle_10000_cpu_percent"]
 
 
+def test_a_sustained_run_alone_has_its_rows() -> None:
+    options = harness.parse(["--rows", "--sustained", "30"])
+    assert not options.rows
+    assert [limit.name for limit in options.limits] == ["sustained-rate", "sustained-p99"]
+
+
 def test_a_row_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         harness.parse(["--rows", "etcd-65"])

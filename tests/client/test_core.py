@@ -276,6 +276,25 @@ def test_a_call_whose_time_is_up_says_what_is_known_of_it() -> None:
     assert isinstance(play.told["unsent"], NotReady)
 
 
+def test_nothing_piles_up_while_nobody_can_be_reached() -> None:
+    play = Play()
+    play.opened("a", leaders={16: "a"})
+    play.enrolled()
+    play.lose("a")
+    lane = play.core._lanes[16]
+    for turn in range(5):
+        for number in range(20):
+            play.call((turn, number), timeout_s=1.0)
+        play.read(turn, timeout_s=1.0)
+        play.pass_time(1.0)
+        assert not lane.queue
+        assert not play.core.outstanding
+    play.connect("a")
+    assert play.sent("a") == []
+    play.call("after")
+    assert play.answer_all("a") == 1
+
+
 def test_an_answer_that_comes_after_the_deadline_is_no_harm() -> None:
     play = Play()
     play.opened("a", leaders={16: "a"})
@@ -322,6 +341,17 @@ def test_an_answer_that_names_a_newer_map_has_it_looked_up() -> None:
     play.answer("a", batch, b"", version=2)
     play.map({}, version=2)
     assert play.core.atlas.version == 2
+
+
+def test_a_node_is_dialled_where_it_was_reached_and_where_it_is_told_to_be_when_that_fails() -> None:
+    play = Play()
+    play.core.atlas.urls["b"] = "http://given"
+    play.opened("a", leaders={16: "b"})
+    assert (play.core.atlas.urls["b"], play.core.atlas.urls["c"]) == ("http://given", "http://c")
+    play.read("r")
+    assert play.dialled == ["b"]
+    play.core.unreachable("b", "moved")
+    assert play.core.atlas.urls["b"] == "http://b"
 
 
 def test_more_than_is_allowed_is_refused_until_there_is_room() -> None:

@@ -45,6 +45,7 @@ async def run(*command: str, stdin: bytes = b"") -> str:
     return out.decode()
 
 
+@pytest.mark.redis
 @pytest.mark.parametrize("options", [[], ["--in-memory"]])
 async def test_sequences_of_commands_do_what_they_do_in_redis(tmp_path: Path, options: list[str]) -> None:
     async with both(tmp_path, *options) as pair:
@@ -100,6 +101,7 @@ async def test_redis_py(cluster: Cluster, protocol: int) -> None:
             await across.execute()
 
 
+@pytest.mark.redis
 async def test_redis_cli(cluster: Cluster) -> None:
     port = str(port_of(cluster))
     assert await run("redis-cli", "-p", port, "SET", "k", "a b") == "OK\n"
@@ -116,6 +118,7 @@ async def test_redis_cli(cluster: Cluster) -> None:
     assert await run("redis-cli", "-p", str(port_of(cluster, "b")), "DBSIZE") == "20003\n"
 
 
+@pytest.mark.redis
 @pytest.mark.parametrize("pipeline", ["16", "1"])
 async def test_redis_benchmark(cluster: Cluster, pipeline: str) -> None:
     port = str(port_of(cluster))

@@ -120,8 +120,8 @@ ONDISK_MUTANTS: Final = (
         "time-by-the-wall",
         "the replicated clock of a running node is never set by its wall clock",
         STAMPS,
-        "        if self._known:\n            passed_ms",
-        "        if False:\n            passed_ms",
+        "        if not self._known:\n            self._known = True\n            now_ms = wall_ms",
+        "        if True:\n            self._known = True\n            now_ms = wall_ms",
         (
             f"{CONTEXT}::test_a_wall_clock_that_is_set_ends_nothing_at_once_whoever_leads",
             f"{CONTEXT}::test_a_session_outlives_a_wall_clock_that_is_set_by_more_than_its_expiry",

@@ -53,6 +53,22 @@ SYNCING: Final = (
         ("tests/storage/test_wal.py::test_the_log_that_was_left_is_synced_if_something_in_it_was_not",),
     ),
     Mutant(
+        "no-note-of-what-was-synced",
+        "a log that was cut short between two records is noticed",
+        "storage/wal.py",
+        "            self._put_down()\n",
+        "            pass\n",
+        ("tests/storage/test_wal.py::test_no_log_that_was_cut_short_of_what_was_synced_is_let_pass",),
+    ),
+    Mutant(
+        "noted-before-it-was-synced",
+        "what was never synced may be missing",
+        "storage/wal.py",
+        "        if synced:\n            self._put_down()\n",
+        "        self._put_down()\n",
+        ("tests/storage/test_wal.py::test_what_was_never_synced_may_be_missing",),
+    ),
+    Mutant(
         "unsynced-before-synced-lost",
         "a synced batch makes those before it durable, on the memory disk too",
         MEMORY,

@@ -14,6 +14,8 @@ from multiraft.engine.campaigning import Campaigning
 from multiraft.engine.replica import Replica
 from multiraft.hosting import Hosting
 from multiraft.raft import Role
+from multiraft.records import Record
+from multiraft.storage.store import PartitionedStore
 from tests.node.conftest import Ledger, Ledgers
 
 BEGIN = Campaigning._begin
@@ -89,6 +91,34 @@ def test_what_was_applied_is_there_after_a_restart_and_the_rest_is_not_made(play
     play(scenario, shards=10, machine=Counted)
 
 
+def test_a_start_reads_no_log_of_idle_groups(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    read_records = PartitionedStore.read_records
+
+    def noting(self: PartitionedStore, group_id: int, first: int, last: int, limit_bytes: int) -> list[Record]:
+        read.append(group_id)
+        return read_records(self, group_id, first, last, limit_bytes)
+
+    monkeypatch.setattr(PartitionedStore, "read_records", noting)
+
+    async def scenario(ledgers: Ledgers) -> None:
+        cluster, used = ledgers.cluster, Ledgers.GROUP + 2
+        await cluster.nodes["a"].group(used).propose(b"kept")
+        await cluster.stop()
+        read.clear()
+        await cluster.start()
+        await cluster.ready()
+        await cluster.until(
+            lambda: all(
+                one.applied == one.core.last_index for name in "abc" for one in replicas_of(ledgers, name).values()
+            )
+        )
+        assert used in read
+        assert set(read) <= {1, used}
+
+    play(scenario, shards=10, machine=Counted)
+
+
 @pytest.mark.parametrize("shards", [200])
 def test_an_idle_group_takes_little_memory(play: Callable[..., None], shards: int) -> None:
     def grown(options: dict[str, Any]) -> int:
@@ -110,6 +140,7 @@ def test_an_idle_group_takes_little_memory(play: Callable[..., None], shards: in
     assert (many - few) / (shards - 1) / 3 < 5_500
 
 
+@pytest.mark.pure_only
 def test_only_so_many_groups_campaign_at_once(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(campaigning, "AT_ONCE", 4)
     most = 0
@@ -138,6 +169,7 @@ def test_only_so_many_groups_campaign_at_once(play: Callable[..., None], monkeyp
     play(scenario, shards=40)
 
 
+@pytest.mark.pure_only
 def test_groups_that_cannot_be_won_keep_no_other_waiting(
     play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,7 @@ async def test_collect_plan_apply_verify(
     assert "51 groups: 51 are recovered, 0 left alone, 0 gone" in said
     assert "n3 survive, n1, n2 lost; recovery generation 1-" in said
 
+    another_plan(plan, places.file("other.json"))
     before = snapshot(places.path / "n3")
     assert await call("recover", "apply", plan, directory) == 0
     assert "this is what would be done; nothing was written" in capsys.readouterr().out
@@ -129,12 +130,26 @@ async def test_collect_plan_apply_verify(
         found = {key: await handles["n3"].get(key) for key in acknowledged}
         assert found == acknowledged
         await handles["n3"].put("after", 1)
-        assert await call("recover", "verify", "--url", places.admin, "--json") == 0
+        assert await call("recover", "verify", "--url", places.admin, "--plan", places.file("other.json")) == 1
+        said = capsys.readouterr().out
+        assert "group 16: it is committed up to" in said
+        assert "node 'n3' is of recovery generation 1-" in said
+        assert await call("recover", "verify", "--url", places.admin, "--plan", plan, "--json") == 0
+    assert await call("recover", "verify", directory, "--plan", plan) == 2
     answer = json.loads(capsys.readouterr().out)
     assert len(answer["groups"]) == 51
     assert {group["leader"] for group in answer["groups"]} == {"n3"}
     assert {tuple(group["voters"]) for group in answer["groups"]} == {("n3",)}
     assert answer["generations"]["n3"].startswith("1-")
+
+
+def another_plan(plan: str, file: str) -> None:
+    """Write a plan that promises more than that one."""
+    body = load_document(plan, PLAN)
+    body["generation"] += 1
+    for group in body["groups"]:
+        group["membership"]["index"] += 1_000_000
+    save_document(file, PLAN, body)
 
 
 def snapshot(path: Path) -> dict[str, bytes]:

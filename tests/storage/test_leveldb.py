@@ -117,6 +117,13 @@ def make_anew(database: Path) -> None:
     plyvel.DB(str(database), create_if_missing=True).close()
 
 
+def cut_unnoted(path: Path, size_bytes: int) -> None:
+    """Cut the newest log by so many bytes, 0: by all, and take away what says how long it was."""
+    log = newest(path, "*.log")
+    shorten(log, size_bytes or log.stat().st_size)
+    (path / "db" / "SYNCED").unlink()
+
+
 DAMAGES: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
     "CURRENT removed": (lambda p: (p / "db/CURRENT").unlink(), "has lost its database: .*no CURRENT file"),
     "CURRENT overwritten": (lambda p: (p / "db/CURRENT").write_text("?"), "is damaged: Corruption: CURRENT file"),
@@ -128,8 +135,13 @@ DAMAGES: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
     "table emptied": (lambda p: oldest(p, "*.ldb").write_bytes(b""), r"is damaged: .*\.ldb"),
     "table removed": (lambda p: oldest(p, "*.ldb").unlink(), "is damaged: Corruption: 1 missing files; e.g.: "),
     "log flipped": (lambda p: flip(newest(p, "*.log"), 10), "is damaged: Corruption: checksum mismatch"),
-    "log cut": (lambda p: shorten(newest(p, "*.log"), 3), "last wrote: .* within run 5, but run 5 ended"),
-    "log emptied": (lambda p: newest(p, "*.log").write_bytes(b""), "last wrote: .* within run 4, but run 5 ended"),
+    "log cut": (lambda p: shorten(newest(p, "*.log"), 3), r"is damaged: .*\.log: it ends at .* were synced"),
+    "log emptied": (
+        lambda p: newest(p, "*.log").write_bytes(b""),
+        r"is damaged: .*\.log: it ends at 0, .* were synced",
+    ),
+    "log and note cut": (lambda p: cut_unnoted(p, 3), "last wrote: .* within run 5, but run 5 ended"),
+    "log emptied, note gone": (lambda p: cut_unnoted(p, 0), "last wrote: .* within run 4, but run 5 ended"),
     "log removed": (lambda p: newest(p, "*.log").unlink(), "last wrote: .* within run 4, but run 5 ended"),
     "database removed": (lambda p: shutil.rmtree(p / "db"), "has lost its database"),
     "database made anew": (lambda p: make_anew(p / "db"), "belongs to node 'n1', but its database came back empty"),
@@ -207,7 +219,10 @@ async def opened_values(path: Path, copy: Path) -> list[bytes] | None:
         await store.close()
 
 
-async def test_a_log_cut_in_a_run_that_crashed_shows_as_a_run_that_did_not_end(level_place: LevelPlace) -> None:
+@pytest.mark.parametrize("noted", [True, False])
+async def test_a_log_cut_in_a_run_that_crashed_is_refused_or_at_least_no_orderly_end(
+    level_place: LevelPlace, noted: bool
+) -> None:
     store = level_place.open()
     await level_place.found(store, [level_place.record(2, 3)], HardState(1, 0, 3))
     batch = store.batch()
@@ -215,6 +230,11 @@ async def test_a_log_cut_in_a_run_that_crashed_shows_as_a_run_that_did_not_end(l
     await level_place.write(store, batch)
     level_place.end_abruptly(store)
     shorten(newest(level_place.path, "*.log"), 5)
+    if noted:
+        with pytest.raises(CorruptRecord, match="were synced"):
+            level_place.open()
+        return
+    (level_place.path / "db" / "SYNCED").unlink()
     store = level_place.open()
     assert not store.closed_orderly
     (replica,) = store.load_replicas()

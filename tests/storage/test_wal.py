@@ -1,18 +1,22 @@
-"""LevelDB's write-ahead log when it is changed for the next one: nothing unsynced is left behind in it.
+"""LevelDB's write-ahead log: nothing unsynced is left behind when it is changed for the next one; a lost end shows.
 
 Rules of this file: a real database with a small write buffer, so that logs change often.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import plyvel
 import pytest
 
-from multiraft.storage.wal import LogWatch
+from multiraft.errors import CorruptRecord
+from multiraft.storage.level_logs import check_logs
+from multiraft.storage.wal import NOTE_FILE, LogWatch, lost_end
 
 
 def logs(path: Path) -> list[str]:
@@ -45,9 +49,74 @@ def test_the_log_that_was_left_is_synced_if_something_in_it_was_not(
     database.close()
 
 
-def test_nothing_is_watched_before_the_first_unsynced_write(tmp_path: Path) -> None:
+def test_a_database_without_a_log_is_an_error(tmp_path: Path) -> None:
     watch = LogWatch(str(tmp_path / "nowhere"))
-    watch.wrote(synced=True)
-    watch.close()
     with pytest.raises(FileNotFoundError):
         watch.before_unsynced()
+    with pytest.raises(FileNotFoundError):
+        watch.wrote(synced=True)
+    watch.close()
+
+
+def written(path: Path, count: int, synced: bool = True, write_buffer_size: int = 1 << 22) -> None:
+    """Write to a new database, and let go of it as a process does that is killed."""
+    database: Any = plyvel.DB(str(path / "made"), create_if_missing=True, write_buffer_size=write_buffer_size)
+    watch = LogWatch(str(path / "made"))
+    for number in range(count):
+        database.put(b"%d" % number, b"x" * 1_000, sync=synced)
+        watch.wrote(synced)
+    shutil.copytree(path / "made", path / "db")
+    watch.close()
+    database.close()
+
+
+def test_no_log_that_was_cut_short_of_what_was_synced_is_let_pass(tmp_path: Path) -> None:
+    written(tmp_path, 12)
+    database = tmp_path / "db"
+    (name,) = logs(database)
+    raw = (database / name).read_bytes()
+    check_logs(str(database))
+    step = len(raw) // 12  # between two records, where LevelDB finds nothing wrong
+    for end in (0, *range(step, len(raw), step), len(raw) - 1):
+        (database / name).write_bytes(raw[:end])
+        with pytest.raises(CorruptRecord, match=f"{name}: it ends at {end}, but writes up to {len(raw)} were synced"):
+            check_logs(str(database))
+
+
+def test_what_was_never_synced_may_be_missing(tmp_path: Path) -> None:
+    written(tmp_path, 12, synced=False)
+    database = tmp_path / "db"
+    (name,) = logs(database)
+    (database / name).write_bytes(b"")
+    assert lost_end(str(database)) == ""
+
+
+def test_a_log_that_was_changed_for_the_next_one_is_noted(tmp_path: Path) -> None:
+    written(tmp_path, 100, write_buffer_size=64 * 1024)
+    database = tmp_path / "db"
+    newest = logs(database)[-1]
+    assert newest != "000003.log"
+    check_logs(str(database))
+    os.truncate(database / newest, 100)
+    assert lost_end(str(database)).startswith(f"{newest}: it ends at 100")
+    (database / newest).unlink()
+    assert lost_end(str(database)) == ""
+
+
+@pytest.mark.parametrize("note", [b"", b"\0" * 20, b"x" * 21])
+def test_a_note_that_is_none_says_nothing(tmp_path: Path, note: bytes) -> None:
+    written(tmp_path, 3)
+    database = tmp_path / "db"
+    os.truncate(database / logs(database)[0], 100)
+    assert lost_end(str(database))
+    (database / NOTE_FILE).write_bytes(note)
+    assert lost_end(str(database)) == ""
+
+
+def test_a_disk_that_has_no_room_for_the_note_fails_no_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("multiraft.storage.wal.os.pwrite", full)
+    written(tmp_path, 3)
+    assert lost_end(str(tmp_path / "db")) == ""

@@ -4,6 +4,10 @@
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# A second one, with multiraft as machine code, and of all else what the first one has.
+COMPILED := .venv-compiled
+BUILT    := $(COMPILED)/.built
+SOURCES   = $(shell find multiraft shard storage transport building setup.py -name '*.py' -type f)
 # The Python to build .venv with, by name or path; empty: the first of 3.11, 3.12 and python3 that works.
 PYTHON ?=
 # Set to 1 to build plyvel from source where it is not published ready-built. Without it a node keeps its data in SQLite
@@ -23,13 +27,15 @@ comma := ,
 ROUNDS ?= 20
 OFFSETS ?= 500
 
-.PHONY: help demo test sim faults mutants mutants-random coverage-raft check bench bench-idle bench-resp resp-differential soak-increments soak-state clean
+.PHONY: help demo test test-compiled sim sim-compiled faults mutants mutants-random coverage-raft check bench bench-idle bench-resp resp-differential soak-increments soak-state clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    run three nodes of the example key-value store here, and show what they survive"
 	@echo "make test    run all tests"
+	@echo "make test-compiled  compile the hot path by mypyc, and run all tests on that (ARGS='tests/raft tests/engine')"
 	@echo "make sim     simulate clusters under faults, SEEDS=2000 of them from FIRST_SEED=1 on, and judge what they did"
+	@echo "make sim-compiled   the same on the compiled build"
 	@echo "make faults  let real disks fail and fill up, ROUNDS=20 times each, and turn OFFSETS=500 bits (about 25 minutes)"
 	@echo "make mutants take the rules out of the code one by one, and see that a named test fails each time"
 	@echo "make mutants-random  change the core at random, and list what no test notices (ARGS='--count 200 --seed 1')"
@@ -41,7 +47,7 @@ help:
 	@echo "make resp-differential  SEQUENCES=2000 random sequences of commands, here and in a real redis-server (about five minutes)"
 	@echo "make soak-increments  a million increments through kill -9, and an exact sum (about five minutes)"
 	@echo "make soak-state  2 GiB of state in one node, and a shard of 500 MB handed on: memory, restart, lateness"
-	@echo "make clean   remove .venv and all caches"
+	@echo "make clean   remove both .venv and all caches"
 	@echo "Options: PYTHON=/path/to/python3.12 (what .venv is built with), BUILD_PLYVEL=1 (any platform, from source)"
 
 demo: $(STAMP)
@@ -49,6 +55,12 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest
+
+test-compiled: $(BUILT)
+	@PYTHONSAFEPATH=1 MULTIRAFT_TEST_BUILD=compiled $(COMPILED)/bin/python -m pytest -o pythonpath= $(ARGS)
+
+sim-compiled: $(BUILT)
+	@$(COMPILED)/bin/multiraft sim --seeds $(SEEDS) --first-seed $(FIRST_SEED) $(ARGS)
 
 sim: $(STAMP)
 	@$(BIN)/multiraft sim --seeds $(SEEDS) --first-seed $(FIRST_SEED) $(ARGS)
@@ -96,7 +108,7 @@ soak-state: $(STAMP)
 	@$(BIN)/python -m tests.soak.big_state $(ARGS)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) $(COMPILED) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One shell script, handed over in the environment so that it can be read as one. `$$` is make's way to write `$`.
@@ -137,3 +149,24 @@ export SETUP
 
 $(STAMP): pyproject.toml
 	@sh -c "$$SETUP"
+
+# Without optimizations that take longer than they save here; an installation for use has them. The `.pth` file has all
+# else found in .venv and in the checkout, and `import multiraft` find what is installed, wherever Python is started.
+define COMPILE
+set -eu
+echo "compiling multiraft into $(COMPILED) ..."
+$(BIN)/python -m venv --clear --without-pip $(COMPILED)
+packages=$$($(COMPILED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+$(BIN)/python -c 'import os, sysconfig; print(sysconfig.get_path("purelib"), os.getcwd(), sep="\n")' > "$$packages/all_else.pth"
+rm -rf build
+touch $(COMPILED)/.began
+MULTIRAFT_COMPILE=1 MULTIRAFT_COMPILE_LEVEL=$${MULTIRAFT_COMPILE_LEVEL:-1} $(BIN)/python -m pip \
+    --python $(COMPILED)/bin/python install --quiet --disable-pip-version-check --no-deps --no-build-isolation .
+cp tests/installed/multiraft_as_installed.py "$$packages/"
+echo 'import multiraft_as_installed' >> "$$packages/all_else.pth"
+mv $(COMPILED)/.began $(BUILT) # with the time at which the sources were read
+endef
+export COMPILE
+
+$(BUILT): $(STAMP) $(SOURCES) pyproject.toml tests/installed/multiraft_as_installed.py
+	@sh -c "$$COMPILE"

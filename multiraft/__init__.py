@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from multiraft.compiled import COMPILED
     from multiraft.config import Limits, NodeConfig
     from multiraft.diskmachine import BytesDiskStateMachine, DiskStateMachine
     from multiraft.errors import (
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from multiraft.statemachine import BytesStateMachine, StateMachine, command, query
 
 __all__ = [
+    "COMPILED",
     "BytesDiskStateMachine",
     "BytesService",
     "BytesStateMachine",
@@ -84,6 +86,7 @@ __all__ = [
 ]
 
 _HOMES: Final = {
+    "COMPILED": "multiraft.compiled",
     "BytesDiskStateMachine": "multiraft.diskmachine",
     "BytesService": "multiraft.services",
     "BytesStateMachine": "multiraft.statemachine",

@@ -23,6 +23,8 @@ import typing
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
+from multiraft.errors import UnsupportedType as UnsupportedType
+
 INT_MIN: Final = -(1 << 63)
 INT_MAX: Final = (1 << 63) - 1
 
@@ -40,10 +42,6 @@ class ValueMismatch(ValueError):
     def __str__(self) -> str:
         where = "".join(reversed(self.path)).removeprefix(".")
         return f"{where}: {self.problem}" if where else self.problem
-
-
-class UnsupportedType(TypeError):
-    """An annotation that msgpack cannot carry faithfully; the message says what to write instead."""
 
 
 class ValueType:

@@ -26,6 +26,7 @@
       NotRunning              called before start or after stop
       NoSuchFile              a peer does not have the file of a snapshot any more
     InvariantViolation        a bug in multiraft itself; not a MultiRaftError, so that nobody handles it by accident
+    UnsupportedType           a command's signature cannot be carried: a bug in a user's program, found at its start
 
 Rules of this file: standard library only; every message says what to do next.
 """
@@ -186,3 +187,7 @@ def invariant(holds: bool, message: str) -> None:
     """Raise InvariantViolation(message) unless `holds`. Unlike `assert`, it stays under `python -O`."""
     if not holds:
         raise InvariantViolation(message)
+
+
+class UnsupportedType(TypeError):
+    """An annotation that msgpack cannot carry faithfully; the message says what to write instead."""

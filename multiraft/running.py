@@ -15,6 +15,7 @@ from functools import partial
 from random import Random
 from typing import Any, Final
 
+from multiraft.compiled import COMPILED
 from multiraft.config import NodeConfig
 from multiraft.containment import Containment
 from multiraft.engine.engine import Engine
@@ -482,6 +483,7 @@ class Running:
             "generation": generation_name(identity.generation),
             "uptime_s": round(self._setup.clocks.real() - self._began_s, 3),
             "version": package_version(),
+            "compiled": COMPILED,
             "listen": self._config.listen,
             "started_orderly": store.closed_orderly,
             "process": process_use(),

@@ -9,12 +9,14 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import pytest
 from hypothesis import settings
+
+from multiraft.compiled import COMPILED
 
 # No deadline per example: it would measure how busy the machine is. The blob replays a failure found elsewhere.
 settings.register_profile("multiraft", deadline=None, print_blob=True)
@@ -37,15 +39,31 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what compares with Redis where that is not installed, unless all must run; the summary says so."""
+    """Leave out what cannot run here, and count it as deselected.
+
+    On the compiled build that is what is marked `pure_only`; where Redis is not installed, what compares with it, unless
+    all must run: the summary says so.
+    """
+    if COMPILED:
+        _leave_out(
+            config,
+            items,
+            lambda item: item.get_closest_marker("pure_only") is not None or "pure_build" in _fixtures(item),
+        )
     missing = [name for name in REDIS_PROGRAMS if shutil.which(name) is None]
-    if not missing or os.environ.get("MULTIRAFT_TESTS_NEED_REDIS"):
-        return
-    left_out = [item for item in items if item.get_closest_marker("redis") is not None]
+    if missing and not os.environ.get("MULTIRAFT_TESTS_NEED_REDIS"):
+        count = _leave_out(config, items, lambda item: item.get_closest_marker("redis") is not None)
+        if count:
+            config.stash[_LEFT_OUT] = f"{count} tests that compare with Redis ({', '.join(missing)} not found)"
+
+
+def _leave_out(config: pytest.Config, items: list[pytest.Item], which: Callable[[pytest.Item], bool]) -> int:
+    left_out = [item for item in items if which(item)]
     if left_out:
-        items[:] = [item for item in items if item.get_closest_marker("redis") is None]
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
         config.hook.pytest_deselected(items=left_out)
-        config.stash[_LEFT_OUT] = f"{len(left_out)} tests that compare with Redis ({', '.join(missing)} not found)"
+    return len(left_out)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -54,6 +72,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(
             f"LEFT OUT: {what}; with them: apt-get install redis-server redis-tools", yellow=True
         )
+
+
+def _fixtures(item: pytest.Item) -> Sequence[str]:
+    return item.fixturenames if isinstance(item, pytest.Function) else ()
+
+
+@pytest.fixture
+def pure_build() -> None:
+    """For fixtures that replace code: tests that use them are as if marked `pure_only`."""
 
 
 @pytest.fixture(autouse=True)

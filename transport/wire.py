@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 from typing import Any, Final
 
+from multiraft.compiled import field_names
 from multiraft.errors import CorruptRecord, InvariantViolation, WireError
 from multiraft.gathered import AckRow, Acks, AppendRow, Appends
 from multiraft.membership import unpack_membership
@@ -66,7 +67,7 @@ ID_BYTES_MAX: Final = 64
 """Longest cluster or store id that is taken from another node; the ones drawn here have 16 bytes."""
 
 _FIXED: Final[Mapping[type, tuple[struct.Struct, Callable[[Any], tuple[Any, ...]]]]] = {
-    kind: (struct.Struct(">B" + letters), attrgetter(*kind.__slots__))
+    kind: (struct.Struct(">B" + letters), attrgetter(*field_names(kind)))
     for kind, letters in (
         (PreVote, "QQQQQQ"),
         (PreVoteAnswer, "Q?QQQQ"),

@@ -84,14 +84,18 @@ class Look:
         self.data = data
         self.meta = meta
         self.clock_ms = meta.clock_ms
+        self._known: dict[bytes, Held | None] = {}
 
     def live(self, key: bytes) -> Held | None:
         """Return what `key` holds; None when it is absent or has ended."""
+        if key in self._known:  # many clients often want the same
+            return self._known[key]
         packed = self.data.get(KEYS + key)
-        if packed is None:
-            return None
-        held = Held.unpack(packed)
-        return None if held.ended(self.clock_ms) else held
+        held = None if packed is None else Held.unpack(packed)
+        if held is not None and held.ended(self.clock_ms):
+            held = None
+        self._known[key] = held
+        return held
 
     def mark(self) -> tuple[int, int]:
         """Return the place behind all changes that were made."""
@@ -226,9 +230,11 @@ def _deadline(change: Change, unit: int, amount: int, before: Held | None) -> in
 
 
 def _store(change: Change, key: bytes, value: bytes, deadline_ms: int) -> None:
-    """Put, unless it would have ended by now: then remove."""
+    """Put, unless it would have ended by now: then remove, and let those who watch the key know in any case."""
     if 0 < deadline_ms <= change.clock_ms:
-        change.remove(key)
+        if not change.remove(key):
+            change.put(key, value)
+            change.remove(key)
     else:
         change.put(key, value, deadline_ms)
 

@@ -62,6 +62,7 @@ from multiraft.admin.invoking import (
 from multiraft.admin.sim import SimulationFailed, sim
 from multiraft.admin.transfer_pages import transfers_page
 from multiraft.admin.view import SORTS, STATES
+from multiraft.compiled import COMPILED
 
 _EXIT_CODES: Final = """\b
 Exit codes:
@@ -80,10 +81,11 @@ Exit codes:
 
 
 def _version() -> str:
+    build = "compiled" if COMPILED else "pure Python"
     try:
-        return version("multiraft")
+        return f"{version('multiraft')} ({build})"
     except PackageNotFoundError:
-        return "of a checkout that is not installed"
+        return f"of a checkout that is not installed ({build})"
 
 
 @click.group(

@@ -33,7 +33,11 @@ def metrics_text(status: Facts) -> str:
     by_state = [(_labels(state=name), groups[name]) for name in sorted(groups)]
     heard = [(_labels(peer=name), peer.get("heard_age_s")) for name, peer in sorted(peers.items())]
     connected = [(_labels(peer=name), peer.get("connected")) for name, peer in sorted(peers.items())]
-    info = _labels(node=status["node_id"], version=status.get("version", ""))
+    info = _labels(
+        node=status["node_id"],
+        version=status.get("version", ""),
+        build="compiled" if status.get("compiled") else "pure",
+    )
     add("info", "gauge", "This node, always 1.", [(info, 1)])
     add("uptime_seconds", "gauge", "Time since the node started.", [("", status.get("uptime_s"))])
     add("incarnation", "gauge", "Starts of this node so far.", [("", status.get("incarnation"))])

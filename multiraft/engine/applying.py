@@ -66,15 +66,17 @@ class Applying:
             if on_disk and engine.ondisk.waits(replica):
                 continue
             doing.begin(replica)
+            more = False
             try:
                 more = replica.apply_slice(until_s)
                 if on_disk:
                     engine.ondisk.hand_out(replica)
             except Exception as problem:
                 engine.broke(replica, problem)
-                continue
             finally:
                 doing.replica = None
+            if replica.broken is not None:
+                continue
             if more:
                 self.add(replica)
             if replica.halted is not None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from multiraft.engine.machine import BatchFailed, Context, command_failed, environmental
@@ -56,11 +57,11 @@ class Batches:
         return self.ahead.popleft()
 
     def _run(self, commands: list[bytes], context: Context) -> list[Result]:
-        executor = self._executor
-        if executor.batch is None:
+        apply_batch: Callable[[list[bytes], Context], object] | None = self._executor.batch  # it is a program's
+        if apply_batch is None:
             raise TypeError("this machine takes commands one by one")
         try:
-            found = executor.batch(commands, context)
+            found = apply_batch(commands, context)
         except Exception as problem:
             if environmental(problem):
                 raise

@@ -18,7 +18,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from multiraft.engine.machine import ApplyBatch, Context, Machine, batch_of
 from multiraft.errors import ReadFailed, StorageError
@@ -308,7 +308,7 @@ class MachineOnDisk:
         self.data: Keyspace | None = data
         machine.data = data
 
-    def apply(self, command: bytes, context: Context) -> bytes:
+    def apply(self, command: bytes, context: Context) -> Any:
         """Apply one command. Raises what it raises, having dropped what it wrote; StorageError: a read failed."""
         self._begin()
         try:
@@ -372,7 +372,7 @@ class BatchesOnDisk(MachineOnDisk):
         super().__init__(machine, data)
         self._apply_batch = apply_batch
 
-    def apply_batch(self, commands: list[bytes], context: Context) -> list[bytes | Exception]:
+    def apply_batch(self, commands: list[bytes], context: Context) -> Any:
         """Apply commands. Raises what they raise together, having dropped what they wrote; StorageError."""
         self._begin()
         try:

@@ -99,7 +99,7 @@ class Telling:
         """Bring `told` up to date and return all of it. The peer judges every entry of it anew."""
         self.take_delta()
         for group_id, first in self._counts_from.items():
-            if first is _NEVER:
+            if first == _NEVER:
                 self._counts_from[group_id] = self.sequence + 1
         return LeadAll(self.told.rows())
 
@@ -110,7 +110,7 @@ class Telling:
 
     def trust(self, group_id: GroupId, term: Term) -> None:
         """The peer has the replica now: it counts from the next beat on."""
-        if self.told.term_of(group_id) == term and self._counts_from[group_id] is _NEVER:
+        if self.told.term_of(group_id) == term and self._counts_from[group_id] == _NEVER:
             self._counts_from[group_id] = self.sequence + 1
 
     def counts(self, group_id: GroupId, term: Term, replica_id: ReplicaId) -> bool:

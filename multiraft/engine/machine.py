@@ -12,9 +12,9 @@ Rules of this file: no I/O, no time; nothing here knows of services, keys or typ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
-from typing import Final, Protocol, TypeAlias
+from typing import Any, ClassVar, Final, Protocol, TypeAlias
 
 from multiraft.errors import CommandFailed, MultiRaftError, StorageError
 from multiraft.keyspace import Keyspace
@@ -30,13 +30,13 @@ ApplyBatch: TypeAlias = "Callable[[list[bytes], Context], list[bytes | Exception
 class Halting(Exception):
     """The replica must stop at the entry, and it alone. Raised by whoever finds out; halts it."""
 
-    kind = "environment"
+    kind: ClassVar[str] = "environment"
 
 
 class UnknownCommand(Halting):
     """This node's program does not know the command: it is older than the one that proposed it."""
 
-    kind = "unknown command"
+    kind: ClassVar[str] = "unknown command"
 
 
 class Diverged(Halting):
@@ -46,7 +46,7 @@ class Diverged(Halting):
     value  what the others have there; see rolling.py
     """
 
-    kind = "diverged"
+    kind: ClassVar[str] = "diverged"
 
     def __init__(self, index: Index, value: int, own: int) -> None:
         super().__init__(f"up to index {index} its commands have come to {own:08x}, those of the group to {value:08x}")
@@ -121,8 +121,8 @@ class Machine(Protocol):
 
     data: Keyspace | None
 
-    def apply(self, command: bytes, context: Context) -> bytes:
-        """Apply one committed command and return its encoded result.
+    def apply(self, command: bytes, context: Context) -> Any:
+        """Apply one committed command and return its encoded result: bytes; anything else is a failure of the command.
 
         Called once per entry, in order of index. What it raises is judged by `environmental`.
         """
@@ -183,7 +183,8 @@ def restoring(machine: Machine) -> Restoring:
 
 def pieces_of(state: bytes | Iterator[bytes]) -> Iterator[bytes]:
     """Yield what `Machine.snapshot` returned, in small pieces. Raises TypeError for a piece that is no bytes."""
-    for piece in (state,) if isinstance(state, bytes) else state:
+    pieces: Iterable[object] = (state,) if isinstance(state, bytes) else state
+    for piece in pieces:
         if type(piece) is not bytes:
             raise TypeError(f"snapshot() yielded {type(piece).__name__}, not bytes")
         for at in range(0, len(piece), _PIECE_BYTES):

@@ -37,7 +37,7 @@ class ReplicatedClock:
         if real_s > self._at_s:
             now_ms += (real_s - self._at_s) * 1e3
             self._at_s = real_s
-        self._now_ms = stamp_ms if stamp_ms > now_ms or not self._known else now_ms
+        self._now_ms = float(stamp_ms) if stamp_ms > now_ms or not self._known else now_ms
         self._known = True
 
     def stamp_ms(self, least_ms: int, real_s: float, wall_s: float) -> int:

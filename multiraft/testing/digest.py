@@ -14,6 +14,8 @@ from enum import Enum
 from hashlib import blake2b
 from typing import Any, Final
 
+from multiraft.compiled import field_names
+
 _DEEPEST: Final = 60
 _PLAIN: Final = (bool, int, float, complex, str, type(None))
 
@@ -48,11 +50,9 @@ def _digest(value: Any, depth: int) -> bytes:
 def attributes(value: object) -> dict[str, Any]:
     """Return the attributes of an object, those in slots included; empty for what has none."""
     found: dict[str, Any] = {}
-    for base in type(value).__mro__:
-        slots = base.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if not name.startswith("__") and name != "_context" and hasattr(value, name):
-                found[name] = getattr(value, name)
+    for name in field_names(type(value)):
+        if not name.startswith("__") and name != "_context" and hasattr(value, name):
+            found[name] = getattr(value, name)
     found.update(getattr(value, "__dict__", {}))
     return found
 

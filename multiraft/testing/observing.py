@@ -88,7 +88,7 @@ class ObservedMachine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._machine, name)
 
-    def apply(self, command: bytes, context: Context) -> bytes:
+    def apply(self, command: bytes, context: Context) -> Any:
         try:
             result = self._machine.apply(command, context)
         except CommandFailed as problem:

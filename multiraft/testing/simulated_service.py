@@ -13,7 +13,7 @@ import asyncio
 import copy
 from collections.abc import Coroutine
 from random import Random
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from multiraft.engine.machine import Context, command_failed
 from multiraft.errors import CommandFailed, MultiRaftError, NotCommitted, OutcomeUnknown
@@ -67,13 +67,10 @@ class NeedsContext(Exception):
     """A command asked for its context, which only a replica's log gives it."""
 
 
-class _NoContext(Context):
+class _NoContext:
     """Stands where a replica's context would: whoever looks is told that a model has none."""
 
     __slots__ = ()
-
-    def __init__(self) -> None:
-        """Nothing to keep."""
 
     def __getattribute__(self, name: str) -> Any:
         raise NeedsContext
@@ -109,7 +106,7 @@ class MachineModel:
         """Raises NeedsContext for a machine that looks at its context."""
         machine = copy.deepcopy(state.machine)
         method = self._methods[call.method]
-        machine._context = _NoContext()
+        machine._context = cast(Context, _NoContext())
         result: Any
         try:
             result = method.decode_result(method.run(machine, decode_call(call.body)))

@@ -79,6 +79,7 @@ def test_a_record_is_one_batch_and_each_command_has_its_own_result() -> None:
     assert (tape.batches, tape.tape) == ([3], [b"a", b"b"])
 
 
+@pytest.mark.pure_only
 def test_a_batch_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batching, "BATCH_COMMANDS", 4)
     tape = Tape()

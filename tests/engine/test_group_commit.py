@@ -20,6 +20,7 @@ from multiraft.raft import Ready, Role
 from multiraft.records import COMMANDS, Record, encode_record
 from multiraft.types import Applied, HardState
 
+pytestmark = pytest.mark.pure_only  # the replicas here are stand-ins
 GROUP = 16
 Done = Callable[[Exception | None], None]
 

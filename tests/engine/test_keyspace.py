@@ -172,9 +172,9 @@ def test_writing_outside_a_command_and_what_is_not_bytes_are_refused() -> None:
     with pytest.raises(RuntimeError, match="by its commands"):
         data.delete(b"k")
     data.begin()
-    with pytest.raises(TypeError, match="keys and values are bytes"):
+    with pytest.raises(TypeError, match="bytes"):
         data.put(b"k", cast(Any, "v"))
-    with pytest.raises(TypeError, match="keys and values are bytes"):
+    with pytest.raises(TypeError, match="bytes"):
         data.delete(cast(Any, bytearray(b"k")))
 
 
@@ -255,6 +255,7 @@ def test_reads_are_those_of_a_plain_map_whatever_completes_when(seed: int) -> No
     assert (data.queued_bytes, data._overlay) == (0, {})
 
 
+@pytest.mark.pure_only
 def test_it_is_full_while_more_than_its_bound_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keyspace, "QUEUED_BYTES", 1_000)
     shelf, data = made()

@@ -472,6 +472,7 @@ def test_no_stale_read_and_nobody_left_without_a_leader(first_seed: int) -> None
     assert elections > 300, "the model hardly elects"
 
 
+@pytest.mark.pure_only
 @pytest.mark.parametrize(
     ("owner", "name", "broken", "expected"),
     [

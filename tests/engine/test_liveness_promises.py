@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from multiraft.compiled import field_names
 from multiraft.engine.leadset import LeadSet
 from multiraft.errors import InvariantViolation
 from multiraft.messages import Beat, BeatAnswer, LeadAll, LeadAsk, LeadDelta, LivenessMessage, Refuse
@@ -29,7 +30,7 @@ def kinds(messages: list[LivenessMessage]) -> list[str]:
 
 
 def fields(message: LivenessMessage) -> tuple[object, ...]:
-    return tuple(getattr(message, name) for name in message.__slots__)
+    return tuple(getattr(message, name) for name in field_names(type(message)))
 
 
 # ----------------------------------------------------------------------------------------- promises, leases, time

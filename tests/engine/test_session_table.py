@@ -115,6 +115,7 @@ class TestOnce:
         assert second is not first
         assert group.machine.applied == [b"fail"]
 
+    @pytest.mark.pure_only
     def test_a_refusal_is_not_kept(self, group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Executor, "command", lambda self, command, context: WrongShard("not here"))
         assert isinstance(group.ask(ANN, 1), WrongShard)

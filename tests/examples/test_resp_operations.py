@@ -275,6 +275,13 @@ def test_every_way_of_changing_a_key_is_noticed(bench: Bench, change: Any) -> No
     assert run(bench, ["all", marks, [["set", b"k", b"w"]]]) == [False]
 
 
+def test_a_key_that_was_set_to_end_in_the_past_has_changed(bench: Bench) -> None:
+    marks = watched(bench, b"k")
+    assert run(bench, ["set", b"k", b"v", 0, AT, 1]) == [True]
+    assert (bench.kv.get("k"), bench.kv.meta().keys) == (None, 0)
+    assert run(bench, ["all", marks, []]) == [False]
+
+
 def test_a_mark_within_a_command_stands_between_its_calls(bench: Bench) -> None:
     _, mark, _ = run(bench, ["set", b"k", b"1"], ["mark", b"k"], ["set", b"other", b""])
     marks = [[mark[0], mark[1], b"k", True]]

@@ -101,7 +101,7 @@ class Ledgers:
 
 
 @pytest.fixture
-def nobody_asks_after(monkeypatch: pytest.MonkeyPatch) -> None:
+def nobody_asks_after(pure_build: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaders do not ask after followers that acknowledge nothing: that would repair, late, what the test looks at."""
     monkeypatch.setattr(Progress, "stalled", lambda *_: False)
 

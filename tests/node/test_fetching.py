@@ -31,7 +31,7 @@ Show = Callable[..., None]
 
 
 @pytest.fixture
-def show(monkeypatch: pytest.MonkeyPatch) -> Show:
+def show(pure_build: None, monkeypatch: pytest.MonkeyPatch) -> Show:
     """Run a scenario on a started and ready cluster of albums; newer snapshots come while older ones are sent."""
     monkeypatch.setattr(snapshotting, "HELD_TIMES", 0)
 

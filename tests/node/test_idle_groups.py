@@ -140,6 +140,7 @@ def test_an_idle_group_takes_little_memory(play: Callable[..., None], shards: in
     assert (many - few) / (shards - 1) / 3 < 5_500
 
 
+@pytest.mark.pure_only
 def test_only_so_many_groups_campaign_at_once(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(campaigning, "AT_ONCE", 4)
     most = 0
@@ -168,6 +169,7 @@ def test_only_so_many_groups_campaign_at_once(play: Callable[..., None], monkeyp
     play(scenario, shards=40)
 
 
+@pytest.mark.pure_only
 def test_groups_that_cannot_be_won_keep_no_other_waiting(
     play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

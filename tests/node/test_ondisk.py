@@ -249,6 +249,7 @@ def test_a_replica_that_was_removed_takes_its_data_with_it(play: Callable[..., N
     disk(scenario, play)
 
 
+@pytest.mark.pure_only
 def test_backpressure_a_group_whose_writes_wait_applies_no_more_until_they_are_there(
     play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

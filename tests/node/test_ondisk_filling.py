@@ -18,6 +18,8 @@ from multiraft.messages import InstallSnapshot
 from tests.node.conftest import Ledgers
 from tests.node.shelves import GROUP, SHORT, disk, propose, replica_of, settled, store_of, stored
 
+pytestmark = pytest.mark.pure_only  # what comes to a node is caught in the class that takes it
+
 
 def _as_file(m: InstallSnapshot) -> InstallSnapshot:
     return InstallSnapshot(b"a file", m.group_id, m.index, m.index_term, m.membership, m.sender, m.term, m.to)

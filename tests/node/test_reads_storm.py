@@ -232,6 +232,7 @@ def test_no_read_of_any_kind_is_older_than_it_says(play: Play, first_seed: int) 
     assert reads["changes"] > 5, reads
 
 
+@pytest.mark.pure_only
 @pytest.mark.parametrize(
     ("owner", "name", "broken", "expected"),
     [

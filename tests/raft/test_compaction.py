@@ -165,6 +165,7 @@ class TestCompaction:
         answer = one.take()[-1]
         assert (answer.accepted, answer.index, one.terms(), one.core.commit) == (True, 6, [2, 2], 6)
 
+    @pytest.mark.pure_only
     @pytest.mark.parametrize("trailing", [0, 2])
     def test_so_many_keys_go_with_one_snapshot_and_the_rest_with_the_next_ones(
         self, cluster: Make, monkeypatch: pytest.MonkeyPatch, trailing: int

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pytest
 
+from multiraft.compiled import field_names
 from multiraft.errors import Overloaded
 from multiraft.messages import Append, AppendAnswer, RaftMessage
 from multiraft.raft import ASK_READY, NOT_ORDINARY, UNTOLD, AddLearner, Demote, Promote, Raft, Ready, Role
@@ -35,7 +36,7 @@ def fields(value: Any) -> Any:
     if isinstance(value, bool | int | float | str | bytes):
         return value
     if isinstance(value, Raft | Log | Progress | RaftMessage):
-        slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+        slots = field_names(type(value))
         return [type(value), *[(name, fields(getattr(value, name))) for name in slots if name not in OUTSIDE]]
     if isinstance(value, dict):
         return [(key, fields(item)) for key, item in value.items()]

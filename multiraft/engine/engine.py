@@ -117,14 +117,7 @@ class Engine:
         self.snapshotting = Snapshotting(self)
         self.shelving = Shelving(self)
         self.ondisk = OnDisk(self)
-        self.core_settings = CoreSettings(
-            self._election_timeout_s,
-            limits.inflight_messages,
-            limits.inflight_bytes,
-            limits.batch_bytes,
-            limits.uncommitted_bytes,
-            self.snapshotting,
-        )
+        self.core_settings = self._settings_of_cores()
         self.pacing = Pacing(clocks, loop, self.wake)
         self.wheel, self.campaigning = Wheel(), Campaigning(self)
         self.outgoing = Outgoing(transport)
@@ -144,6 +137,17 @@ class Engine:
         self.leases = Leases(self, settings, loop)
         self.following = Following(self, transport, settings, loop)
         self.transfers = Transfers(self, store, transport)
+
+    def _settings_of_cores(self) -> CoreSettings:
+        limits = self.limits
+        return CoreSettings(
+            self._election_timeout_s,
+            limits.inflight_messages,
+            limits.inflight_bytes,
+            limits.batch_bytes,
+            limits.uncommitted_bytes,
+            self.snapshotting,
+        )
 
     # ------------------------------------------------------------------------------------------------- lifecycle
 

@@ -92,10 +92,8 @@ class Engine:
         self.incoming = Incoming(self)
         self.counters = self.incoming.counters
         self.counters["audit_repairs"] = 0
-        self.store = store
-        self.rng = rng
-        self.clocks = clocks
-        self.loop = loop
+        self.store, self.rng = store, rng
+        self.clocks, self.loop = clocks, loop
         self.observing = Observing(self, on_role, on_membership)
         self._look = self.observing.look
         self.turn: Callable[[], None] = self._turn

@@ -27,7 +27,7 @@ comma := ,
 ROUNDS ?= 20
 OFFSETS ?= 500
 
-.PHONY: help demo test test-compiled sim sim-compiled faults mutants mutants-random coverage-raft check bench bench-idle bench-resp resp-differential soak-increments soak-state clean
+.PHONY: help demo test test-compiled sim sim-compiled faults mutants mutants-random coverage-raft check bench bench-idle bench-scale bench-resp resp-differential soak-increments soak-state clean
 .DEFAULT_GOAL := help
 
 help:
@@ -43,6 +43,7 @@ help:
 	@echo "make check   formatting, lint, types and import rules; changes nothing"
 	@echo "make bench   measure multiraft beside its peers (ARGS=--quick, --full); see benchmarks/README.md"
 	@echo "make bench-idle  what idle groups cost, and how fast they fail over (about four minutes)"
+	@echo "make bench-scale  10,000 groups: start, memory, CPU with all nodes up and one down (about three minutes)"
 	@echo "make bench-resp  redis-benchmark against the key-value store, beside a redis-server that syncs (about two minutes)"
 	@echo "make resp-differential  SEQUENCES=2000 random sequences of commands, here and in a real redis-server (about five minutes)"
 	@echo "make soak-increments  a million increments through kill -9, and an exact sum (about five minutes)"
@@ -94,6 +95,9 @@ bench: $(STAMP)
 
 bench-idle: $(STAMP)
 	@$(BIN)/python -m benchmarks.idle $(ARGS)
+
+bench-scale: $(STAMP)
+	@$(BIN)/python -m benchmarks.scale $(ARGS)
 
 bench-resp: $(STAMP)
 	@$(BIN)/python -m benchmarks --rows redis-set-16 redis-get-16 redis-incr-16 redis-set-1 redis-get-1 redis-incr-1 $(ARGS)

@@ -41,6 +41,9 @@ from multiraft.shard.shard_map import ServiceShards, ShardMap
 from multiraft.shard.submitting import Submission
 from multiraft.types import GroupId, NodeId
 
+_ROUNDS_HEARING: Final = 4
+"""A node that would hear of a new leader asks the others only in every so many rounds, until it does."""
+
 
 class GroupCaller(Protocol):
     """What the router needs of its node. The futures fail with the typed errors of `errors.py`."""
@@ -238,11 +241,14 @@ class Router:
     ) -> bytes:
         """Ask one node after the other, round after round, until one answers or the time is up."""
         backoff_s = BACKOFF_FIRST_S
+        rounds = 0
         while True:
             if self.stopped:
                 attempts.failed(NotRunning("the node is stopping"))
             asked: set[NodeId] = set()
-            node_id = self._first(group_id, attempts.cause)
+            hears = rounds % _ROUNDS_HEARING and self._would_hear(group_id, attempts.cause)
+            node_id = None if hears else self._first(group_id, attempts.cause)
+            rounds += 1
             while node_id is not None:
                 left_s = deadline - self.now()
                 if left_s <= 0:
@@ -263,6 +269,19 @@ class Router:
                 raise attempts.late(self.late(group_id, timeout_s, attempts.cause))
             await self.pause(backoff_s, left_s)
             backoff_s = min(2 * backoff_s, BACKOFF_MOST_S)
+
+    def _would_hear(self, group_id: GroupId, cause: MultiRaftError | None) -> bool:
+        """Whether nobody leads the group, and this node is among the first to hear who does.
+
+        Then there is no need to ask all others time and again. Where a node is lost, thousands of calls may wait so.
+        """
+        caller = self.caller
+        return (
+            isinstance(cause, NotLeader | Unreachable)
+            and self._first_known(group_id, cause) is None
+            and caller.has_replica(group_id)
+            and caller.node_id in (self.map.groups.get(group_id) or self._fixed.get(group_id, ()))
+        )
 
     def _serves_not(self, group_id: GroupId, node_id: NodeId, problem: MultiRaftError) -> None:
         """Do not ask this node first the next time, unless what it said is what whoever leads would say."""
@@ -285,9 +304,12 @@ class Router:
 
     def _first(self, group_id: GroupId, cause: MultiRaftError | None) -> NodeId | None:
         """Return whom to ask first in a round, after the last one ended with `cause`; None: nobody is known."""
+        return self._first_known(group_id, cause) or self._next(group_id, set(), None)
+
+    def _first_known(self, group_id: GroupId, cause: MultiRaftError | None) -> NodeId | None:
+        """Return who leads the group, as far as anybody has said; None: nobody has."""
         hint = cause.leader if isinstance(cause, NotLeader) else None
-        hint = hint or self.caller.leader_hint(group_id) or self._hints.get(group_id)
-        return hint or self._next(group_id, set(), None)
+        return hint or self.caller.leader_hint(group_id) or self._hints.get(group_id)
 
     def _next(self, group_id: GroupId, asked: set[NodeId], cause: MultiRaftError | None) -> NodeId | None:
         """Return whom to ask next in this round; None if all have been asked."""

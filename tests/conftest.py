@@ -32,17 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--refresh-transcripts", action="store_true", help="write the transcripts of tests/raft anew")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "redis: compares with Redis' own programs, and is left out where they are missing"
-    )
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what cannot run here, and count it as deselected.
 
-    On the compiled build that is what is marked `pure_only`; where Redis is not installed, what compares with it, unless
-    all must run: the summary says so.
+    On the compiled build that is what is marked `pure_only`; where Redis is not installed, what compares with it,
+    unless all must run.
     """
     if COMPILED:
         _leave_out(

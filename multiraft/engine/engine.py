@@ -68,6 +68,8 @@ class Engine:
     on_role    called after a replica's role or known leader changed
     on_membership  called after another membership took effect for a replica
     on_failed  called once when the engine has ended by itself: a write failed, or it met a bug
+    turn       the turn; who observes an engine puts their own around it
+    on_proposed  called with each command that was proposed by itself, for who observes; None: nobody does
     """
 
     def __init__(
@@ -96,6 +98,8 @@ class Engine:
         self.loop = loop
         self.observing = Observing(self, on_role, on_membership)
         self._look = self.observing.look
+        self.turn: Callable[[], None] = self._turn
+        self.on_proposed: Callable[[GroupId, bytes, int, Future[bytes]], None] | None = None
         self._on_failed = on_failed
         self._running = False
         self._turning = False
@@ -227,6 +231,8 @@ class Engine:
         queue.entries.append(command)
         queue.futures.append(future)
         queue.size_bytes += size_bytes
+        if self.on_proposed is not None:
+            self.on_proposed(group_id, command, kind, future)
         return future
 
     def propose_many(
@@ -310,13 +316,13 @@ class Engine:
             self._dirty.append(replica)
         if not self._turn_scheduled:
             self._turn_scheduled = True
-            self.loop.call_soon(self._turn)
+            self.loop.call_soon(self.turn)
 
     def wake(self) -> None:
         """Have a turn come soon."""
         if not self._turn_scheduled:
             self._turn_scheduled = True
-            self.loop.call_soon(self._turn)
+            self.loop.call_soon(self.turn)
 
     def _turn(self) -> None:
         self._turn_scheduled = False
@@ -439,7 +445,7 @@ class Engine:
         for replica, messages in promises:
             for message in messages:
                 self.outgoing.consensus(replica.node_of(message.to), message)
-        self._turn()  # at once: callers of single writes wait for nothing else
+        self.turn()  # at once: callers of single writes wait for nothing else
 
     # ------------------------------------------------------------------------------------------ roles and deadlines
 

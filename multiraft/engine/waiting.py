@@ -12,7 +12,7 @@ from asyncio import Future
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
-from multiraft.errors import MultiRaftError
+from multiraft.errors import MultiRaftError, invariant
 from multiraft.records import COMMANDS
 from multiraft.types import Index, Term
 
@@ -148,6 +148,7 @@ class Proposals:
             future = futures[offset + at]
             if type(future) is Many:
                 end = min(count, at + future.ahead)
+                invariant(end > at, "who waits for many commands stands for none but those to come")
                 future.take(results[at:end])
                 at = end
                 continue

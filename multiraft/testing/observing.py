@@ -21,7 +21,7 @@ from multiraft.errors import CommandFailed, CorruptRecord, StorageError
 from multiraft.messages import NodeMessage
 from multiraft.node import Node
 from multiraft.raft import LEADER
-from multiraft.records import COMMANDS, SESSION
+from multiraft.records import SESSION
 from multiraft.storage import MemoryDisk
 from multiraft.testing.cluster import MemoryCluster
 from multiraft.testing.digest import digest
@@ -181,7 +181,7 @@ class Observer:
             return
         engine = running.engine
         watched = _WatchedEngine(self, node_id, running.store.incarnation, engine)
-        turn = engine._turn
+        turn = engine.turn
 
         def observed_turn() -> None:
             watched.before()
@@ -195,16 +195,14 @@ class Observer:
             else:
                 watched.ended()
 
-        setattr(engine, "_turn", observed_turn)  # noqa: B010 - the type of a method is not assigned to
-        propose, once = engine.propose, self.once
+        engine.turn = observed_turn
+        once = self.once
 
-        def observed_propose(group_id: GroupId, command: bytes, kind: int = COMMANDS) -> Future[bytes]:
-            future = propose(group_id, command, kind)
+        def proposed(group_id: GroupId, command: bytes, kind: int, future: Future[bytes]) -> None:
             if kind == SESSION:
                 future.add_done_callback(lambda done: once.acknowledged(group_id, command, _answer_of(done)))
-            return future
 
-        setattr(engine, "propose", observed_propose)  # noqa: B010
+        engine.on_proposed = proposed
         promises = Promises(node_id, self._cluster.disks[node_id], engine.replicas, self.report, self.counts)
         transport: Any = running.transport
         send, note_sent = transport.send, transport.note_sent

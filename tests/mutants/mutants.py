@@ -14,6 +14,7 @@ from tests.mutants.core_rules_mutants import CORE_RULES_MUTANTS
 from tests.mutants.engine_mutants import ENGINE_MUTANTS
 from tests.mutants.files_mutants import FILES_MUTANTS
 from tests.mutants.liveness_mutants import LIVENESS_MUTANTS
+from tests.mutants.many_mutants import MANY_MUTANTS
 from tests.mutants.membership_mutants import MEMBERSHIP_MUTANTS
 from tests.mutants.ondisk_mutants import ONDISK_MUTANTS
 from tests.mutants.reads_mutants import READS_MUTANTS
@@ -37,6 +38,7 @@ MUTANTS: Final = (
     *TRANSFER_MUTANTS,
     *ONDISK_MUTANTS,
     *SESSIONS_MUTANTS,
+    *MANY_MUTANTS,
     *READS_MUTANTS,
     *STORES_MUTANTS,
     *CONTAINMENT_MUTANTS,

@@ -161,6 +161,16 @@ async def test_once_an_attempt_may_have_happened_nothing_is_certain(bring: Bring
 
 
 @BOTH
+async def test_that_one_may_have_happened_says_nothing_of_another(bring: Bring) -> None:
+    cluster = Cluster({"a": [[OutcomeUnknown("lost"), InvalidRequest("no")], [b"1"]]})
+    for name in "bc":
+        cluster.answers[name] = [NotLeader(GROUP, "a")]
+    outcomes = await bring(router_of(cluster), [b"x", b"y"], True)
+    assert outcomes[0] == b"1"
+    assert type(outcomes[1]) is InvalidRequest
+
+
+@BOTH
 async def test_those_of_a_session_that_has_ended_are_numbered_anew_and_no_others(bring: Bring) -> None:
     cluster = Cluster({"a": [[b"0"], [b"1", SessionExpired("gone"), SessionExpired("gone")], [b"2", b"3"]]})
     router = router_of(cluster)

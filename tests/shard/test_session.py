@@ -64,6 +64,9 @@ class Cluster:
     def leads(self, group_id: GroupId) -> bool:
         return self.leader == self.node_id
 
+    def has_replica(self, group_id: GroupId) -> bool:
+        return False
+
     def leader_hint(self, group_id: GroupId) -> NodeId | None:
         return self.leader
 

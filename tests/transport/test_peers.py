@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from multiraft.config import Limits, NodeConfig
+from multiraft.gathered import Acks
 from multiraft.messages import CommitTo
-from multiraft.transport.frames import BULK, encode_message, hello_frame, messages_frame
+from multiraft.transport.frames import BULK, FrameDecoder, encode_message, hello_frame, messages_frame
 from multiraft.transport.hello import Hello, Refusal, encode_hello
 from multiraft.transport.peers import PeerTransport
 from multiraft.types import Identity
@@ -133,3 +134,14 @@ async def test_waits_double_up_to_two_seconds_and_half_of_them_is_chance(make_no
         waits = [node._backoff_s(failures) for _ in range(200)]
         assert longest / 2 <= min(waits) < 0.6 * longest
         assert 0.9 * longest < max(waits) <= longest
+
+
+@pytest.mark.parametrize(("version", "expected"), [(1, ["AppendAnswer", "AppendAnswer"]), (2, ["Acks"])])
+async def test_a_peer_of_an_earlier_version_is_sent_messages_of_one_group_each(
+    make_node: Make, greeting: Greeting, version: int, expected: list[str]
+) -> None:
+    node, _ = make_node()
+    outbound = node.outbound(greeting(version_max=version), Line())
+    assert node.send("b", [Acks([(16, 9, 2, 3, 1), (17, 8, 2, 3, 1)])], False)
+    messages, _ = FrameDecoder(1 << 20).decode(outbound.outbox.next_frame())
+    assert [type(message).__name__ for message in messages] == expected

@@ -26,6 +26,8 @@ from multiraft.shard.shard_map import ServiceShards, Shard
 CLIENTS: Final = 10_000
 _CLOSE_S: Final = 1.0
 _SHARDS_KNOWN: Final = 65_536
+_KNOWN_KEY_BYTES: Final = 128
+"""Of so many keys, up to this length, it is remembered which shard is theirs."""
 
 
 class RespServer:
@@ -110,9 +112,11 @@ class RespServer:
         if shard is None:
             if self._known is None:
                 raise _not_there()
-            if len(self._shard_of) >= _SHARDS_KNOWN:
-                self._shard_of = {}
-            shard = self._shard_of[key] = self._known.find(hash_tag(key))
+            shard = self._known.find(hash_tag(key))
+            if len(key) <= _KNOWN_KEY_BYTES:
+                if len(self._shard_of) >= _SHARDS_KNOWN:
+                    self._shard_of = {}
+                self._shard_of[key] = shard
         return shard
 
     def shards(self) -> tuple[Shard, ...]:

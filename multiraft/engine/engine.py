@@ -137,14 +137,10 @@ class Engine:
         self.transfers = Transfers(self, store, transport)
 
     def _settings_of_cores(self) -> CoreSettings:
-        limits = self.limits
+        most = self.limits
+        flight = (most.inflight_messages, most.inflight_bytes)
         return CoreSettings(
-            self._election_timeout_s,
-            limits.inflight_messages,
-            limits.inflight_bytes,
-            limits.batch_bytes,
-            limits.uncommitted_bytes,
-            self.snapshotting,
+            self._election_timeout_s, *flight, most.batch_bytes, most.uncommitted_bytes, self.snapshotting
         )
 
     # ------------------------------------------------------------------------------------------------- lifecycle

@@ -177,7 +177,8 @@ def measure_kill(cluster: ScaleCluster, in_flight: int, payload: int) -> dict[st
     began_s = time.monotonic()
     cluster.kill(victim)
     for place, name in enumerate(others):
-        cluster.say(name, op="reach", group_ids=lost[place :: len(others)], at_once=len(lost))
+        part = lost[place :: len(others)]
+        cluster.say(name, op="reach", group_ids=part, at_once=len(part), victim=victim)
     reached = [cluster.hear(name) for name in others]
     seconds = max(found["last_s"] for found in reached) - began_s
     after = cluster.ask_all(op="figures")

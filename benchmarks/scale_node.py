@@ -173,10 +173,10 @@ class ScaleNode:
         await asyncio.gather(*self._writers, return_exceptions=True)
         self._writers = []
 
-    async def reach(self, group_ids: list[GroupId], at_once: int) -> dict[str, float]:
+    async def reach(self, group_ids: list[GroupId], at_once: int, victim: str) -> dict[str, float]:
         """Write to each of these groups until it takes it; return when the last and the median one did.
 
-        led_s  when each of them, and all others, had a leader, as far as this node knows
+        led_s  when each of them had a leader that is not `victim`, as far as this node knows
         """
         waiting = iter(group_ids)
         accepted_s: list[float] = []
@@ -193,8 +193,9 @@ class ScaleNode:
                 accepted_s.append(time.monotonic())
 
         async def led() -> float:
-            await asyncio.sleep(1.0)  # the leaders are not known to be gone before an election timeout is over
-            await self.node.ready(timeout_s=60.0)
+            for group_id in group_ids:
+                while self.node.leader(group_id) in (None, victim):
+                    await asyncio.sleep(_PAUSE_S)
             return time.monotonic()
 
         looking = asyncio.ensure_future(led())

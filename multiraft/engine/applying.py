@@ -66,16 +66,17 @@ class Applying:
             if on_disk and engine.ondisk.waits(replica):
                 continue
             doing.begin(replica)
-            more = False
+            more = broke = False
             try:
                 more = replica.apply_slice(until_s)
                 if on_disk:
                     engine.ondisk.hand_out(replica)
             except Exception as problem:
+                broke = True
                 engine.broke(replica, problem)
             finally:
                 doing.replica = None
-            if replica.broken is not None:
+            if broke:
                 continue
             if more:
                 self.add(replica)

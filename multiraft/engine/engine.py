@@ -94,8 +94,7 @@ class Engine:
         self.counters["audit_repairs"] = 0
         self.store = store
         self.rng = rng
-        self.clocks = clocks
-        self.loop = loop
+        self.clocks, self.loop = clocks, loop
         self.observing = Observing(self, on_role, on_membership)
         self._look = self.observing.look
         self.turn: Callable[[], None] = self._turn
@@ -108,8 +107,7 @@ class Engine:
         self._deadlines: deque[Proposals] = deque()
         self._request_timeout_s = limits.request_timeout_ms / 1e3
         self._election_timeout_s = limits.election_timeout_ms / 1e3
-        self._beat_s = limits.beat_ms / 1e3
-        self.slow_command_s = limits.slow_command_ms / 1e3
+        self._beat_s, self.slow_command_s = limits.beat_ms / 1e3, limits.slow_command_ms / 1e3
         self._entry_bytes = limits.entry_bytes
         self.writer = LogWriter(
             store, limits.batch_bytes, limits.writes_in_flight, clocks, self._persisted, self._write_failed

@@ -146,15 +146,22 @@ class CeilingHost(Host):
 
 
 class PeerHost(Host):
-    """Three programs of ours over a peer's public API, which speak the line protocol of benchmarks/peers/driver."""
+    """Three programs of ours over a peer's public API, which speak the line protocol of benchmarks/peers/driver.
+
+    setting     which of its settings to use, for peers that have several
+    hands_over  whether it can hand leadership over; otherwise the node that leads takes the load
+    """
 
     gathers = True
     """Whether the first node is to lead every group; otherwise it is enough that each has a leader."""
 
-    def __init__(self, groups: int, command: Callable[[], Sequence[str]], setting: str = "") -> None:
+    def __init__(
+        self, groups: int, command: Callable[[], Sequence[str]], setting: str = "", hands_over: bool = True
+    ) -> None:
         super().__init__(groups)
         self._command = command
         self._setting = setting
+        self._hands_over = hands_over
         self._nodes: list[Process] = []
 
     def start(self) -> None:
@@ -171,10 +178,12 @@ class PeerHost(Host):
             self._nodes.append(Process([*command, json.dumps(wanted)], Path(self.directory) / f"{number}.log"))
         for node in self._nodes:
             node.hear()
-        if self.gathers:
+        if self.gathers and self._hands_over:
             gather_leaders(self._nodes, self.groups)
-        else:
-            await_leaders(self._nodes, self.groups)
+            return
+        await_leaders(self._nodes, self.groups)
+        if self.gathers:
+            self._nodes.sort(key=lambda node: -int(node.ask(op="led")["led"]))
 
     def stop(self) -> None:
         for node in self._nodes:
@@ -293,7 +302,7 @@ def _pysyncobj(setting: str) -> Callable[[int], Host]:
         python_module("pysyncobj", "PySyncObj")
         return [sys.executable, "-m", "benchmarks.peers.pysyncobj.node"]
 
-    return lambda groups: PeerHost(groups, command, setting)
+    return lambda groups: PeerHost(groups, command, setting, hands_over=False)
 
 
 @dataclass(frozen=True, slots=True)

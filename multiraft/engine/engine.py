@@ -92,8 +92,7 @@ class Engine:
         self.incoming = Incoming(self)
         self.counters = self.incoming.counters
         self.counters["audit_repairs"] = 0
-        self.store = store
-        self.rng = rng
+        self.store, self.rng = store, rng
         self.clocks, self.loop = clocks, loop
         self.observing = Observing(self, on_role, on_membership)
         self._look = self.observing.look
@@ -115,14 +114,7 @@ class Engine:
         self.snapshotting = Snapshotting(self)
         self.shelving = Shelving(self)
         self.ondisk = OnDisk(self)
-        self.core_settings = CoreSettings(
-            self._election_timeout_s,
-            limits.inflight_messages,
-            limits.inflight_bytes,
-            limits.batch_bytes,
-            limits.uncommitted_bytes,
-            self.snapshotting,
-        )
+        self.core_settings = self._settings_of_cores()
         self.pacing = Pacing(clocks, loop, self.wake)
         self.wheel, self.campaigning = Wheel(), Campaigning(self)
         self.outgoing = Outgoing(transport)
@@ -142,6 +134,13 @@ class Engine:
         self.leases = Leases(self, settings, loop)
         self.following = Following(self, transport, settings, loop)
         self.transfers = Transfers(self, store, transport)
+
+    def _settings_of_cores(self) -> CoreSettings:
+        most = self.limits
+        flight = (most.inflight_messages, most.inflight_bytes)
+        return CoreSettings(
+            self._election_timeout_s, *flight, most.batch_bytes, most.uncommitted_bytes, self.snapshotting
+        )
 
     # ------------------------------------------------------------------------------------------------- lifecycle
 

@@ -106,8 +106,7 @@ class Engine:
         self._deadlines: deque[Proposals] = deque()
         self._request_timeout_s = limits.request_timeout_ms / 1e3
         self._election_timeout_s = limits.election_timeout_ms / 1e3
-        self._beat_s = limits.beat_ms / 1e3
-        self.slow_command_s = limits.slow_command_ms / 1e3
+        self._beat_s, self.slow_command_s = limits.beat_ms / 1e3, limits.slow_command_ms / 1e3
         self._entry_bytes = limits.entry_bytes
         self.writer = LogWriter(
             store, limits.batch_bytes, limits.writes_in_flight, clocks, self._persisted, self._write_failed

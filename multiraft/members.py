@@ -73,14 +73,18 @@ class Members:
                 await self._next(view, _still(view, replica_id, node_id))
 
     async def remove(self, node_id: NodeId) -> Membership:
-        """Take the replica on `node_id` out of the group; return the membership without it."""
+        """Take the replica on `node_id` out of the group; return the membership without it.
+
+        Whoever adds another one there meanwhile has asked for that: it stays, and the two do not take turns for ever.
+        """
+        taken_out = NOBODY
         while True:
             view = await self._look()
-            members = view.in_effect
-            replica_id = members.replica_on(node_id)
-            if replica_id == NOBODY:
+            there = view.in_effect.replica_on(node_id)
+            if there == NOBODY or taken_out not in (NOBODY, there):
                 return await self._known(view)
-            await self._change_when_free(view, [Remove(replica_id)])
+            if await self._change_when_free(view, [Remove(there)]):
+                taken_out = there
 
     async def promote(self, node_id: NodeId) -> Membership:
         """Make the learner on `node_id` a voter, as soon as it has caught up."""
@@ -109,10 +113,13 @@ class Members:
         if old == new:
             return await self.renew(new)
         await self.add(new, voter=False)
+        taken_out = NOBODY
         while True:
             view = await self._look()
             members = view.in_effect
             old_id, new_id = members.replica_on(old), members.replica_on(new)
+            if taken_out not in (NOBODY, old_id):
+                old_id = NOBODY  # the one there was added meanwhile, by whoever wants it: see `remove`
             if old_id == NOBODY and new_id in members.voters:
                 return await self._known(view)
             if new_id == NOBODY:
@@ -120,7 +127,8 @@ class Members:
             changes: list[Change] = [Promote(new_id)] if new_id in members.learners else []
             if old_id != NOBODY:
                 changes.append(Remove(old_id))
-            await self._change_when_free(view, changes, _still(view, new_id, new))
+            if await self._change_when_free(view, changes, _still(view, new_id, new)):
+                taken_out = old_id
 
     async def transfer(self, to: NodeId) -> NodeId:
         """Have the voter on node `to` lead the group; return the node that led it before."""
@@ -197,19 +205,21 @@ class Members:
         node_id = view.in_effect.nodes[replica_id]
         await self._change_when_free(view, [Promote(replica_id)], _still(view, replica_id, node_id))
 
-    async def _change_when_free(self, view: MembershipView, changes: Sequence[Change], waiting_for: str = "") -> None:
+    async def _change_when_free(self, view: MembershipView, changes: Sequence[Change], waiting_for: str = "") -> bool:
         if view.in_effect.joint or view.latest.index != view.in_effect.index:
             await self._next(view, f"a membership change of index {view.latest.index} is under way")
-        else:
-            await self._change(view.in_effect, changes, waiting_for)
+            return False
+        return await self._change(view.in_effect, changes, waiting_for)
 
-    async def _change(self, members: Membership, changes: Sequence[Change], waiting_for: str = "") -> None:
-        """Ask for one change of `members`; whatever comes of it is seen by looking again.
+    async def _change(self, members: Membership, changes: Sequence[Change], waiting_for: str = "") -> bool:
+        """Ask for one change of `members`; return whether it was done, as far as is known. The next look shows it.
 
         waiting_for  what it waits for where it is put off; empty: whatever it was put off with
         """
-        if not await self._asked("change", encode_change(changes, members.index), waiting_for):
+        done = await self._asked("change", encode_change(changes, members.index), waiting_for)
+        if not done:
             await asyncio.sleep(_AGAIN_S)
+        return done
 
     async def _asked(self, kind: str, body: bytes, waiting_for: str = "") -> bool:
         """Ask the leader for something that a later look will show; return whether it was done, as far as is known.

@@ -106,6 +106,7 @@ def call(*parts: object) -> bytes:
 KNOWN = [call("add", "nail"), call("add", "nail", 2), call("remove", "nail"), b"no call"]
 
 
+@pytest.mark.pure_only
 @pytest.mark.parametrize("kind", [COMMANDS, SESSION])
 @pytest.mark.parametrize(
     "wrong", [call("add", "nail", 2, 3), call("lose", "nail"), call("remove", "n", "m"), b"x" * 41]

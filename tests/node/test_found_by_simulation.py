@@ -112,3 +112,31 @@ def test_who_was_removed_asks_though_a_leader_sent_it_entries_without_claiming_t
         await cluster.until(lambda: GROUP not in there.replicas, timeout_s=20.0)
 
     play(scenario)
+
+
+@pytest.mark.parametrize("kind", ["remove", "replace"])
+def test_who_takes_a_replica_out_and_who_wants_one_there_do_not_take_turns_for_ever(play: Play, kind: str) -> None:
+    """Each undid at once what the other had done, as fast as the disks allowed, until their time was up."""
+
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        leader = await ledgers.leader()
+        group = cluster.nodes[leader].group(GROUP)
+        for name in cluster.names:  # whoever votes alone commits at once
+            if name != leader:
+                await group.remove(name)
+        node = next(name for name in cluster.names if name != leader)
+        engine = cluster.nodes[leader]._here().engine
+        told = engine.outgoing.consensus
+        engine.outgoing.consensus = lambda node_id, message: None  # who joins does not catch up
+        for one, two in permutations(cluster.names, 2):
+            cluster.network.delay(one, two, 0.02)
+        adding = cluster.on(leader, group.add(node, timeout_s=10.0))
+        await cluster.until(lambda: len(group.membership().learners) == 1)
+        far, before = cluster.nodes[node].group(GROUP), group.membership().index
+        await (far.remove(node) if kind == "remove" else far.replace(node, leader))
+        assert group.membership().index - before < 10
+        engine.outgoing.consensus = told
+        await adding
+
+    play(scenario)

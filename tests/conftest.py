@@ -6,8 +6,10 @@ Rules of this file: only what all tests need; what one folder shares stands in t
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -75,6 +77,17 @@ def _fixtures(item: pytest.Item) -> Sequence[str]:
 @pytest.fixture
 def pure_build() -> None:
     """For fixtures that replace code: tests that use them are as if marked `pure_only`."""
+
+
+@pytest.fixture(autouse=True)
+def the_process_is_set_up_as_before() -> Iterator[None]:
+    """A node may set its whole process up (`tune_gc`): the next test begins without that."""
+    before = gc.get_threshold(), sys.getswitchinterval()
+    yield
+    if before != (gc.get_threshold(), sys.getswitchinterval()):
+        gc.unfreeze()
+        gc.set_threshold(*before[0])
+        sys.setswitchinterval(before[1])
 
 
 @pytest.fixture(autouse=True)

@@ -43,6 +43,7 @@ class Leader:
         self.latest = self.members
         self.asked: list[list[Any]] = []
         self.looks = 0
+        self.unknown_until = 0  # so many looks find that too few know of the membership yet
         self.behind: dict[int, int | None] = {}
         self.hold = False
         self.errors: dict[str, list[MultiRaftError]] = {"change": [], "membership": [], "transfer": []}
@@ -87,7 +88,8 @@ class Leader:
         if known is not None and self.members.index <= known:
             await asyncio.sleep(wait_s)
         behind = sorted(self.behind.items())
-        view = [pack_membership(self.members), pack_membership(self.latest), behind, self.leader, self.heir]
+        known = self.looks > self.unknown_until
+        view = [pack_membership(self.members), pack_membership(self.latest), behind, self.leader, self.heir, known]
         return bytes(msgpack.packb(view))
 
     def make(self, membership: Membership) -> None:
@@ -204,6 +206,26 @@ def test_a_replica_is_removed_by_one_change() -> None:
     async def scenario(leader: Leader, members: Members) -> None:
         assert "b" not in (await members.remove("b")).nodes.values()
         await members.remove("b")  # it is so already
+
+    assert play(scenario).asked == [[("Remove", 2)]]
+
+
+def test_a_removal_is_done_though_another_replica_was_added_there_at_once() -> None:
+    async def scenario(leader: Leader, members: Members) -> None:
+        def added() -> None:
+            leader.make(changed(leader.members, leader.members.index + 1, [AddLearner("b")]))
+
+        leader.later(0.0025, added)  # when it was removed, and before the next look
+        assert (await members.remove("b")).replica_on("b") == 4
+
+    assert play(scenario).asked == [[("Remove", 2)]]
+
+
+def test_a_change_is_done_when_a_majority_knows_of_it() -> None:
+    async def scenario(leader: Leader, members: Members) -> None:
+        leader.unknown_until = 5
+        await members.remove("b")
+        assert leader.looks == 6
 
     assert play(scenario).asked == [[("Remove", 2)]]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,16 +12,6 @@ import pytest
 from examples.counters import free_addresses
 from multiraft import ConfigError, Node, NodeConfig
 from multiraft.tuning import SWITCH_INTERVAL_S, event_loop, loop_kind, tuned
-
-
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    """These settings are the whole process's."""
-    thresholds, interval_s = gc.get_threshold(), sys.getswitchinterval()
-    yield
-    gc.unfreeze()
-    gc.set_threshold(*thresholds)
-    sys.setswitchinterval(interval_s)
 
 
 @pytest.mark.parametrize("wanted", [True, False, None])

@@ -11,7 +11,8 @@ from typing import Final
 EXPLAINED: Final[dict[str, str]] = {
     "election Elections._become_leader: [self._timer_due = False => pass]": "read only when a deadline has passed; the "
     "leader's is at infinity, and whatever sets another one sets this as well",
-    "replication Replication._held: held.append([0 => 1] if peer is None or peer.state is LOST else peer.match)": "the "
+    "replication Replication._held: return majority_index( [[0 => 1] if (peer := find(voter)) is None or peer.state is LOST "
+    "else peer.match for voter in voters] )": "the "
     "entry at 1 is the founding, which is committed already; what is compared lies above it",
     "replication Replication._round_of: rounds.append(-1 if [peer is None => dropped] or peer.state is LOST else "
     "peer.acked_round)": "a leader has progress of every member: both change together",

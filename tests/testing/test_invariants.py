@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from multiraft.engine.campaigning import Campaigning
 from multiraft.engine.liveness import Liveness
 from multiraft.engine.replica import Replica
 from multiraft.engine.sessions import SessionTable
@@ -92,8 +93,14 @@ def nobody_campaigns(patch: pytest.MonkeyPatch) -> None:
 
 
 def everybody_is_busy(patch: pytest.MonkeyPatch) -> None:
-    """A deadline that has passed is never taken away: the engine turns and turns."""
-    patch.setattr(Raft, "campaign", lambda self, now, forced=False: None)
+    """Whoever judges the deadlines always sees something left to do: the engine turns and turns."""
+    judge = Campaigning.judge
+
+    def again(self: Campaigning, now: float) -> None:
+        judge(self, now)
+        self._engine.wake()
+
+    patch.setattr(Campaigning, "judge", again)
 
 
 def applies_twice(patch: pytest.MonkeyPatch) -> None:

@@ -105,10 +105,7 @@ PERSISTING: Final = (
         RAFT,
         "committed = log.stable if log.stable < commit else commit",
         "committed = commit",
-        (
-            f"{COMMIT}::test_only_what_is_on_the_own_disk_is_applied",
-            "tests/node/test_crashes.py::test_the_leader_answers_only_what_its_own_disk_has",
-        ),
+        (f"{COMMIT}::test_only_what_is_on_the_own_disk_is_applied",),
         also=(
             (
                 "(self.commit <= self._shown_committed or self.log.stable <= self._shown_committed)",

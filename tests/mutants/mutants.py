@@ -20,6 +20,7 @@ from tests.mutants.ondisk_mutants import ONDISK_MUTANTS
 from tests.mutants.reads_mutants import READS_MUTANTS
 from tests.mutants.saving_mutants import SAVING_MUTANTS
 from tests.mutants.sessions_mutants import SESSIONS_MUTANTS
+from tests.mutants.short_way_mutants import SHORT_WAY_MUTANTS
 from tests.mutants.snapshot_mutants import SNAPSHOT_MUTANTS
 from tests.mutants.storage_mutants import STORAGE_MUTANTS
 from tests.mutants.stores_mutants import STORES_MUTANTS
@@ -29,6 +30,7 @@ MUTANTS: Final = (
     *STORAGE_MUTANTS,
     *CORE_MUTANTS,
     *CORE_RULES_MUTANTS,
+    *SHORT_WAY_MUTANTS,
     *LIVENESS_MUTANTS,
     *ENGINE_MUTANTS,
     *MEMBERSHIP_MUTANTS,

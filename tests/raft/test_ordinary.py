@@ -254,3 +254,53 @@ def test_a_change_of_the_membership_never_takes_a_short_way(replica: Callable[..
     follower.ready()
     record = encode_record(GROUP, 3, 1, 1, kind, 0, [b"x"])
     assert follower.append_in_order(record, 2, 2, 2, 1, 0.0) == (kind == COMMANDS)
+
+
+@pytest.fixture
+def leader(cluster: Callable[..., Any]) -> Raft:
+    """A leader of three whose followers have everything, and which has nothing to say."""
+    made = cluster()
+    made.elect(1)
+    made.propose(1, b"x")
+    core: Raft = made.core(1)
+    assert core.ready() is None
+    return core
+
+
+def test_an_acknowledgement_counts_in_its_own_term_and_from_a_member_alone(leader: Raft) -> None:
+    assert leader.append_own([b"y"], COMMANDS, 0) is not None
+    before = fields(leader)
+    last, now = leader.last_index, leader.term
+    for sender, term, index in (
+        (2, now - 1, last),
+        (2, now + 1, last),
+        (9, now, last),
+        (1, now, last),
+        (2, now, last + 1),
+    ):
+        assert leader.acknowledged(sender, term, index, 0.0) == NOT_ORDINARY
+        assert fields(leader) == before
+    assert leader.acknowledged(2, now, last, 0.0) != NOT_ORDINARY
+
+
+def test_whoever_lags_or_is_about_to_lead_keeps_a_leader_from_the_short_way(leader: Raft) -> None:
+    peer = leader.progress[2]
+    peer.next -= 1
+    assert leader.append_own([b"y"], COMMANDS, 0) is None
+    peer.next += 1
+    leader.transfer_leadership(2)
+    leader.ready()
+    assert leader.append_own([b"y"], COMMANDS, 0) is None
+
+
+def test_only_what_the_leader_of_the_term_has_sent_takes_the_short_way(replica: Callable[..., Any]) -> None:
+    follower = replica(terms=[1]).core
+    assert follower.follow(2, 1, 0.0)
+    follower.ready()
+    record = encode_record(GROUP, 3, 1, 1, COMMANDS, 0, [b"x"])
+    other = encode_record(GROUP, 3, 1, 0, COMMANDS, 0, [b"x"])
+    before = fields(follower)
+    for what, prev, sender, term in ((record, 2, 3, 1), (record, 2, 2, 2), (record, 1, 2, 1), (other, 2, 2, 1)):
+        assert not follower.append_in_order(what, prev, 2, sender, term, 0.0)
+        assert fields(follower) == before
+    assert follower.append_in_order(record, 2, 2, 2, 1, 0.0)

@@ -14,6 +14,14 @@ from multiraft import ConfigError, Node, NodeConfig
 from multiraft.tuning import SWITCH_INTERVAL_S, event_loop, loop_kind, tuned
 
 
+@pytest.fixture(autouse=True)
+def an_ordinary_process() -> None:
+    """As Python sets it up, whatever a node that runs for a whole module has made of it."""
+    gc.unfreeze()
+    gc.set_threshold(700, 10, 10)
+    sys.setswitchinterval(0.005)
+
+
 @pytest.mark.parametrize("wanted", [True, False, None])
 async def test_a_node_sets_its_process_up_where_it_is_told_to(wanted: bool | None, tmp_path: Path) -> None:
     [address] = free_addresses(1)

@@ -45,6 +45,7 @@ class BytesService:
         session  True: numbered by this node, and applied once however often it must be sent; a Numbered: by the
                  program; False: sent once, and nothing is kept of it
         """
+        _only_bytes(key=key, command=command)
         return await self._caller().propose(key, command, timeout_s, session)
 
     async def propose_many(
@@ -55,8 +56,9 @@ class BytesService:
         Those of one shard are queued together; otherwise as `Group.propose_many`, whose rules hold in each shard.
         """
         pairs = list(commands)
-        if any(type(key) is not bytes or type(command) is not bytes for key, command in pairs):
-            raise InvalidRequest("propose_many: every key and every command must be bytes")
+        for key, command in pairs:
+            if type(key) is not bytes or type(command) is not bytes:
+                _only_bytes(key=key, command=command)
         keys = [key for key, _ in pairs]
         return await self._caller().propose_many(keys, [command for _, command in pairs], timeout_s, session)
 
@@ -64,6 +66,7 @@ class BytesService:
         self, key: bytes, query: bytes, timeout_s: float | None = None, *, lease: bool = False, local: bool = False
     ) -> bytes:
         """Ask the shard of `key`, linearizably. Options and errors are those of `Group.read`."""
+        _only_bytes(key=key, query=query)
         if lease or local:
             return (await self._caller().read_as(key, query, Consistency(lease, local), timeout_s))[0]
         return await self._caller().read(key, query, timeout_s)
@@ -72,6 +75,7 @@ class BytesService:
         self, key: bytes, query: bytes, stale_ms: int, timeout_s: float | None = None
     ) -> tuple[bytes, float]:
         """Ask the shard of `key`; return the answer and its age in milliseconds. Otherwise as `Group.read_stale`."""
+        _only_bytes(key=key, query=query)
         return await self._caller().read_as(key, query, Consistency(stale_ms=stale_ms), timeout_s)
 
     def _caller(self) -> ServiceCaller:
@@ -79,6 +83,12 @@ class BytesService:
         if caller is None:
             raise self._binding.unavailable()
         return caller
+
+
+def _only_bytes(**given: object) -> None:
+    for what, value in given.items():
+        if type(value) is not bytes:
+            raise InvalidRequest(f"the {what} must be bytes, not {type(value).__name__}")
 
 
 class Services:

@@ -11,7 +11,7 @@ from typing import Any
 
 from multiraft.config import Limits
 from multiraft.consistency import Consistency
-from multiraft.errors import InvalidRequest, MultiRaftError, NotReady, WrongShard
+from multiraft.errors import InvalidRequest, MultiRaftError, WrongShard
 from multiraft.group import CallKind
 from multiraft.outcome import Outcome
 from multiraft.sessions import Numbered
@@ -35,12 +35,8 @@ class ServiceRoute:
 
     def check_version(self, version: int) -> None:
         service = self._router.map.services.get(self.name)
-        if service is not None and service.version < version:
-            behind = ", ".join(service.behind(version)) or "another node"
-            raise NotReady(
-                f"service {self.name!r} is used at version {service.version} so far, and this command came with "
-                f"version {version}: start a later release of the program on {behind}"
-            )
+        if service is not None:
+            service.check_version(self.name, version)
 
     def propose(
         self, key: bytes, command: bytes, timeout_s: float | None, session: bool | Numbered = True

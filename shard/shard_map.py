@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from multiraft.errors import InvariantViolation, WireError, invariant
+from multiraft.errors import InvariantViolation, NotReady, WireError, invariant
 from multiraft.shard.partition import Mode, routing_key
 from multiraft.types import U64_MAX, GroupId, NodeId
 
@@ -79,6 +79,15 @@ class ServiceShards:
     def behind(self, version: int) -> list[NodeId]:
         """Return the nodes whose class does not know commands of `version`."""
         return [node_id for node_id, known in self.versions if known < version]
+
+    def check_version(self, name: str, version: int) -> None:
+        """Raise NotReady where a command came with `version` of the class, and the service called `name` is behind."""
+        if self.version < version:
+            behind = ", ".join(self.behind(version)) or "another node"
+            raise NotReady(
+                f"service {name!r} is used at version {self.version} so far, and this command came with "
+                f"version {version}: start a later release of the program on {behind}"
+            )
 
     def by_id(self, shard_id: int) -> Shard | None:
         """Return the shard of that id; None if the service does not have it (any more)."""

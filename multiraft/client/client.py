@@ -231,8 +231,8 @@ class Client:
         core, loop = self.core, self._loop
         if loop is None:
             raise NotRunning("the client is not started; use `async with`")
-        if len(body) > self._most_bytes:
-            raise self._too_large(body)
+        if type(body) is not bytes or type(key) is not bytes or len(body) > self._most_bytes:
+            raise self._refusal(body, key)
         future: Future[bytes] = loop.create_future()
         deadline = loop.time() + (self.timeout_s if timeout_s is None else timeout_s)
         call = new_call(kind, body, deadline, argument=argument, numbers=numbers, again=again, future=future)
@@ -246,7 +246,7 @@ class Client:
         """Have a command applied, once, and `done` called with its result or error: for programs that count in us.
 
         Nothing waits and no future is made; `done` runs between two frames and must return quickly. Raises
-        Overloaded (as many calls are under way as are allowed), InvalidRequest (too large), NotRunning.
+        Overloaded (as many calls are under way as are allowed), InvalidRequest (too large, no bytes), NotRunning.
         """
         self._submit(new_call(0, command, self._until(timeout_s), numbers=True, done=done), service, key)
 
@@ -266,15 +266,18 @@ class Client:
         self._submit(new_call(kind, query, self._until(timeout_s), argument=argument, done=told), service, key)
 
     def _submit(self, call: Call, service: str, key: bytes) -> None:
-        if len(call.body) > self._most_bytes:
-            raise self._too_large(call.body)
+        if type(call.body) is not bytes or type(key) is not bytes or len(call.body) > self._most_bytes:
+            raise self._refusal(call.body, key)
         self.core.submit(call, service, key)
 
     def _until(self, timeout_s: float | None) -> float:
         return self.core.clock() + (self.timeout_s if timeout_s is None else timeout_s)
 
-    def _too_large(self, body: bytes) -> MultiRaftError:
+    def _refusal(self, body: bytes, key: bytes) -> MultiRaftError:
         most = self.bounds.entry_bytes  # which raises where the client is not started
+        for given in (key, body):
+            if type(given) is not bytes:
+                return InvalidRequest(f"keys and bodies of calls must be bytes, not {type(given).__name__}")
         return InvalidRequest(f"a call of {len(body)} bytes; the nodes take entry_bytes = {most} at most")
 
     async def _when_there_is_room(self, call: Call, future: Future[bytes], where: str | GroupId, key: bytes) -> bytes:
@@ -283,8 +286,8 @@ class Client:
 
     async def submit(self, call: Call, where: str | GroupId, key: bytes) -> None:
         """Begin a call; one beyond the bounds waits for room. Raises DeadlineExceeded, InvalidRequest, NotRunning."""
-        if len(call.body) > self._most_bytes:
-            raise self._too_large(call.body)
+        if type(call.body) is not bytes or type(key) is not bytes or len(call.body) > self._most_bytes:
+            raise self._refusal(call.body, key)
         while True:
             try:
                 self.core.submit(call, where, key)

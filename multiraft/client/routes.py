@@ -48,12 +48,8 @@ class ClientRoute:
 
     def check_version(self, version: int) -> None:
         service = self._client.core.atlas.services.get(self.name)
-        if service is not None and service.version < version:
-            behind = ", ".join(service.behind(version)) or "another node"
-            raise NotReady(
-                f"service {self.name!r} is used at version {service.version} so far, and this command came with "
-                f"version {version}: start a later release of the program on {behind}"
-            )
+        if service is not None:
+            service.check_version(self.name, version)
 
     def propose(
         self, key: bytes, command: bytes, timeout_s: float | None, session: bool | Numbered = True

@@ -93,10 +93,12 @@ def queue_many(
 
 
 def check_entry(replica: Replica, entry: bytes, kind: int, limit_bytes: int) -> None:
-    """Raise InvalidRequest for a command over `limit_bytes`, or one that the machine's class does not know.
+    """Raise InvalidRequest for what is not bytes, is over `limit_bytes`, or is not known to the machine's class.
 
-    Such a one would halt every replica that applies it. On the hot path.
+    The first could be decoded by no replica, and the last would halt every one that applies it. On the hot path.
     """
+    if type(entry) is not bytes:
+        raise InvalidRequest(f"group {replica.group_id}: the command must be bytes, not {type(entry).__name__}")
     if len(entry) > limit_bytes and (kind != SESSION or len(entry) > limit_bytes + HEAD.size):
         command_bytes = len(entry) - (HEAD.size if kind == SESSION else 0)
         raise InvalidRequest(f"a command of {command_bytes} bytes; entry_bytes allows {limit_bytes}")

@@ -136,6 +136,10 @@ async def test_a_service_is_used_as_in_process(cluster: Cluster) -> None:
             await counters.add(7)  # type: ignore[arg-type]
         with pytest.raises(InvalidRequest, match="entry_bytes"):
             await client.bytes_service("echo").propose(b"k", b"x" * 100_101)
+        with pytest.raises(InvalidRequest, match="must be bytes, not str"):
+            client.send("echo", b"k", "text", print)  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequest, match="must be bytes, not str"):
+            client.ask("echo", "k", b"text", print)  # type: ignore[arg-type]
         assert client.counts["registered"] == 4
         # One URL was enough to find everybody who leads.
         assert set(client.core.links) >= {cluster.leader(group_id) for group_id in cluster.groups()}

@@ -13,7 +13,17 @@ ENGINE_TESTS: Final = "tests/engine/test_many.py"
 ROUTER_TESTS: Final = "tests/shard/test_many.py"
 SESSION_TESTS: Final = "tests/shard/test_session_by_key.py"
 
+NODE_TESTS: Final = "tests/node/test_many_commands.py"
+
 MANY_MUTANTS: Final = (
+    Mutant(
+        "anything-is-proposed",
+        "what is not bytes reaches no log: no replica could decode it",
+        "multiraft/engine/proposing.py",
+        "    if type(entry) is not bytes:",
+        "    if False:",
+        (f"{NODE_TESTS}::test_what_is_not_bytes_is_refused_and_the_group_goes_on",),
+    ),
     Mutant(
         "many-judged-together",
         "whether a command may be sent again is judged for each by itself",

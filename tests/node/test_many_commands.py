@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -94,6 +94,31 @@ def test_past_the_bound_of_the_node_none_of_it_is_taken(play: Play) -> None:
         await all_kept(ledgers, [b"y"])
 
     play(scenario, limits=Limits(pending_bytes=65_536, entry_bytes=32_768, key_bytes=1024))
+
+
+@pytest.mark.parametrize("wrong", ["text", 5, None, bytearray(b"x"), memoryview(b"x")])
+def test_what_is_not_bytes_is_refused_and_the_group_goes_on(play: Play, wrong: Any) -> None:
+    """Such a command got as far as the log, where no replica could decode it: the group was lost."""
+
+    async def scenario(ledgers: Any) -> None:
+        leader = await ledgers.leader()
+        node, service = ledgers.cluster.nodes[leader], ledgers.services[leader]
+        calls: list[Callable[[], Awaitable[Any]]] = [
+            lambda: service.propose(b"k", wrong),
+            lambda: service.propose(b"k", wrong, session=False),
+            lambda: service.propose(wrong, b"x"),
+            lambda: service.read(b"k", wrong),
+            lambda: service.read(b"k", wrong, local=True),
+            lambda: service.read_stale(b"k", wrong, 1_000),
+            lambda: node._here().engine.propose(GROUP, wrong),
+        ]
+        for call in calls:
+            with pytest.raises(InvalidRequest, match="must be bytes, not"):
+                await call()
+        assert await service.propose(b"k", b"x", session=False) == b"1"
+        await all_kept(ledgers, [b"x"])
+
+    play(scenario)
 
 
 def test_numbered_ones_are_applied_once_when_their_leader_dies(play: Play) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -20,11 +21,8 @@ WARM_UP_S: Final = 0.7
 APPLYING_PATIENCE_S: Final = 20.0
 
 
-class Host:
-    """A started system; a context manager. Subclasses say how to start it, and how to ask."""
-
-    asked = 0
-    """Which of `pids` runs the clients, and measures its own CPU time while they run."""
+class Host(ABC):
+    """A system that is measured; a context manager."""
 
     def __init__(self, groups: int) -> None:
         self.groups = groups
@@ -43,36 +41,50 @@ class Host:
     ) -> None:
         self.close()
 
+    @abstractmethod
     def start(self) -> None:
         """Start all processes and have the first lead every group. Raises Missing when it cannot be measured here."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stop(self) -> None:
         """End all processes."""
-        raise NotImplementedError
 
     def close(self) -> None:
         self.stop()
         shutil.rmtree(self.directory, ignore_errors=True)
 
+    @abstractmethod
+    def measure(self, system: str, case: Case, seconds: float) -> Figure:
+        """Warm up, measure, and return the figure."""
+
+    @abstractmethod
+    def check_alike(self) -> None:
+        """Wait until every replica has applied the same. Raises RuntimeError when they do not."""
+
+
+class StandingHost(Host):
+    """One whose processes stay up between measurements. Subclasses say how to start them, and how to ask."""
+
+    asked = 0
+    """Which of `pids` runs the clients, and measures its own CPU time while they run."""
+
+    @abstractmethod
     def load(self, system: str, case: Case, seconds: float) -> dict[str, Any]:
         """Keep the case's calls under way for so many seconds; return count, rate and percentiles."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pids(self) -> list[int]:
         """All processes, the one that leads first."""
-        raise NotImplementedError
 
     def counts(self) -> dict[str, Any]:
         """What the leader counts itself: `syncs`, `turns`; whichever it has."""
         return {}
 
+    @abstractmethod
     def applied(self) -> list[int]:
         """How many commands each replica has applied."""
-        raise NotImplementedError
 
     def measure(self, system: str, case: Case, seconds: float) -> Figure:
-        """Warm up, measure, and return the figure."""
         self.load(system, case, WARM_UP_S)
         counts, cpu, flushes = self.counts(), self._cpu(), disk_flushes(self.directory)
         found = self.load(system, case, seconds)
@@ -91,7 +103,6 @@ class Host:
         return figure_from(system, case, found, **more)
 
     def check_alike(self) -> None:
-        """Wait until every replica has applied the same. Raises RuntimeError when they do not."""
         deadline_s = time.monotonic() + APPLYING_PATIENCE_S
         while len(set(applied := self.applied())) > 1:
             if time.monotonic() > deadline_s:

@@ -10,20 +10,19 @@ import time
 from typing import Any, Final
 
 from benchmarks.building import Missing
-from benchmarks.hosting import Host
+from benchmarks.hosting import StandingHost
 from benchmarks.nodes import cpu_s
-from benchmarks.systems import HOSTS, OwnHost, PeerHost
+from benchmarks.systems import OwnHost, go_peer
 
 SETTLE_S: Final = 3.0
 COUNTS: Final = {"multiraft": (100, 1000, 10_000), "hashicorp": (100, 300), "dragonboat": (100, 300)}
 
 
-def _idle_host(name: str, groups: int) -> Host:
+def _idle_host(name: str, groups: int) -> StandingHost:
     if name == "multiraft":
         return OwnHost(groups, typed=False)
-    host = HOSTS[name].start(groups)
-    if isinstance(host, PeerHost):
-        host.gathers = False
+    host = go_peer(name)(groups)
+    host.gathers = False
     return host
 
 

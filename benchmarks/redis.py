@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from benchmarks.building import Missing, installed_program
 from benchmarks.figures import Case
-from benchmarks.hosting import Host
+from benchmarks.hosting import StandingHost
 from benchmarks.nodes import free_ranges
 
 CLIENTS: Final = 50
@@ -44,7 +44,7 @@ def parse_line(text: str) -> dict[str, float]:
     return {name: float(value) for name, value in rows[0].items() if name != "test"}
 
 
-class BenchmarkedByRedis(Host):
+class BenchmarkedByRedis(StandingHost):
     """A server that speaks RESP on a port of this machine."""
 
     port = 0

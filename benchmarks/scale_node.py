@@ -10,13 +10,13 @@ nodes would be charged for.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import resource
-import sys
 import time
+from contextlib import aclosing
 from typing import Any, Final
 
+from benchmarks.obeying import orders, run_process, say
 from multiraft.config import Limits, NodeConfig
 from multiraft.errors import MultiRaftError
 from multiraft.node import Node
@@ -273,36 +273,17 @@ async def _obey(worker: ScaleNode, op: str, wanted: dict[str, Any]) -> object:
 
 async def serve(options: dict[str, Any]) -> None:
     """Run the node and obey stdin until it ends."""
-    loop = asyncio.get_running_loop()
     worker = ScaleNode(options)
-    lines: asyncio.Queue[str] = asyncio.Queue()
-    loop.add_reader(sys.stdin.fileno(), lambda: lines.put_nowait(sys.stdin.readline()))
-
-    def say(answer: object) -> None:
-        print(json.dumps(answer), flush=True)
-
     tune_process()  # a start makes millions of objects, and nearly all of them stay
     bare = memory_bytes()
     if options.get("lag", True):
         worker.lag.begin()
-    async with worker.node:
+    async with worker.node, aclosing(orders()) as wanted_orders:
         say({"event": "started", "pid": os.getpid(), "bare": bare})
-        while line := await lines.get():
-            wanted = json.loads(line)
-            say(await _obey(worker, wanted.pop("op"), wanted))
+        async for op, wanted in wanted_orders:
+            say(await _obey(worker, op, wanted))
     worker.lag.end()
-    loop.remove_reader(sys.stdin.fileno())
-
-
-def main() -> None:
-    options = json.loads(sys.argv[1])
-    if options.get("loop", "uvloop") == "uvloop":
-        import uvloop
-
-        uvloop.run(serve(options))
-    else:
-        asyncio.run(serve(options))
 
 
 if __name__ == "__main__":
-    main()
+    run_process(serve)

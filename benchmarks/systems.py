@@ -26,7 +26,7 @@ from benchmarks.building import compiled_worker, go_program, installed_program, 
 from benchmarks.ceiling import CeilingOptions, run_ceiling
 from benchmarks.cluster import NODES, Cluster
 from benchmarks.figures import Case, Figure
-from benchmarks.hosting import Host
+from benchmarks.hosting import Host, StandingHost
 from benchmarks.nodes import Process, disk_flushes, free_ranges
 from benchmarks.redis import KvHost, RedisHost
 
@@ -34,7 +34,7 @@ PAYLOAD_BYTES: Final = 128
 _LEADING_PATIENCE_S: Final = 30.0
 
 
-class OwnHost(Host):
+class OwnHost(StandingHost):
     """Our own nodes: `bytes` is `Group.propose`, `command` a `@command` with its session; reads are linearizable."""
 
     def __init__(self, groups: int, command: Callable[[], Sequence[str]] | None = None, **options: Any) -> None:
@@ -145,7 +145,7 @@ class CeilingHost(Host):
         """Each measurement has checked it."""
 
 
-class PeerHost(Host):
+class PeerHost(StandingHost):
     """Three programs of ours over a peer's public API, which speak the line protocol of benchmarks/peers/driver.
 
     setting     which of its settings to use, for peers that have several
@@ -226,7 +226,7 @@ def await_leaders(nodes: Sequence[Process], groups: int) -> None:
         time.sleep(0.1)
 
 
-class EtcdHost(Host):
+class EtcdHost(StandingHost):
     """Three etcd servers and a client process of ours."""
 
     asked = 3
@@ -313,7 +313,8 @@ class Kind:
     systems: Mapping[str, str]
 
 
-def _peer(name: str) -> Callable[[int], Host]:
+def go_peer(name: str) -> Callable[[int], PeerHost]:
+    """Return what makes the host of a peer's Go program."""
     return lambda groups: PeerHost(groups, lambda: [go_program(name)])
 
 
@@ -345,14 +346,14 @@ HOSTS: Final[dict[str, Kind]] = {
         {"remote": "multiraft.client in its own process, one connection per node, callbacks; sessions: exactly once"},
     ),
     "hashicorp": Kind(
-        _peer("hashicorp"),
+        go_peer("hashicorp"),
         {
             "hashicorp": "raft 1.7.3, raft-boltdb 2.3.1: BatchApplyCh, BatchingFSM, MaxAppendEntries 1024, log cache "
             "512; bolt syncs twice per transaction, one file per group; reads: VerifyLeader"
         },
     ),
     "dragonboat": Kind(
-        _peer("dragonboat"),
+        go_peer("dragonboat"),
         {"dragonboat": "v4 (July 2025), its default store (Pebble, 16 shards), concurrent machines, NoOP sessions"},
     ),
     "etcd": Kind(

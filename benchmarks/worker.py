@@ -9,18 +9,17 @@ Rules of this file: what is measured is what users call: `Group.propose` and a `
 from __future__ import annotations
 
 import asyncio
-import json
 import resource
 import struct
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Any
 
 import msgpack
 
 from benchmarks.figures import latency_buckets, latency_figures
+from benchmarks.obeying import orders, run_process, say
 from multiraft.admin.api import serve_admin
 from multiraft.config import Limits, NodeConfig
 from multiraft.errors import NotReady
@@ -224,14 +223,7 @@ class Worker:
 
 async def serve(options: dict[str, Any]) -> None:
     """Run the node and obey stdin until it ends."""
-    loop = asyncio.get_running_loop()
     worker = Worker(options)
-    lines: asyncio.Queue[str] = asyncio.Queue()
-    loop.add_reader(sys.stdin.fileno(), lambda: lines.put_nowait(sys.stdin.readline()))
-
-    def say(answer: object) -> None:
-        print(json.dumps(answer), flush=True)
-
     async with worker.node, AsyncExitStack() as stack:
         if "serve" in options:  # remote clients, beside the admin API
             await stack.enter_async_context(serve_admin(worker.node, options["serve"][options["node_id"]]))
@@ -239,9 +231,7 @@ async def serve(options: dict[str, Any]) -> None:
         if options.get("gc", "freeze") == "freeze":
             tune_process()
         say({"event": "ready"})
-        while line := await lines.get():
-            wanted = json.loads(line)
-            op = wanted.pop("op")
+        async for op, wanted in await stack.enter_async_context(aclosing(orders())):
             if op == "load":
                 say(await worker.load(**wanted))
             elif op == "gather":
@@ -252,18 +242,7 @@ async def serve(options: dict[str, Any]) -> None:
                 say(worker.counts())
             elif op == "stop":
                 break
-    loop.remove_reader(sys.stdin.fileno())
-
-
-def main() -> None:
-    options = json.loads(sys.argv[1])
-    if options.get("loop", "uvloop") == "uvloop":
-        import uvloop
-
-        uvloop.run(serve(options))
-    else:
-        asyncio.run(serve(options))
 
 
 if __name__ == "__main__":
-    main()
+    run_process(serve)

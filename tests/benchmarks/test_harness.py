@@ -18,7 +18,7 @@ from benchmarks import building, single
 from benchmarks.aims import ROWS, Outcome, Wronged, judge_row
 from benchmarks.building import Missing, find_go, installed_program, python_module
 from benchmarks.figures import Case, Figure
-from benchmarks.hosting import Host
+from benchmarks.hosting import StandingHost
 from benchmarks.nodes import Process, cpu_s, free_ranges
 from benchmarks.plan import Step, later_rounds, steps_for, work_of_plots, work_of_rows
 from benchmarks.redis import parse_line
@@ -28,7 +28,7 @@ from benchmarks.systems import HOSTS, Kind, gather_leaders, host_of, settings_of
 CASE = Case(2, 8)
 
 
-class FakeHost(Host):
+class FakeHost(StandingHost):
     """A system whose figures are made up."""
 
     asked = 0

@@ -290,9 +290,16 @@ def describe(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError("there must be at least one")
+    return count
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--groups", type=int, default=10_000)
+    parser.add_argument("--groups", type=_count, default=10_000)
     parser.add_argument(
         "--parts",
         nargs="*",

@@ -16,7 +16,7 @@ import click
 from rich.live import Live
 
 from multiraft.admin import bench_pages
-from multiraft.admin.client import DEFAULT_URL
+from multiraft.admin.client import DEFAULT_URL, checked_url
 from multiraft.admin.invoking import (
     NOT_FOUND,
     REFUSED,
@@ -35,6 +35,7 @@ from multiraft.errors import (
     NotReady,
     Unreachable,
 )
+from multiraft.tuning import event_loop, tune_process
 
 if TYPE_CHECKING:
     from multiraft.client import Client
@@ -148,7 +149,7 @@ def bench(context: click.Context, /, urls: tuple[str, ...], as_json: bool, **opt
       multiraft bench --json | jq .writes.p99_ms
     """
     given: Options = context.obj
-    wanted = list(urls) or [given.url or DEFAULT_URL]
+    wanted = [checked_url(url) for url in urls or [given.url or DEFAULT_URL]]
     options["timeout_s"] = given.timeout_s or 10.0
     try:
         found = _run(_Bench(wanted, options, as_json).run())
@@ -179,12 +180,8 @@ def bench(context: click.Context, /, urls: tuple[str, ...], as_json: bool, **opt
 
 
 def _run(work: Any) -> Facts:
-    try:
-        import uvloop
-    except ImportError:
-        found: Facts = asyncio.run(work)
-    else:
-        found = uvloop.run(work)
+    with asyncio.Runner(loop_factory=event_loop()) as runner:
+        found: Facts = runner.run(work)
     return found
 
 
@@ -201,7 +198,6 @@ class _Bench:
         from multiraft.client import Client
         from multiraft.client.load import Load, fill
         from multiraft.client.workload import Workload
-        from multiraft.tuning import tune_process
 
         options = self._options
         in_flight = options["in_flight"] or (64 if options["rate"] is None else 10_000)

@@ -12,9 +12,11 @@ import urllib.request
 from collections.abc import Mapping
 from http.client import HTTPException, HTTPResponse
 from typing import Any, Final
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
-DEFAULT_URL: Final = "http://127.0.0.1:7101"
+from multiraft.urls import URL_EXAMPLE, node_url
+
+DEFAULT_URL: Final = URL_EXAMPLE
 DEFAULT_TIMEOUT_S: Final = 10.0
 _MARK: Final = "Multiraft-Admin"
 _MOUNTED: Final = "/admin"
@@ -83,7 +85,7 @@ class AdminClient:
     """
 
     def __init__(self, url: str = DEFAULT_URL, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        self.url = _checked(url)
+        self.url = checked_url(url)
         self._timeout_s = timeout_s
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
 
@@ -170,16 +172,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         """The admin API never redirects: who does is someone else."""
 
 
-def _checked(url: str) -> str:
-    full = url if "://" in url else f"http://{url}"
-    hint = f"like {DEFAULT_URL}"
+def checked_url(url: str) -> str:
+    """Return the URL in full. Raises BadUrl."""
     try:
-        parts = urlsplit(full)
-        port = parts.port
+        return node_url(url)
     except ValueError as problem:
-        raise BadUrl(f"{url!r} is not a URL: {problem}", hint) from problem
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
-        raise BadUrl(f"{url!r} is not the URL of a node", hint)
-    if any(character.isspace() or not character.isprintable() for character in full):
-        raise BadUrl(f"{url!r} is not the URL of a node", hint)
-    return full.rstrip("/")
+        raise BadUrl(str(problem), f"like {DEFAULT_URL}") from problem

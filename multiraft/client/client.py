@@ -52,6 +52,7 @@ from multiraft.sessions import HEAD
 from multiraft.shard.shard_map import ServiceShards
 from multiraft.statemachine import StateMachine
 from multiraft.types import GroupId, NodeId
+from multiraft.urls import URL_EXAMPLE, node_url
 
 M = TypeVar("M", bound=StateMachine)
 
@@ -80,12 +81,15 @@ class Client:
         rng: random.Random | None = None,
     ) -> None:
         if isinstance(urls, str) or not urls:
-            raise InvalidRequest("urls: name at least one node, like ['http://127.0.0.1:7101']")
+            raise InvalidRequest(f"urls: name at least one node, like ['{URL_EXAMPLE}']")
         for name, value in (("timeout_ms", timeout_ms), ("in_flight", in_flight), ("in_flight_bytes", in_flight_bytes)):
             if type(value) is not int or value < 1:
                 raise InvalidRequest(f"{name} = {value!r}: must be a whole number, at least 1")
         self.timeout_s = timeout_ms / 1_000
-        self._seeds = [(url if "://" in url else f"http://{url}").rstrip("/") for url in urls]
+        try:
+            self._seeds = [node_url(url) for url in urls]
+        except ValueError as problem:
+            raise InvalidRequest(f"urls: {problem}; one is like {URL_EXAMPLE}") from problem
         self._rng = rng if rng is not None else random.SystemRandom()
         self._bounds = in_flight, in_flight_bytes
         self._bindings: list[ServiceBinding] = []

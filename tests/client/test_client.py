@@ -212,6 +212,9 @@ async def test_a_node_that_leaves_takes_no_call_with_it(cluster: Cluster) -> Non
 async def test_what_is_not_there_is_said_clearly(cluster: Cluster) -> None:
     with pytest.raises(InvalidRequest, match="at least one node"):
         Client([])
+    for wrong in ("ftp://127.0.0.1:1", "http://", "http://h:0", "http://h:1/?q", "http://h h:1"):
+        with pytest.raises(InvalidRequest, match="not the URL of a node; one is like http"):
+            Client([wrong])
     client = Client([f"http://127.0.0.1:{free_ports(1)[0]}"])
     with pytest.raises(NotRunning, match="not started"):
         await client.service("counters", Counters).add("x")

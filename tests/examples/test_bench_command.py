@@ -117,6 +117,7 @@ async def test_for_people_it_is_a_table(cluster: Cluster) -> None:
         (["--write", "increment"], 5, "the first call failed"),
         (["--reads", "1.5"], 2, "--help"),
         (["--keys", "0"], 2, "--help"),
+        (["--url", "ftp://127.0.0.1:1"], 2, "like http://127.0.0.1:7101"),
     ],
 )
 async def test_what_cannot_be_is_one_line_and_a_hint(

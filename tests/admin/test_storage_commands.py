@@ -61,10 +61,23 @@ def store(filled: Path, tmp_path: Path) -> Path:
 
 
 def turn_a_bit(path: Path) -> None:
-    tables = sorted((path / "db").glob("*.ldb"))
-    raw = bytearray(tables[len(tables) // 2].read_bytes())
-    raw[len(raw) // 2] ^= 8
-    tables[len(tables) // 2].write_bytes(raw)
+    """Damage a record of one group in the middle: it is looked up, as which table holds what depends on compactions."""
+    with plyvel.DB(str(path / "db")) as database:
+        record = database.get(layout.record_key(30, 15))
+    (table,) = (file for file in (path / "db").glob("*.ldb") if record in file.read_bytes())
+    raw = bytearray(table.read_bytes())
+    raw[raw.index(record) + len(record) // 2] ^= 8
+    table.write_bytes(raw)
+
+
+def damage_what_the_store_says_of_itself(path: Path) -> None:
+    """Damage the block of the lowest keys."""
+    with plyvel.DB(str(path / "db")) as database:
+        lowest = next(database.iterator(include_value=False))
+    (table,) = (file for file in (path / "db").glob("*.ldb") if lowest in file.read_bytes()[: 3 + len(lowest)])
+    raw = bytearray(table.read_bytes())
+    raw[50] ^= 1
+    table.write_bytes(raw)
 
 
 def content(path: Path) -> dict[str, bytes]:
@@ -125,10 +138,7 @@ async def test_repair_of_a_store_that_is_whole_has_nothing_to_do(store: Path, ca
 
 
 async def test_repair_of_what_cannot_be_trusted_says_to_readmit_the_node(store: Path, call_cli: Run) -> None:
-    table = min((store / "db").glob("*.ldb"))
-    raw = bytearray(table.read_bytes())
-    raw[50] ^= 1
-    table.write_bytes(raw)
+    damage_what_the_store_says_of_itself(store)
     finished = await call_cli("storage", "repair", str(store), "--apply")
     assert finished.code == 5
     assert "readmit" in finished.err

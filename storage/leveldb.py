@@ -40,6 +40,7 @@ from multiraft.storage.directory import (
 from multiraft.storage.identity import ways_out
 from multiraft.storage.level_logs import check_logs
 from multiraft.storage.level_memory import level_memory
+from multiraft.storage.parting import PartingFiles
 from multiraft.storage.wal import LogWatch
 from multiraft.storage.writing import ThreadedBackend
 
@@ -272,7 +273,8 @@ class LevelBackend(LevelReader, ThreadedBackend):
         super().__init__(name, database)
         self._views: set[_LevelView] = set()
         real = os.path.realpath(os.path.join(name, LEVELDB_DIR))
-        self._log_watch = LogWatch(real)  # belongs to the writer thread
+        self._log_watch = LogWatch(real)  # both belong to the writer thread
+        self._parting = PartingFiles(real)
         self._start_writer(real, loop)
 
     def _read_error(self, problem: Exception) -> StorageError:
@@ -321,6 +323,7 @@ class LevelBackend(LevelReader, ThreadedBackend):
     def _put(self, batch: Any) -> None:
         try:
             batch.write()
+            self._parting.wrote(batch.approximate_size())
         except plyvel.CorruptionError as problem:  # met while files were put together, in the background
             self.mark(message_of(problem))
             raise
@@ -328,3 +331,4 @@ class LevelBackend(LevelReader, ThreadedBackend):
     def _close_database(self) -> None:
         self._log_watch.close()
         self._database.close()
+        self._parting.close()

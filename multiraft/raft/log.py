@@ -45,6 +45,7 @@ class Log:
 
     __slots__ = (
         "_deleted",
+        "_deleted_to",
         "_firsts",
         "_in_flight",
         "_reader",
@@ -83,6 +84,7 @@ class Log:
         self._records: list[Record] = []
         self._firsts: list[Index] = []
         self._deleted: set[Index] | None = None
+        self._deleted_to = 0  # every record stored under a key before this is deleted, or about to be
         # (last index, its term, what its completion makes stable) of each write handed out, oldest first
         self._in_flight: list[tuple[Index, Term, Index]] = []
 
@@ -233,10 +235,14 @@ class Log:
         if index == self.start.index:
             return
         start = LogStart(index, self.term(index))
-        firsts = self._reader.read_firsts(self.group_id, 0, index + 1)
+        # A store walks over what was deleted there before, for as long as that has not been cleared away: not again.
+        firsts = self._reader.read_firsts(self.group_id, self._deleted_to, index + 1)
         if index < self.last_index and firsts:
             firsts.pop()  # begins with the entry after the start, or may reach it
-        self._delete(firsts[:_COMPACTED_KEYS_MAX])
+        del firsts[_COMPACTED_KEYS_MAX:]
+        if firsts:
+            self._delete(firsts)
+            self._deleted_to = firsts[-1] + 1
         self.start = start
         count = 0
         while count < len(self._records) and self._records[count].last <= index:
@@ -256,6 +262,7 @@ class Log:
         self._firsts.clear()
         self.size_bytes = 0
         self.start = start
+        self._deleted_to = 0
         self.last_index = self.handed = self.held_after = start.index
         self.last_term = start.term
         self.stable = 0

@@ -165,6 +165,29 @@ class TestCompaction:
         answer = one.take()[-1]
         assert (answer.accepted, answer.index, one.terms(), one.core.commit) == (True, 6, [2, 2], 6)
 
+    def test_what_was_deleted_before_is_not_looked_for_again(
+        self, cluster: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        group = cluster(1)
+        group.elect(1)
+        one = group[1]
+        looked: list[tuple[int, int]] = []
+        read_firsts: Callable[[int, int, int], list[int]] = one.disk.read_firsts
+
+        def look(group_id: int, first: int, last: int) -> list[int]:
+            looked.append((first, last))
+            return read_firsts(group_id, first, last)
+
+        monkeypatch.setattr(one.disk, "read_firsts", look)
+        for _ in range(3):
+            group.propose(1, b"x")
+            group.propose(1, b"y")
+            assert one.compact(1)
+            one.persist()
+        assert min(one.disk.records) == one.core.log.start.index + 1
+        assert len(looked) == 3
+        assert [first for first, _ in looked] == [0, *(last for _, last in looked[:-1])]
+
     @pytest.mark.pure_only
     @pytest.mark.parametrize("trailing", [0, 2])
     def test_so_many_keys_go_with_one_snapshot_and_the_rest_with_the_next_ones(

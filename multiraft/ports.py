@@ -472,6 +472,9 @@ class Transport(Protocol):
         urgent one past it closes the connection.
         """
 
+    def flush(self, node_id: NodeId) -> None:
+        """Write now what was sent to a peer, as far as its connection takes it; else it is written soon."""
+
     def send_forming(self, node_id: NodeId, message: FormingMessage) -> bool: ...
 
     def request(self, node_id: NodeId, method: str, body: bytes, timeout_s: float) -> Future[bytes]:

@@ -36,6 +36,8 @@ class RecordingTransport:
         self.sent.append((node_id, [type(message).__name__ for message in messages], urgent))
         return urgent or not self.full
 
+    def flush(self, node_id: str) -> None: ...
+
 
 async def _pause(seconds: float) -> None:
     passed = asyncio.get_running_loop().create_future()

@@ -18,7 +18,7 @@ import contextlib
 import os
 import random
 import socket
-from asyncio import AbstractEventLoop, Task
+from asyncio import AbstractEventLoop, Future, Task
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final
@@ -27,13 +27,13 @@ import aiohttp
 from aiohttp import WSMsgType, web
 
 from multiraft.config import NodeConfig, parse_address
+from multiraft.eager import EagerWriter, Sending
 from multiraft.errors import StartError, Unreachable
 from multiraft.ports import Cancel, FileSink, TransportHandler
 from multiraft.transport.aiohttp_files import FILES_PATH, HttpFetch, serve_file
 from multiraft.transport.files import FileTransport
 from multiraft.transport.frames import hello_frame
 from multiraft.transport.hello import HELLO_BYTES_MAX, Refusal, encode_hello
-from multiraft.transport.outbound_link import OutboundLink
 from multiraft.transport.peers import GOING_AWAY, MALFORMED, REFUSED, Inbound, Outbound, logger
 from multiraft.types import Identity, NodeId
 
@@ -205,7 +205,7 @@ class AiohttpTransport(FileTransport):
     def flush(self, node_id: NodeId) -> None:
         """Write now what was sent to a peer; see ports.Transport.flush."""
         outbound = self._out.get(node_id)
-        if outbound is not None and isinstance(outbound.link, OutboundLink):
+        if outbound is not None and isinstance(outbound.link, _OutboundLink):
             outbound.link.write()
 
     def fetch(
@@ -233,7 +233,7 @@ class AiohttpTransport(FileTransport):
 
         Raises Refusal, and what aiohttp raises for a peer that cannot be reached (OSError, ClientError, TimeoutError).
         """
-        link = OutboundLink(self._loop)
+        link = _OutboundLink(self._loop)
         async with asyncio.timeout(self._handshake_s):
             ws = await dialer.session.ws_connect(
                 dialer.url,
@@ -255,7 +255,7 @@ class AiohttpTransport(FileTransport):
         finally:
             await ws.close(code=link.code or GOING_AWAY, message=_reason(link.reason))
 
-    async def _introduce(self, ws: aiohttp.ClientWebSocketResponse, dialer: _Dialer, link: OutboundLink) -> Outbound:
+    async def _introduce(self, ws: aiohttp.ClientWebSocketResponse, dialer: _Dialer, link: _OutboundLink) -> Outbound:
         """Say hello and judge the answer. Raises Refusal, OSError, TimeoutError."""
         sent = self._own_hello()
         async with asyncio.timeout(self._handshake_s):
@@ -269,7 +269,7 @@ class AiohttpTransport(FileTransport):
             dialer.node_id, message.data if message.type is WSMsgType.BINARY else b"", sent, link
         )
 
-    async def _pump(self, ws: aiohttp.ClientWebSocketResponse, link: OutboundLink, outbound: Outbound) -> None:
+    async def _pump(self, ws: aiohttp.ClientWebSocketResponse, link: _OutboundLink, outbound: Outbound) -> None:
         """Write until the connection ends or is shut from this side."""
         writer = self._loop.create_task(self._write(ws, link, outbound))
         reader = self._loop.create_task(self._watch(ws))
@@ -286,11 +286,11 @@ class AiohttpTransport(FileTransport):
         if isinstance(ended, Exception) and not isinstance(ended, OSError | aiohttp.ClientError):
             raise ended
 
-    async def _write(self, ws: aiohttp.ClientWebSocketResponse, link: OutboundLink, outbound: Outbound) -> None:
-        """Write whatever the link does not write itself, which is what has to wait for something."""
+    async def _write(self, ws: aiohttp.ClientWebSocketResponse, link: _OutboundLink, outbound: Outbound) -> None:
+        """Write what the outbox gives, until the connection ends or is shut and all is written."""
         next_frame, send_bytes, counts = outbound.outbox.next_frame, ws.send_bytes, self._counts
 
-        def begin() -> Coroutine[Any, Any, None] | None:
+        def begin() -> Sending | None:
             frame = next_frame()
             if frame is None:
                 return None
@@ -298,20 +298,30 @@ class AiohttpTransport(FileTransport):
             counts["bytes_sent"] += len(frame)
             return send_bytes(frame)
 
-        while True:
-            sending = begin()
-            if sending is not None:
-                await sending
-            elif link.flushing:
-                return
-            else:
-                await link.wait(begin)
+        await link.run(begin)
 
     async def _watch(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         """Notice the end of a connection on which only this node speaks."""
         message = await ws.receive()
         if message.type in (WSMsgType.BINARY, WSMsgType.TEXT):
             self._counts["dropped_wrong_way"] += 1
+
+
+class _OutboundLink(EagerWriter):
+    """The writing end of a connection that this node dialled."""
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self.shut_now: Future[None] = loop.create_future()
+        self.code = 0
+        self.reason = ""
+
+    def shut(self, code: int, reason: str, flush: bool = False) -> None:
+        if self.code == 0:
+            self.code, self.reason = code, reason
+        if not flush and not self.shut_now.done():
+            self.shut_now.set_result(None)
+        self.end()
 
 
 class _InboundLink:

@@ -57,6 +57,7 @@ class Forwarding:
         self.node_id = node_id
         self._engine = engine
         self._replicas = engine.replicas
+        self.begin_read = engine.reading.begin
         self._transport = transport
         self._loop = loop
         self._default_s = engine.limits.request_timeout_ms / 1e3
@@ -96,8 +97,7 @@ class Forwarding:
         """Put many queries to this node's replica; `told` is called soon after the turn that has answered all."""
         engine = self._engine
         many = Many(len(queries), partial(engine.applying.telling.later, told))
-        engine.reading.add_many(engine.leading(group_id), queries, many, engine.pacing.now())
-        engine.wake()
+        engine.reading.add_many(engine.leading(group_id), queries, many)
 
     def read_local(self, group_id: GroupId, query: bytes, timeout_s: float) -> Future[bytes]:
         """Read from this node's replica, as `Engine.read`; ReadFailed after `timeout_s` at the latest."""

@@ -41,8 +41,11 @@ Unsubscribe = Callable[[], None]
 _log: Final = logging.getLogger(__name__)
 
 
-class ManyCaller(Protocol):
-    """What brings many commands to a group at once."""
+class GroupRouter(Protocol):
+    """What brings queries to a group, and many commands at once."""
+
+    def read(self, group_id: GroupId, query: bytes, timeout_s: float | None) -> Coroutine[Any, Any, bytes]:
+        """Bring `query` to the group's leader, and return its answer."""
 
     def call_many(
         self, group_id: GroupId, commands: list[bytes], session: bool, timeout_s: float | None
@@ -72,8 +75,8 @@ class GroupHost(Protocol):
         """Bring `body` to the group's leader, wherever it is; None means the node's default timeout."""
 
     @property
-    def router(self) -> ManyCaller:
-        """What brings many commands to a group at once. Raises NotRunning."""
+    def router(self) -> GroupRouter:
+        """What brings queries, and many commands at once, to a group. Raises NotRunning."""
 
     def read_as(
         self, group_id: GroupId, query: bytes, how: Consistency, timeout_s: float | None
@@ -195,7 +198,7 @@ class Group:
             self._check("query", query, timeout_s)
         if lease or local:
             return self._answer(query, Consistency(lease, local), timeout_s)
-        return self._host.call(self.group_id, "read", query, timeout_s)
+        return self._host.router.read(self.group_id, query, timeout_s)
 
     async def _answer(self, query: bytes, how: Consistency, timeout_s: float | None) -> bytes:
         answer, _ = await self._host.read_as(self.group_id, query, how, timeout_s)

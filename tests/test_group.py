@@ -52,6 +52,9 @@ class Host:
         self.many.append((group_id, commands, session, timeout_s))
         done([b"done"] * len(commands))
 
+    def read(self, group_id: GroupId, query: bytes, timeout_s: float | None) -> Coroutine[Any, Any, bytes]:
+        return self.call(group_id, "read", query, timeout_s)
+
     async def _answer(self) -> bytes:
         return b"done"
 

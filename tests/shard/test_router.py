@@ -72,6 +72,9 @@ class Cluster:
     def propose_local(self, group_id: GroupId, command: bytes, timeout_s: float) -> Future[bytes]:
         return self._answer(self.node_id, "propose", command, timeout_s)
 
+    def begin_read(self, group_id: GroupId, query: bytes) -> Future[bytes] | None:
+        return self._answer(self.node_id, "read", query, 5.0) if self.leads(group_id) else None
+
     def read_local(self, group_id: GroupId, query: bytes, timeout_s: float) -> Future[bytes]:
         return self._answer(self.node_id, "read", query, timeout_s)
 
@@ -470,6 +473,9 @@ async def test_any_shard_means_one_led_here_if_there_is_one(led: set[GroupId], e
     class Leading(Cluster):
         def leads(self, group_id: GroupId) -> bool:
             return group_id in led
+
+        def begin_read(self, group_id: GroupId, query: bytes) -> Future[bytes] | None:
+            return self.read_local(group_id, query, 5.0) if self.leads(group_id) else None
 
         def read_local(self, group_id: GroupId, query: bytes, timeout_s: float) -> Future[bytes]:
             asked.append(group_id)

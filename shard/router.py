@@ -73,6 +73,9 @@ class GroupCaller(Protocol):
     def read_local(self, group_id: GroupId, query: bytes, timeout_s: float) -> Future[bytes]:
         """Ask this node's replica. Raises, or the future gets, NotLeader if it does not lead."""
 
+    def read_many_local(self, group_id: GroupId, queries: list[bytes], timeout_s: float) -> Future[list[Outcome]]:
+        """Ask this node's replica many queries; the future gets what has become of each. Raises NotLeader."""
+
     def ask_local(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float) -> Future[bytes]:
         """Do what is rarer (see `Router.call`). Raises, or the future gets, NotLeader if this node does not lead."""
 
@@ -212,6 +215,14 @@ class Router:
         if session:
             return self.sessions.call_many(group_id, commands, deadline, timeout_s)
         return bring(self, group_id, commands, False, deadline, timeout_s)
+
+    def read_many(
+        self, group_id: GroupId, queries: list[bytes], timeout_s: float | None = None
+    ) -> Coroutine[Any, Any, list[Outcome]]:
+        """Bring many queries to the group's leader; return what has become of each. See `Group.read_many`."""
+        if timeout_s is None:
+            timeout_s = self.default_s
+        return bring(self, group_id, queries, False, self.now() + timeout_s, timeout_s, queries=True)
 
     def submit(
         self,

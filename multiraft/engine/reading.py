@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from multiraft.engine.liveness import Liveness
 from multiraft.engine.replica import Replica
-from multiraft.engine.waiting import Many, Reads
+from multiraft.engine.waiting import Many, Reads, Result
 from multiraft.errors import ReadFailed
 from multiraft.types import GroupId, Index, NodeId
 
@@ -65,9 +65,12 @@ class Reading:
         reads.futures.append(future)
         return future
 
-    def add_many(self, replica: Replica, queries: list[bytes], many: Many) -> None:
-        """Have many queries, for which one waits, answered in that round."""
-        self._reads_of(replica).batches.append((queries, many))
+    def begin_many(self, group_id: GroupId, queries: list[bytes], told: Callable[[list[Result]], None]) -> None:
+        """Have many queries answered in that round, one right after the other.
+
+        `told` is called once, in a turn, with what a future would get for each. Raises as `Engine.leading` does.
+        """
+        self._reads_of(self._engine.leading(group_id)).batches.append((queries, Many(len(queries), told)))
 
     def ask(self, replica: Replica, asker: Future[Index]) -> None:
         """Have `asker` get the index that a read must reach, confirmed by that round; nothing is read here."""

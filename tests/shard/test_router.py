@@ -84,6 +84,9 @@ class Cluster:
     def read_nearby(self, group_id: GroupId, query: bytes, stale_s: float | None, timeout_s: float) -> Future[Seen]:
         raise AssertionError("asked for by reads of other kinds alone; see test_router_reads.py")
 
+    def read_many_local(self, group_id: GroupId, queries: list[bytes], timeout_s: float) -> Future[list[Outcome]]:
+        raise AssertionError("asked for by many queries alone; see test_many.py")
+
     def propose_many_local(
         self, group_id: GroupId, entries: list[bytes], numbered: bool, timeout_s: float
     ) -> Future[list[Outcome]]:

@@ -79,6 +79,9 @@ class Cluster:
             future.set_exception(self.nearby)
         return future
 
+    def read_many_local(self, group_id: GroupId, queries: list[bytes], timeout_s: float) -> Future[list[Outcome]]:
+        raise AssertionError("asked for by many queries alone; see test_many.py")
+
     def propose_many_local(
         self, group_id: GroupId, entries: list[bytes], numbered: bool, timeout_s: float
     ) -> Future[list[Outcome]]:

@@ -429,7 +429,8 @@ class BytesMachineAdapter(_HasData[BytesStateMachine]):
         return result if type(result) is bytes else self._checked("apply", result)
 
     def query(self, query: bytes) -> bytes:
-        return self._checked("query", self.machine.query(query))
+        answer = self.machine.query(query)
+        return answer if type(answer) is bytes else self._checked("query", answer)
 
     def snapshot(self) -> bytes | Iterator[bytes]:
         return self.machine.snapshot()

@@ -18,7 +18,7 @@ REPLICA: Final = "multiraft/engine/replica.py"
 ROLLING: Final = "multiraft/engine/rolling.py"
 SHARD_MAP: Final = "shard/shard_map.py"
 SNAPSHOTS: Final = "multiraft/raft/snapshots.py"
-STATEMACHINE: Final = "multiraft/statemachine.py"
+ADAPTING: Final = "multiraft/adapting.py"
 WATCHDOG: Final = "multiraft/watchdog.py"
 
 NODES: Final = "tests/node/test_containment.py"
@@ -140,7 +140,7 @@ CONTAINMENT_MUTANTS: Final = (
     Mutant(
         "unknown-commands-fail",
         "a command that the class does not know halts the replica: another release may have another result",
-        STATEMACHINE,
+        ADAPTING,
         '            raise UnknownCommand(self._unknown("command", wire[0]))',
         '            raise CommandFailed("UnknownCommand", self._unknown("command", wire[0]))',
         (

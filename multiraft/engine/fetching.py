@@ -124,6 +124,7 @@ class Fetching:
             if fetch is not None:
                 self._drop(fetch)
             fetch = self._fetches[replica.group_id] = Fetch(replica, node_id, message, manifest)
+            self._engine.shelving.sweep_soon()  # what an earlier run has left of others is of no use now
             text = "group %d: the state of the snapshot of index %d, %d bytes, is fetched from node %s"
             log.info(text, replica.group_id, message.index, manifest.size_bytes, node_id)
         fetch.message, fetch.node_id, fetch.told_s = message, node_id, now
@@ -157,6 +158,10 @@ class Fetching:
     def keeps(self, name: str) -> bool:
         """Whether the file of that name, or a part of it, is here for a snapshot that is not on disk yet."""
         return any(fetch.name == name for fetch in (*self._fetches.values(), *self._installing.values()))
+
+    def fetches(self, group_id: GroupId) -> bool:
+        """Whether a file is fetched for the group."""
+        return group_id in self._fetches
 
     def status(self) -> list[dict[str, Any]]:
         """Describe what is being fetched: group, index, from, name, bytes, of, stage, failures, problem."""

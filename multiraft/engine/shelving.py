@@ -2,7 +2,7 @@
 
     wanted   the one that a group's stored snapshot names, and any of a damaged replica; one that is about to be named;
              one that is being made, sent or fetched; and one of an entry beyond the group's commit here, for an
-             interrupted fetch may go on
+             interrupted fetch may go on, until the group fetches another
     the rest is deleted: left over from a crash, or of a snapshot that a later one has replaced
 
 Rules of this file: nothing is deleted before what replaces it is on disk.
@@ -29,7 +29,8 @@ log: Final = logging.getLogger("multiraft.engine")
 class Shelving:
     """The snapshot files of one engine's node.
 
-    keeps  whether a file is being sent or fetched
+    keeps    whether a file is being sent or fetched
+    fetches  whether one is fetched for a group
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -38,6 +39,7 @@ class Shelving:
         self._coming: dict[str, GroupId] = {}
         self._next_sweep_s = 0.0
         self.keeps: Callable[[str], bool] = lambda _: False
+        self.fetches: Callable[[GroupId], bool] = lambda _: False
 
     def opened(self, replica: Replica, snapshot: Snapshot | None) -> None:
         """The stored snapshot of a replica that is taken up is this one."""
@@ -120,4 +122,6 @@ class Shelving:
             return True
         if replica is None:  # a damaged one's may be all that is left of its group
             return self._engine.residents.quarantine.of(group_id) is not None
-        return index > replica.core.commit or (replica.saving is not None and replica.saving.name == name)
+        if replica.saving is not None and replica.saving.name == name:
+            return True
+        return index > replica.core.commit and not self.fetches(group_id)

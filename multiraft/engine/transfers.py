@@ -23,6 +23,7 @@ class Transfers:
         self.serving = Serving(engine, store.files)
         self.fetching = Fetching(engine, store.files, transport)
         engine.shelving.keeps = self.protects
+        engine.shelving.fetches = self.fetching.fetches
         self.serving.released = engine.shelving.sweep_soon
 
     def tick(self, now: float) -> None:

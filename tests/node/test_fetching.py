@@ -117,6 +117,26 @@ def test_a_receiver_that_crashes_goes_on_from_where_it_was_in_its_next_run(show:
     show(scenario)
 
 
+def test_what_an_earlier_run_had_fetched_makes_room_for_a_newer_file(show: Show) -> None:
+    """A node that dies again and again on a small disk must not gather a file from every run."""
+
+    async def scenario(albums: Albums) -> None:
+        await albums.lead("a")
+        await albums.write("b", 0, 25)
+        await albums.add_learner("a", "d")
+        first = await albums.half("d")
+        albums.cluster.crash("d")
+        assert first.name in albums.parts("d")
+        kept = await albums.write("b", 25, 130)
+        await albums.cluster.start("d")
+        second = await albums.half("d")
+        assert second.name != first.name
+        assert set(albums.parts("d")) == {second.name}
+        await albums.caught_up("d", kept)
+
+    show(scenario)
+
+
 def test_a_file_that_was_here_whole_is_not_fetched_again(show: Show) -> None:
     """A crash between the file's sync and the snapshot's."""
 

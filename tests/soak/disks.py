@@ -1,21 +1,25 @@
 """Disks that fail and disks that are full, under load, with real processes: nothing acknowledged is lost.
 
-    python -m soak.disks --rounds 20
+    python -m tests.soak.disks --rounds 20
 
 Three nodes of the example key-value store run as processes, and clients write to all of them throughout.
 
     eio     node c runs under strace, which lets a fdatasync of it, drawn anew each round, fail with EIO. The node must
             end by itself, and say what happened; the others serve on. It is started again on the same directory.
     enospc  node c has its data on a tmpfs of 8 MB, which is filled to the last byte from outside. The node must
-            notice, come back by itself when there is space, and serve; its process never ends.
+            notice, come back by itself when there is space, and serve; its process never ends. In a round in which it
+            has nothing to write, because the snapshots that it needs find no room, it is enough that it takes no
+            commands.
 
-After each round every key that was acknowledged so far is read through the node that was hurt.
+After each round every key that was acknowledged so far is read through the node that was hurt. Then the oldest are
+deleted, all but a thousand, so that what is kept fits the small disk however fast the nodes are: LevelDB needs room
+for it twice over while it puts files together. What was deleted must stay away.
 
 Where there is no strace, or no tmpfs may be mounted, the node's own failpoints stand in for them, which is said: the
 error is then raised where the store writes, and the disk itself is well.
 
 Rules of this file: a key is written once, so that what is read back is right or wrong; only what was acknowledged must
-be there.
+be there, and only what was acknowledged as deleted must not.
 """
 
 from __future__ import annotations
@@ -55,10 +59,14 @@ _LIMITS: Final = {
     "free_space_bytes": 256 * 1024,
 }
 _WRITERS: Final = 8
+_KEPT: Final = 1_000
+_AT_ONCE: Final = 200
 _PATIENCE_S: Final = 60.0
 _LOOK_S: Final = 0.02
 _SAID_BYTES: Final = 64 * 1024
 _BACK: Final = "comes back by itself"
+_SHORT: Final = "takes no commands: the disk of"
+_NOTICE_S: Final = 10.0
 
 
 class SoakError(Exception):
@@ -69,7 +77,7 @@ class SoakError(Exception):
 class Round:
     """What one round came to.
 
-    acknowledged  keys, in all rounds so far; every one of them was read back
+    acknowledged  keys, in all rounds so far; every one of them was read back after its round
     during        of them while the disk was hurt
     refused       writes that certainly did not happen, and `unknown` those that may have
     noticed_s     from the fault to the node's having ended, or restarting
@@ -95,12 +103,12 @@ class Round:
 
 
 def _counts(load: Load) -> tuple[int, int, int]:
-    return len(load.acknowledged), load.refused, load.unknown
+    return load.count, load.refused, load.unknown
 
 
 def _round(number: int, load: Load, before: tuple[int, int, int], noticed_s: float, back_s: float, said: str) -> Round:
     acknowledged, refused, unknown = (now - then for now, then in zip(_counts(load), before, strict=True))
-    return Round(number, len(load.acknowledged), acknowledged, refused, unknown, noticed_s, back_s, said)
+    return Round(number, load.count, acknowledged, refused, unknown, noticed_s, back_s, said)
 
 
 class Hurt(Cluster):
@@ -126,12 +134,17 @@ class Hurt(Cluster):
 
 
 class Load:
-    """Writers that go on until they are stopped; each key is new."""
+    """Writers that go on until they are stopped; each key is new.
+
+    acknowledged  what must be there; deleted: what must not
+    count         of all keys that were acknowledged
+    """
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self.acknowledged: dict[str, bytes] = {}
-        self.refused = self.unknown = 0
+        self.deleted: set[str] = set()
+        self.count = self.refused = self.unknown = 0
         self._number = 0
 
     @asynccontextmanager
@@ -148,7 +161,7 @@ class Load:
         async with Client(self._cluster.urls, timeout_s=5.0, attempt_timeout_s=4.0) as client:
             while True:
                 self._number += 1
-                key, value = f"key/{self._number}", rng.randbytes(100)
+                key, value = f"key/{self._number}", rng.randbytes(24)
                 try:
                     await client.put(key, value)
                 except NotCommitted:
@@ -157,10 +170,14 @@ class Load:
                     self.unknown += 1
                 else:
                     self.acknowledged[key] = value
+                    self.count += 1
                 await asyncio.sleep(0.005)
 
     async def check(self, url: str) -> None:
-        """Read all that was acknowledged through one node. Raises SoakError for what is missing or another."""
+        """Read all that was acknowledged through one node, then delete the oldest.
+
+        Raises SoakError for what is missing, or another, or there again.
+        """
         wrong: list[str] = []
         async with Client([url], timeout_s=_PATIENCE_S) as client:
             found = {key: value async for key, value in client.scan("key/")}
@@ -169,6 +186,19 @@ class Load:
             raise SoakError(
                 f"{len(wrong)} of {len(self.acknowledged)} acknowledged keys are lost or wrong: {wrong[:5]}"
             )
+        back = sorted(self.deleted.intersection(found))
+        if back:
+            raise SoakError(f"{len(back)} of {len(self.deleted)} deleted keys are there again: {back[:5]}")
+        await self._delete(url, list(self.acknowledged)[:-_KEPT])
+
+    async def _delete(self, url: str, keys: list[str]) -> None:
+        async with Client([url], timeout_s=_PATIENCE_S) as client:
+            for at in range(0, len(keys), _AT_ONCE):
+                some = keys[at : at + _AT_ONCE]
+                await client.batch(dict.fromkeys(some))
+                self.deleted.update(some)
+                for key in some:
+                    del self.acknowledged[key]
 
 
 # ------------------------------------------------------------------------------------------------------------- EIO
@@ -286,7 +316,7 @@ async def fill_disks(rounds: int, folder: Path) -> list[Round]:
                 filler, began_s = inside / "filler", time.monotonic()
                 filling = asyncio.create_task(_keep_full(filler))
                 try:
-                    await _until(partial(_noticed, cluster, since), "the node to notice")
+                    await _full(cluster, since)
                     noticed_s = time.monotonic() - began_s
                     # Past its ballast it is full again, and waits.
                     await asyncio.sleep(1.0)
@@ -300,9 +330,19 @@ async def fill_disks(rounds: int, folder: Path) -> list[Round]:
                 await _until_ready(cluster.hurt)
                 back_s = time.monotonic() - freed_s
             await load.check(cluster.hurt.url)
-            found.append(_round(number, load, before, noticed_s, back_s, _first_with(_BACK, cluster.said(since))))
+            said = _first_with(_BACK, cluster.said(since)) or _first_with(_SHORT, cluster.said(since))
+            found.append(_round(number, load, before, noticed_s, back_s, said))
             print(found[-1].line("enospc"), flush=True)
+    if 2 * sum(_BACK in one.said for one in found) < rounds:
+        raise SoakError("in most rounds no write failed: the trial is too gentle")
     return found
+
+
+async def _full(cluster: Hurt, since: int) -> None:
+    """Wait until a write has failed; where nothing writes any more, it is enough that commands are refused."""
+    with suppress(SoakError):
+        return await _until(partial(_noticed, cluster, since), "a write to fail", _NOTICE_S)
+    await _until(lambda: _SHORT in cluster.said(since), "the node to notice")
 
 
 def _noticed(cluster: Hurt, since: int) -> bool:
@@ -329,9 +369,9 @@ async def _keep_full(filler: Path) -> None:
             await asyncio.sleep(_LOOK_S)
 
 
-async def _until(condition: Callable[[], bool], what: str) -> None:
+async def _until(condition: Callable[[], bool], what: str, patience_s: float = _PATIENCE_S) -> None:
     try:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(patience_s):
             while not condition():  # noqa: ASYNC110 - the condition is anything
                 await asyncio.sleep(_LOOK_S)
     except TimeoutError:

@@ -67,6 +67,17 @@ def test_no_more_are_held_than_may_be_and_logs_come_first(tmp_path: Path) -> Non
         parting.close()
 
 
+def test_nothing_is_held_where_room_is_short(tmp_path: Path) -> None:
+    (tmp_path / "000003.log").write_bytes(b"x")
+    disk = os.statvfs(tmp_path)
+    parting = PartingFiles(str(tmp_path), room_bytes=disk.f_bavail * disk.f_frsize * 2)
+    try:
+        assert not parting._look()
+        assert held_below(tmp_path) == set()
+    finally:
+        parting.close()
+
+
 def test_a_directory_that_is_gone_is_passed_over(tmp_path: Path) -> None:
     parting = PartingFiles(str(tmp_path / "none"))
     parting.wrote(_LOOK_BYTES)

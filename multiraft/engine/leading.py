@@ -118,7 +118,8 @@ class Leading:
         (thesis, section 6.4.1). A clock may gain and the other lose at the rate of `drift`, hence the factor.
         Raises InvariantViolation without voters.
         """
-        invariant(bool(voters), f"group {group_id}: a lease is asked for without voters")
+        if not voters:
+            invariant(False, f"group {group_id}: a lease is asked for without voters")
         led = self._led.get(group_id)
         if led is None or led.term != term or not led.leased:
             return -math.inf

@@ -131,12 +131,13 @@ class Upkeep:
         Time in which a voter installs a snapshot does not count: that may take as long as it takes.
         """
         engine = self._engine
-        longest_s = _STALLED_TIMEOUTS * engine.limits.election_timeout_ms / 1e3
+        timeout_s = engine.limits.election_timeout_ms / 1e3
+        longest_s = _STALLED_TIMEOUTS * timeout_s
         for replica, (commit, since_s) in list(self._awaited.items()):
             core = replica.core
             if not replica.leads or core.commit == core.last_index:
                 del self._awaited[replica]
-            elif core.commit != commit or core.installing:
+            elif core.commit != commit or (now - since_s >= timeout_s and core.installing):
                 self._awaited[replica] = (core.commit, now)
             elif now - since_s >= longest_s:
                 del self._awaited[replica]

@@ -42,7 +42,8 @@ class Wheel:
 
     def arm(self, group_id: GroupId, deadline_s: float) -> None:
         """Make `deadline_s` the group's only deadline; infinity disarms it. Raises InvariantViolation for NaN."""
-        invariant(not math.isnan(deadline_s), f"group {group_id}: a deadline is not a number")
+        if math.isnan(deadline_s):
+            invariant(False, f"group {group_id}: a deadline is not a number")
         if deadline_s == math.inf:
             self.disarm(group_id)
         elif self._live.get(group_id) != deadline_s:

@@ -129,7 +129,7 @@ TRANSFER_MUTANTS: Final = (
         "L23-counts-installing",
         "time in which a voter installs does not count against its leader",
         UPKEEP,
-        "            elif core.commit != commit or core.installing:",
+        "            elif core.commit != commit or (now - since_s >= timeout_s and core.installing):",
         "            elif core.commit != commit:",
         (f"{TRANSFERS}::test_a_leader_is_patient_while_a_voter_it_needs_fetches_for_long",),
     ),

@@ -142,7 +142,7 @@ class Method:
         """
         wire: list[Any] = [self.name, *args]
         try:
-            if kwargs or [*map(type, wire)] != self._bare or (self._ints and not self._fit(wire)):
+            if kwargs or list(map(type, wire)) != self._bare or (self._ints and not self._fit(wire)):
                 wire = [self.name]
                 if kwargs or len(args) != len(self._encoders) or len(args) != self._positional:
                     args = self._bind(args, kwargs)
@@ -206,7 +206,7 @@ class Method:
 
         `wire` is not to be used any more.
         """
-        if [*map(type, wire)] == self._bare and (not self._ints or self._fit(wire)):
+        if list(map(type, wire)) == self._bare and (not self._ints or self._fit(wire)):
             wire[0] = machine
             result = self.function(*wire)
         else:

@@ -68,7 +68,7 @@ ROWS: Final[tuple[Row, ...]] = (
     Row("hashicorp-1", "1 group, 1 in flight", IN_PROCESS, Case(1, 1), ("hashicorp",), 1.4, _SAME),
     Row("etcd-1", "1 group, 1 in flight, client outside", ("remote",), Case(1, 1), ("etcd",), 1.0, _SAME),
     Row(
-        "reads-hashicorp", "linearizable reads, 1 group, 1000 in flight", ("bytes",),
+        "reads-hashicorp", "linearizable reads, 1 group, 1000 in flight", IN_PROCESS,
         Case(1, 1000, "reads"), ("hashicorp",), 1.5, "ReadIndex, VerifyLeader",
     ),
     Row(

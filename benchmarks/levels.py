@@ -28,7 +28,7 @@ from benchmarks.ceiling import CeilingOptions, run_ceiling
 from benchmarks.cluster import NODES, Cluster
 from benchmarks.outside import measure_http
 
-SYSTEMS: Final = ("ceiling", "bytes", "many", "command", "command-many", "reads", "http")
+SYSTEMS: Final = ("ceiling", "bytes", "many", "command", "command-many", "reads", "reads-many", "http")
 WARM_UP_S: Final = 1.0
 _RESULTS: Final = Path(__file__).resolve().parent / "results"
 
@@ -59,7 +59,7 @@ def measure_ceiling(groups: int, in_flight: int, options: argparse.Namespace) ->
 
 
 def measure_level(level: str, groups: int, in_flight: int, options: argparse.Namespace) -> Figure:
-    """Measure clients inside the leader's process; `level` is bytes, command or reads."""
+    """Measure clients inside the leader's process; `level` is any of SYSTEMS but the ceiling and http."""
     wanted = {"loop": options.loop, "gc": options.gc, "typed": level.startswith("command")}
     with Cluster(groups, **wanted) as cluster:
         leader = NODES[0]
@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> list[Figure]:
         "ceiling": lambda groups, in_flight: measure_ceiling(groups, in_flight, options),
         "http": lambda groups, in_flight: measure_outside(groups, in_flight, options),
     }
-    for level in ("bytes", "many", "command", "command-many", "reads"):
+    for level in ("bytes", "many", "command", "command-many", "reads", "reads-many"):
         measures[level] = lambda groups, in_flight, level=level: measure_level(level, groups, in_flight, options)  # type: ignore[misc]
     figures = []
     for number in range(1, options.rounds + 1):

@@ -53,7 +53,9 @@ class OwnHost(StandingHost):
             self.cluster.__exit__(None, None, None)
 
     def load(self, system: str, case: Case, seconds: float) -> dict[str, Any]:
-        level = "reads" if case.op == "reads" else system.removeprefix("compiled-")
+        level = system.removeprefix("compiled-")
+        if case.op == "reads":
+            level = "reads-many" if level == "many" else "reads"
         return self._started.ask(
             NODES[0], op="load", level=level, in_flight=case.in_flight, seconds=seconds,
             payload=PAYLOAD_BYTES, groups=case.groups,
@@ -327,7 +329,8 @@ HOSTS: Final[dict[str, Kind]] = {
         OwnHost,
         {
             "bytes": "Group.propose, one future per write; uvloop, collector frozen; reads: Group.read (ReadIndex)",
-            "many": "Group.propose_many: one client a group, which has its share of the writes under way together",
+            "many": "Group.propose_many: one client a group, which has its share of the calls under way together; "
+            "reads: Group.read_many",
             "command": "a typed @command through a service handle, with its session",
             "command-many": "the same by `command.many`: one client a group, as in `many`",
         },

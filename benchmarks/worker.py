@@ -105,7 +105,7 @@ async def closed_loop(
 
 
 async def _all_done(outcomes: Awaitable[Sequence[object]]) -> None:
-    """Await many writes, each of which must have succeeded."""
+    """Await many calls, each of which must have succeeded."""
     for outcome in await outcomes:
         if isinstance(outcome, Exception):
             raise outcome
@@ -141,7 +141,7 @@ class Worker:
                 lambda number, propose=handle.propose: propose(commands[number % 4096])  # type: ignore[misc]
                 for handle in handles
             ]
-        elif level in ("many", "command-many"):
+        elif level in ("many", "command-many", "reads-many"):
             return await self._load_many(level, in_flight, seconds, payload, groups, bucket_ms)
         elif level == "reads":
             handles = [self.node.group(group_id) for group_id in self.led("bytes")[:groups]]
@@ -157,18 +157,19 @@ class Worker:
     async def _load_many(
         self, level: str, in_flight: int, seconds: float, payload: int, groups: int, bucket_ms: float | None
     ) -> dict[str, Any]:
-        """One client a group, which has as many writes under way together as there would be clients of it otherwise."""
+        """One client a group, which has as many calls under way together as there would be clients of it otherwise."""
         calls: list[Callable[[int], Awaitable[object]]]
-        pad = b"x" * (payload - 8)
-        if level == "many":
+        pad = b"x" * (payload - 8) if level != "reads-many" else b""
+        if level != "command-many":
             handles = [self.node.group(group_id) for group_id in self.led("bytes")[:groups]]
             at_once = max(1, in_flight // len(handles))
             batches = [
                 [b"%08d" % (at * at_once + n) + pad for n in range(at_once)] for at in range(4096 // at_once + 1)
             ]
+            bring = [handle.propose_many if level == "many" else handle.read_many for handle in handles]
             calls = [
-                lambda number, many=handle.propose_many: _all_done(many(batches[number % len(batches)]))  # type: ignore[misc]
-                for handle in handles
+                lambda number, many=many: _all_done(many(batches[number % len(batches)]))  # type: ignore[misc]
+                for many in bring
             ]
         else:
             if self.typed is None:

@@ -131,7 +131,8 @@ class BytesMachineAdapter:
 
     def query(self, query: bytes) -> bytes:
         machine: Any = self.machine
-        return self._checked("query", machine.query(query))
+        answer: object = machine.query(query)
+        return answer if type(answer) is bytes else self._checked("query", answer)
 
     def snapshot(self) -> bytes | Iterator[bytes]:
         return self.machine.snapshot()

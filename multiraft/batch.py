@@ -60,7 +60,7 @@ class Batching:
             except (InvalidRequest, Overloaded, DiskFull):  # for some of them at least: each hears what concerns it
                 pass
         if kind == "read":
-            forwarding.read_many_local(group_id, bodies, done)
+            forwarding.ask_many_local(group_id, bodies, done)
             return
         _Batch(done).begin(lambda body: forwarding.act(kind, group_id, body), bodies)
 

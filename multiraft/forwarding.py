@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 from multiraft.engine.engine import Engine
 from multiraft.engine.following import READ_INDEX_CALL
 from multiraft.engine.local import Seen
-from multiraft.engine.waiting import Many, fail_future
+from multiraft.engine.waiting import fail_future
 from multiraft.errors import InvalidRequest, MultiRaftError, OutcomeUnknown, ReadFailed
 from multiraft.group import CallKind
 from multiraft.outcome import Outcome, decode_commands, decode_outcome, encode_outcome, encode_outcomes
@@ -39,13 +39,14 @@ _OF_GROUPS: Final = frozenset(
         "numbered many",
         "register",
         "read",
+        "read many",
         "lease",
         "change",
         "transfer",
         "membership",
     )
 )
-_HARMLESS: Final = frozenset(("read", "lease", "membership"))
+_HARMLESS: Final = frozenset(("read", "read many", "lease", "membership"))
 """Calls that change nothing, so that they may be asked again whatever became of them."""
 log: Final = logging.getLogger("multiraft.forwarding")
 
@@ -57,6 +58,7 @@ class Forwarding:
         self.node_id = node_id
         self._engine = engine
         self._replicas = engine.replicas
+        self.begin_read = engine.reading.begin
         self._transport = transport
         self._loop = loop
         self._default_s = engine.limits.request_timeout_ms / 1e3
@@ -92,12 +94,20 @@ class Forwarding:
             group_id, entries, partial(self._engine.applying.telling.later, told), SESSION if numbered else COMMANDS
         )
 
-    def read_many_local(self, group_id: GroupId, queries: list[bytes], told: Callable[[list[Outcome]], None]) -> None:
+    def read_many_local(self, group_id: GroupId, queries: list[bytes], timeout_s: float) -> Future[list[Outcome]]:
+        """Put many queries to this node's replica, as `Engine.read`; ReadFailed after `timeout_s` at the latest."""
+        future: Future[list[Outcome]] = self._loop.create_future()
+
+        def told(outcomes: list[Outcome]) -> None:
+            if not future.done():
+                future.set_result(outcomes)
+
+        self._engine.reading.begin_many(group_id, queries, told)
+        return self._within(future, timeout_s, _late)
+
+    def ask_many_local(self, group_id: GroupId, queries: list[bytes], told: Callable[[list[Outcome]], None]) -> None:
         """Put many queries to this node's replica; `told` is called soon after the turn that has answered all."""
-        engine = self._engine
-        many = Many(len(queries), partial(engine.applying.telling.later, told))
-        engine.reading.add_many(engine.leading(group_id), queries, many, engine.pacing.now())
-        engine.wake()
+        self._engine.reading.begin_many(group_id, queries, partial(self._engine.applying.telling.later, told))
 
     def read_local(self, group_id: GroupId, query: bytes, timeout_s: float) -> Future[bytes]:
         """Read from this node's replica, as `Engine.read`; ReadFailed after `timeout_s` at the latest."""
@@ -225,20 +235,26 @@ class Forwarding:
             return self._act_many(group_id, body, SESSION if method == "numbered many" else COMMANDS)
         if method == "read":
             return self._engine.read(group_id, body)
+        if method == "read many":
+            return self._act_many(group_id, body, None)
         if method == "lease":
             return self._engine.leases.read(group_id, body)
         if method == "register":
             return self._engine.register(group_id, body)
         return self._engine.changing.ask(group_id, method, body)
 
-    def _act_many(self, group_id: GroupId, body: bytes, kind: int) -> Future[bytes]:
+    def _act_many(self, group_id: GroupId, body: bytes, kind: int | None) -> Future[bytes]:
+        """Propose many entries of a kind of record; None: put many queries."""
         answer: Future[bytes] = self._loop.create_future()
 
         def told(results: list[Outcome]) -> None:
             if not answer.done():
                 answer.set_result(encode_outcomes(results))
 
-        self._engine.propose_many(group_id, decode_commands(body), told, kind)
+        if kind is None:
+            self._engine.reading.begin_many(group_id, decode_commands(body), told)
+        else:
+            self._engine.propose_many(group_id, decode_commands(body), told, kind)
         return answer
 
     def _tell_index(self, body: bytes, reply: Callable[[bytes], None]) -> None:

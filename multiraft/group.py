@@ -30,6 +30,7 @@ CallKind = Literal[
     "numbered first",
     "register",
     "read",
+    "read many",
     "lease",
     "change",
     "transfer",
@@ -41,8 +42,16 @@ Unsubscribe = Callable[[], None]
 _log: Final = logging.getLogger(__name__)
 
 
-class ManyCaller(Protocol):
-    """What brings many commands to a group at once."""
+class GroupRouter(Protocol):
+    """What brings queries to a group, and many commands at once."""
+
+    def read(self, group_id: GroupId, query: bytes, timeout_s: float | None) -> Coroutine[Any, Any, bytes]:
+        """Bring `query` to the group's leader, and return its answer."""
+
+    def read_many(
+        self, group_id: GroupId, queries: list[bytes], timeout_s: float | None
+    ) -> Coroutine[Any, Any, list[Outcome]]:
+        """Bring all queries to the group's leader together, and return what has become of each."""
 
     def call_many(
         self, group_id: GroupId, commands: list[bytes], session: bool, timeout_s: float | None
@@ -72,8 +81,8 @@ class GroupHost(Protocol):
         """Bring `body` to the group's leader, wherever it is; None means the node's default timeout."""
 
     @property
-    def router(self) -> ManyCaller:
-        """What brings many commands to a group at once. Raises NotRunning."""
+    def router(self) -> GroupRouter:
+        """What brings queries, and many commands at once, to a group. Raises NotRunning."""
 
     def read_as(
         self, group_id: GroupId, query: bytes, how: Consistency, timeout_s: float | None
@@ -166,9 +175,9 @@ class Group:
         """
         self._host.router.submit(self.group_id, self._checked(commands, timeout_s), session, timeout_s, done)
 
-    def _checked(self, commands: Sequence[bytes], timeout_s: float | None) -> list[bytes]:
+    def _checked(self, commands: Sequence[bytes], timeout_s: float | None, what: str = "command") -> list[bytes]:
         if isinstance(commands, bytes | str):
-            raise InvalidRequest(f"group {self.group_id}: many commands are a list of bytes, not one of them")
+            raise InvalidRequest(f"group {self.group_id}: many of a {what} are a list of bytes, not one of them")
         checked = list(commands)
         if (
             timeout_s is not None
@@ -176,7 +185,7 @@ class Group:
             or max(map(len, checked), default=0) > self._entry_bytes
         ):
             for command in checked or [b""]:
-                self._check("command", command, timeout_s)
+                self._check(what, command, timeout_s)
         return checked
 
     def read(
@@ -195,7 +204,19 @@ class Group:
             self._check("query", query, timeout_s)
         if lease or local:
             return self._answer(query, Consistency(lease, local), timeout_s)
-        return self._host.call(self.group_id, "read", query, timeout_s)
+        return self._host.router.read(self.group_id, query, timeout_s)
+
+    def read_many(self, queries: Sequence[bytes], timeout_s: float | None = None) -> Coroutine[Any, Any, list[Outcome]]:
+        """Ask the group's state machine many queries; awaited, return an outcome for each, in order.
+
+        An outcome is an answer, or the error that `read` would have raised for that query: look at each. Each is
+        linearizable: it sees every command acknowledged before this call. It costs a fraction of as many calls of
+        `read`, since the leader is confirmed, and their caller is woken, once for all. Nothing is applied between two
+        of them, unless some had to be asked again, or what they say is more than a message holds (`batch_bytes`).
+
+        Raises InvalidRequest at once, for any of them; awaited: NotRunning.
+        """
+        return self._host.router.read_many(self.group_id, self._checked(queries, timeout_s, "query"), timeout_s)
 
     async def _answer(self, query: bytes, how: Consistency, timeout_s: float | None) -> bytes:
         answer, _ = await self._host.read_as(self.group_id, query, how, timeout_s)

@@ -342,7 +342,7 @@ class Node(Mending, Exporting, Batching):
     @property
     def router(self) -> Router:
         """Raises NotRunning."""
-        return self._here().router
+        return (self._running or self._here()).router
 
     def group(self, group_id: GroupId) -> Group:
         """Return the handle of a group, whether or not this node has a replica of it."""

@@ -1,11 +1,12 @@
-"""Many commands of one group at once: one queue, one wake-up of whoever waits, and an outcome for each.
+"""Many commands, or queries, of one group at once: one queue, one wake-up of whoever waits, an outcome for each.
 
     this node leads ──> all into the queue together ──> one list of outcomes
     another one does ──> in pieces of about a record, one after the other ──> the same
     what did not happen and may happen yet ──> once more, where the group is led by now, while there is time
 
 An outcome is what a call of that one command would have come to: its result, or the error that it would have raised.
-The commands reach the log in their order, unless some of them must be sent again: those follow later.
+The commands reach the log in their order, unless some of them must be sent again: those follow later. Queries reach
+no log: one confirmation of the leader serves all of them.
 
 Rules of this file: whether a command may be sent again is judged for each by itself, by `Attempts`; no task, and no
 object for a command.
@@ -37,20 +38,26 @@ async def bring(
     deadline: float,
     timeout_s: float,
     told: list[Outcome] | None = None,
+    *,
+    queries: bool = False,
 ) -> list[Outcome]:
     """Bring entries to the group's leader; return what has become of each, in order. Raises nothing of its own.
 
     numbered   whether each is a command behind its number
+    queries    they are no commands, but change nothing: each may be asked again whatever has become of it
     timeout_s  what is left until `deadline`
     told       what has become of each in a first attempt; None: there was none
     """
     outcomes: list[Any] = [None] * len(entries)
     left: Sequence[int] = range(len(entries))
-    attempts: Attempts = _attempts(numbered)
+    attempts = Attempts("read many") if queries else _attempts(numbered)
     backoff_s = 0.0
     if told is None and router.caller.leads(group_id):
         try:
-            told = await router.caller.propose_many_local(group_id, entries, numbered, timeout_s)
+            if queries:
+                told = await router.caller.read_many_local(group_id, entries, timeout_s)
+            else:
+                told = await router.caller.propose_many_local(group_id, entries, numbered, timeout_s)
         except MultiRaftError as problem:
             told = [problem] * len(entries)
     if told is not None:

@@ -67,8 +67,14 @@ class GroupCaller(Protocol):
     ) -> None:
         """As `propose_many_local`; `told` is called on the loop, in no turn. Raises NotLeader if it does not lead."""
 
+    def begin_read(self, group_id: GroupId, query: bytes) -> Future[bytes] | None:
+        """Ask this node's replica, for request_timeout_ms at most; None, and nothing begun, if it does not serve."""
+
     def read_local(self, group_id: GroupId, query: bytes, timeout_s: float) -> Future[bytes]:
         """Ask this node's replica. Raises, or the future gets, NotLeader if it does not lead."""
+
+    def read_many_local(self, group_id: GroupId, queries: list[bytes], timeout_s: float) -> Future[list[Outcome]]:
+        """Ask this node's replica many queries; the future gets what has become of each. Raises NotLeader."""
 
     def ask_local(self, group_id: GroupId, kind: CallKind, body: bytes, timeout_s: float) -> Future[bytes]:
         """Do what is rarer (see `Router.call`). Raises, or the future gets, NotLeader if this node does not lead."""
@@ -180,15 +186,19 @@ class Router:
         cause), OutcomeUnknown when a command may have happened, and at once whatever another attempt would not
         change: InvalidRequest, Overloaded, Halted, WrongShard, CommandFailed, NotRunning.
         """
+        if kind == "read":
+            return self.read(group_id, body, timeout_s)
         if timeout_s is None:
             timeout_s = self.default_s
-        if kind == "propose" or kind == "read":
+        if kind == "propose":
             return self.run(group_id, kind, body, self.now() + timeout_s, timeout_s)
         return self._begin(group_id, kind, body, self.now() + timeout_s, timeout_s)
 
     def _begin(
         self, group_id: GroupId, kind: CallKind, body: bytes, deadline: float, timeout_s: float
     ) -> Coroutine[Any, Any, bytes]:
+        if kind == "read":
+            return self.read(group_id, body, timeout_s, deadline)
         if kind == "session" or kind in _NUMBERED:
             return self._numbered(group_id, kind, body, deadline, timeout_s)
         return self.run(group_id, kind, body, deadline, timeout_s)
@@ -218,6 +228,14 @@ class Router:
             return self._numbered_many(group_id, commands, deadline, timeout_s)
         return bring(self, group_id, commands, False, deadline, timeout_s)
 
+    def read_many(
+        self, group_id: GroupId, queries: list[bytes], timeout_s: float | None = None
+    ) -> Coroutine[Any, Any, list[Outcome]]:
+        """Bring many queries to the group's leader; return what has become of each. See `Group.read_many`."""
+        if timeout_s is None:
+            timeout_s = self.default_s
+        return bring(self, group_id, queries, False, self.now() + timeout_s, timeout_s, queries=True)
+
     def submit(
         self,
         group_id: GroupId,
@@ -229,6 +247,28 @@ class Router:
         """As `call_many`, for whoever does not await it; see `Group.submit`. Raises NotRunning."""
         self._check_running()
         Submission(self, group_id, commands, done).begin(session, self.default_s if timeout_s is None else timeout_s)
+
+    async def read(
+        self, group_id: GroupId, query: bytes, timeout_s: float | None = None, deadline: float | None = None
+    ) -> bytes:
+        """As `call` of kind "read". Hot: where this node leads, nothing else stands between a caller and its turn.
+
+        timeout_s  what is left until `deadline`, where there is one
+        """
+        if timeout_s is None:
+            timeout_s = self.default_s
+        if deadline is None:
+            deadline = self.now() + timeout_s
+        if timeout_s >= self.default_s:  # the engine's own timeout comes first
+            future = self.caller.begin_read(group_id, query)
+            if future is not None:
+                try:
+                    return await future
+                except PASSING as problem:
+                    attempts = Attempts("read")
+                    attempts.failed(problem)
+                return await self.search(group_id, query, deadline, timeout_s, attempts)
+        return await self.run(group_id, "read", query, deadline, timeout_s)
 
     async def run(self, group_id: GroupId, kind: CallKind, body: bytes, deadline: float, timeout_s: float) -> bytes:
         """Try here, if this node leads; else search. `timeout_s` is what is left until `deadline`."""

@@ -52,6 +52,12 @@ class Host:
         self.many.append((group_id, commands, session, timeout_s))
         done([b"done"] * len(commands))
 
+    def read(self, group_id: GroupId, query: bytes, timeout_s: float | None) -> Coroutine[Any, Any, bytes]:
+        return self.call(group_id, "read", query, timeout_s)
+
+    async def read_many(self, group_id: GroupId, queries: list[bytes], timeout_s: float | None) -> list[Outcome]:
+        return await self.call_many(group_id, queries, False, timeout_s)
+
     async def _answer(self) -> bytes:
         return b"done"
 
@@ -128,8 +134,12 @@ async def test_many_commands_are_checked_at_once_and_go_together(host: Host, gro
     group.submit((b"z",), told.append)
     assert told == [[b"done"]]
     assert host.many == [(17, [b"x", b"y"], True, 0.5), (17, [b"z"], False, None)]
+    assert await group.read_many((b"q",)) == [b"done"]
+    assert host.many.pop() == (17, [b"q"], False, None)
     wrong: list[Any] = [b"x", [b"x", "y"], [b"x" * 101], [bytearray(b"x")]]
     for commands in wrong:
+        with pytest.raises(InvalidRequest, match="query"):
+            await group.read_many(commands)
         with pytest.raises(InvalidRequest):
             await group.propose_many(commands)
         with pytest.raises(InvalidRequest):
@@ -137,6 +147,8 @@ async def test_many_commands_are_checked_at_once_and_go_together(host: Host, gro
     for timeout_s in (0.0, -1.0):
         with pytest.raises(InvalidRequest, match="timeout_s"):
             await group.propose_many([], timeout_s)
+        with pytest.raises(InvalidRequest, match="timeout_s"):
+            await group.read_many([], timeout_s)
     assert len(host.many) == 2
 
 

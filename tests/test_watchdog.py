@@ -24,7 +24,8 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_call_that_takes_too_long_is_named_once_with_its_place(caplog: pytest.LogCaptureFixture) -> None:
     doing = Doing()
     one = Watched(doing, threading.get_ident(), SLOW_S)
-    doing.calls, doing.asked = 1, (16, b"how many?")
+    coming = doing.ask(16, [b"quick", b"how many?", b"quick"])
+    assert [next(coming), next(coming)] == [b"quick", b"how many?"]
     for at_s in (10.0, 10.03, 10.059):
         look(one, at_s)
     assert told(caplog) == []
@@ -33,7 +34,7 @@ def test_a_call_that_takes_too_long_is_named_once_with_its_place(caplog: pytest.
     (text,) = told(caplog)
     assert text.startswith("group 16: query b'how many?' holds the loop for 61 ms already")
     assert "in test_a_call_that_takes_too_long_is_named_once_with_its_place" in text
-    doing.calls = 2
+    next(doing.ask(16, [b"how many?"]))
     look(one, 20.1)
     look(one, 20.2)
     assert len(told(caplog)) == 2
@@ -42,9 +43,11 @@ def test_a_call_that_takes_too_long_is_named_once_with_its_place(caplog: pytest.
 def test_many_calls_one_after_the_other_hold_nothing(caplog: pytest.LogCaptureFixture) -> None:
     doing = Doing()
     one = Watched(doing, threading.get_ident(), SLOW_S)
-    for number in range(20):
-        doing.calls, doing.asked = number, (16, b"quick")
+    for number in range(10):
+        next(doing.ask(16, [b"quick"]))
         look(one, 10.0 + number * 0.05)
+    for number, _ in enumerate(doing.ask(16, [b"quick"] * 10)):
+        look(one, 11.0 + number * 0.05)
     doing.asked = None
     look(one, 12.0)
     look(one, 13.0)

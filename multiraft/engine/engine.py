@@ -130,7 +130,7 @@ class Engine:
         self.liveness = Liveness(
             node_id, store.incarnation, peers, settings, rng, self.view, self.outgoing.urgent, clocks.real, now
         )
-        self.reading = Reading(self.liveness, self._request_timeout_s, self.mark)
+        self.reading = Reading(self, self.liveness, self._request_timeout_s)
         self.leases = Leases(self, settings, loop)
         self.following = Following(self, transport, settings, loop)
         self.transfers = Transfers(self, store, transport)
@@ -166,6 +166,7 @@ class Engine:
         for replica in self.replicas.values():
             replica.fail_everything(reason)
         self.changing.stop(reason)
+        self.reading.stop()
         self._deadlines.clear()
 
     def open_replica(self, stored: StoredReplica, machine: Machine | None) -> Replica:
@@ -256,10 +257,9 @@ class Engine:
         The future gets ReadFailed or NotLeader when leadership is not confirmed in time, CommandFailed when the
         state machine raised. Raises as `propose` does.
         """
-        replica = self.leading(group_id)
-        future: Future[bytes] = self.loop.create_future()
-        self.reading.add(replica, query, future, self.pacing.now())
-        self.wake()
+        future = self.reading.begin(group_id, query)
+        if future is None:
+            raise self.leading(group_id).refusal()  # the former raises, too: why not
         return future
 
     def transfer_leadership(self, group_id: GroupId, to: NodeId) -> None:

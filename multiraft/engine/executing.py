@@ -11,6 +11,7 @@ is not (`environmental`) is raised, and halts the replica.
 from __future__ import annotations
 
 import logging
+from asyncio import Future
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeAlias
 
@@ -27,9 +28,11 @@ from multiraft.engine.machine import (
     batch_of,
     command_failed,
     environmental,
+    query_failed,
 )
 from multiraft.engine.rolling import RollingHash
 from multiraft.engine.sessions import Result, SessionTable
+from multiraft.engine.waiting import fail_future
 from multiraft.errors import CommandFailed, InvalidRequest
 from multiraft.records import COMMANDS, CONTROL, SESSION
 from multiraft.sessions import HEAD, REGISTER, registration
@@ -129,12 +132,39 @@ class Executor:
     def query(self, query: bytes) -> bytes:
         """Have the machine answer."""
         doing = self.doing
-        doing.calls += 1
-        doing.asked = (self.group_id, query)
+        next(doing.ask(self.group_id, [query]))
         try:
             return self.machine.query(query)
         finally:
             doing.asked = None
+
+    def answer(self, queries: list[bytes], futures: list[Future[bytes]]) -> None:
+        """Have the machine answer `queries` in order, each to its own future; same length. On the hot path of reads."""
+        query, coming = self.machine.query, self.doing.ask(self.group_id, queries)
+        try:
+            for body, future in zip(coming, futures, strict=True):
+                if future.done():
+                    continue
+                try:
+                    future.set_result(query(body))
+                except Exception as problem:
+                    fail_future(future, query_failed(problem))
+        finally:
+            self.doing.asked = None
+
+    def answers(self, queries: list[bytes]) -> list[Result]:
+        """Have the machine answer `queries`; return of each what came of it: its answer, or what is to be raised."""
+        answers: list[Result] = []
+        query = self.machine.query
+        try:
+            for body in self.doing.ask(self.group_id, queries):
+                try:
+                    answers.append(query(body))
+                except Exception as problem:
+                    answers.append(query_failed(problem))
+        finally:
+            self.doing.asked = None
+        return answers
 
     def numbered(self, entry: bytes, context: Context) -> Result:
         """Apply the command of a session, unless it was applied before. Otherwise as `command`."""

@@ -245,7 +245,7 @@ class Following:
             else:
                 asker: Future[Index] = self._loop.create_future()
                 asker.add_done_callback(partial(decided, place))
-                engine.reading.ask(replica, asker, engine.pacing.now())
+                engine.reading.ask(replica, asker)
                 engine.mark(replica)
                 left += 1
         if left == 0:

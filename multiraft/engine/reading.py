@@ -4,7 +4,8 @@ A round asks each peer concerned for an immediate acknowledgement. A group's rea
 voters has acknowledged the round, and answered when the commit index noted at registration is applied.
 
 Rules of this file: a read is registered with its core in the turn that begins its round, never joined to an older
-round; a round is forgotten when no group waits for it any more.
+round; a round is forgotten when no group waits for it any more; what is done for every single read is in `begin`, and
+where it is answered (`Executor.answer`), and nowhere else.
 """
 
 from __future__ import annotations
@@ -13,52 +14,78 @@ from asyncio import Future
 from collections import deque
 from collections.abc import Callable
 from math import inf
+from typing import TYPE_CHECKING
 
 from multiraft.engine.liveness import Liveness
 from multiraft.engine.replica import Replica
-from multiraft.engine.waiting import Many, Reads
+from multiraft.engine.waiting import Many, Reads, Result
 from multiraft.errors import ReadFailed
-from multiraft.types import Index, NodeId
+from multiraft.types import GroupId, Index, NodeId
+
+if TYPE_CHECKING:
+    from multiraft.engine.engine import Engine
 
 
 class Reading:
-    """The reads of one node that wait for a round, or for their index to be applied."""
+    """The reads of one node that wait for a round, or for their index to be applied.
 
-    def __init__(self, liveness: Liveness, timeout_s: float, mark: Callable[[Replica], None]) -> None:
+    _open  what gathers the reads of a group that have come since the last turn; no round has begun for them
+    """
+
+    def __init__(self, engine: Engine, liveness: Liveness, timeout_s: float) -> None:
+        self._engine = engine
+        self._replicas = engine.replicas
+        self._make_future: Callable[[], Future[bytes]] = engine.loop.create_future
         self._liveness = liveness
         self._timeout_s = timeout_s
-        self._mark = mark
+        self._mark = engine.mark
+        self._open: dict[GroupId, Reads] = {}
         self._arrived: list[Replica] = []
         self._rounds: dict[int, list[Replica]] = {}
         self._deadlines: deque[Reads] = deque()
 
-    def add(self, replica: Replica, query: bytes, future: Future[bytes], now: float) -> None:
-        """Have `query` answered in the round that the coming turn begins."""
-        reads = replica.reads
-        if reads is None or not (reads.futures or reads.askers):  # none, or none whose time has not run out
-            reads = self._open(replica, now)
+    def stop(self) -> None:
+        """The engine ends: no replica takes a query any more."""
+        self._replicas = {}
+        self._open.clear()
+
+    def begin(self, group_id: GroupId, query: bytes) -> Future[bytes] | None:
+        """Have `query` answered in the round that the coming turn begins.
+
+        None: nothing was begun, since no replica of the group here takes queries; `Engine.leading` raises why.
+        """
+        reads = self._open.get(group_id)
+        if reads is None or reads.finished:  # none since the last turn, or the replica took queries, and ceased to
+            replica = self._replicas.get(group_id)
+            if replica is None or not replica.leads or replica.halted is not None:
+                return None
+            reads = self._reads_of(replica)
+        future = self._make_future()
         reads.queries.append(query)
         reads.futures.append(future)
+        return future
 
-    def add_many(self, replica: Replica, queries: list[bytes], many: Many, now: float) -> None:
-        """The same of many queries, for which one waits."""
-        reads = replica.reads
-        if reads is None or not (reads.futures or reads.askers):
-            reads = self._open(replica, now)
-        reads.queries += queries
-        reads.futures += [many] * len(queries)
+    def begin_many(self, group_id: GroupId, queries: list[bytes], told: Callable[[list[Result]], None]) -> None:
+        """Have many queries answered in that round, one right after the other.
 
-    def ask(self, replica: Replica, asker: Future[Index], now: float) -> None:
+        `told` is called once, in a turn, with what a future would get for each. Raises as `Engine.leading` does.
+        """
+        self._reads_of(self._engine.leading(group_id)).batches.append((queries, Many(len(queries), told)))
+
+    def ask(self, replica: Replica, asker: Future[Index]) -> None:
         """Have `asker` get the index that a read must reach, confirmed by that round; nothing is read here."""
-        reads = replica.reads
-        if reads is None or reads.finished:
-            reads = self._open(replica, now)
-        reads.askers.append(asker)
+        self._reads_of(replica).askers.append(asker)
 
-    def _open(self, replica: Replica, now: float) -> Reads:
-        reads = replica.reads = Reads(now + self._timeout_s)
-        self._deadlines.append(reads)
-        self._arrived.append(replica)
+    def _reads_of(self, replica: Replica) -> Reads:
+        """Return what gathers the replica's new reads. Only the first one needs the clock, and wakes the engine."""
+        reads = replica.reads
+        if reads is None or reads.finished:  # none, or none whose time has not run out
+            engine = self._engine
+            reads = replica.reads = Reads(engine.pacing.now() + self._timeout_s)
+            self._deadlines.append(reads)
+            self._arrived.append(replica)
+            engine.wake()
+        self._open[replica.group_id] = reads
         return reads
 
     def resume(self, replica: Replica) -> None:
@@ -71,6 +98,7 @@ class Reading:
         """Begin one round for all groups that have new reads. Called once a turn."""
         if not self._arrived:
             return
+        self._open.clear()
         arrived, self._arrived = self._arrived, []
         able: list[Replica] = []
         nodes: set[NodeId] = set()

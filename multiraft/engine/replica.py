@@ -19,10 +19,10 @@ from multiraft.engine.executing import Executor
 from multiraft.engine.keyspace import ReplicaData, on_disk
 from multiraft.engine.loading import Loading
 from multiraft.engine.local import LocalReads
-from multiraft.engine.machine import Context, Machine, environmental, halt_kind, query_failed, said
+from multiraft.engine.machine import Context, Machine, environmental, halt_kind, said
 from multiraft.engine.saving import Saving
 from multiraft.engine.stamps import ReplicatedClock
-from multiraft.engine.waiting import Budget, Proposals, Queue, Reads, Result, fail_future
+from multiraft.engine.waiting import Budget, Proposals, Queue, Reads, Result
 from multiraft.errors import (
     Halted,
     MultiRaftError,
@@ -459,17 +459,8 @@ class Replica:
 
     def _answer_confirmed(self) -> None:
         confirmed = self.confirmed
-        query = self.executor.query
         while confirmed and confirmed[0][0] <= self.applied:
-            _, reads = confirmed.pop(0)
-            for body, future in zip(reads.queries, reads.futures, strict=True):
-                if future.done():
-                    continue
-                try:
-                    future.set_result(query(body))
-                except Exception as problem:
-                    fail_future(future, query_failed(problem))
-            reads.queries, reads.futures = [], []
+            confirmed.pop(0)[1].answer(self.executor)
 
     def fail_reads(self, error: Callable[[], MultiRaftError]) -> None:
         """Fail every query that waits, at whatever stage."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from asyncio import Future
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from multiraft.errors import MultiRaftError, invariant
 from multiraft.records import COMMANDS
@@ -175,25 +175,31 @@ class Proposals:
         self.finish(budget)
 
 
+class Answers(Protocol):
+    """What runs queries; see `Executor`."""
+
+    def answer(self, queries: list[bytes], futures: list[Future[bytes]]) -> None: ...
+    def answers(self, queries: list[bytes]) -> list[Result]: ...
+
+
 class Reads:
     """The queries of one group that wait for one confirmation of leadership.
 
     queries, futures  what is asked of the state machine here, and by whom; same length
+    batches           the same of those who ask many queries at once: these, and who waits for all of them
     askers            those who want only the index, to read from a replica of their own
+    finished          nobody waits any more
     """
 
-    __slots__ = ("askers", "deadline_s", "futures", "queries")
+    __slots__ = ("askers", "batches", "deadline_s", "finished", "futures", "queries")
 
     def __init__(self, deadline_s: float) -> None:
         self.queries: list[bytes] = []
-        self.futures: list[Waiter] = []
+        self.futures: list[Future[bytes]] = []
+        self.batches: list[tuple[list[bytes], Many]] = []
         self.askers: list[Future[Index]] = []
         self.deadline_s = deadline_s
-
-    @property
-    def finished(self) -> bool:
-        """Whether nobody waits any more."""
-        return not self.futures and not self.askers
+        self.finished = False
 
     def tell(self, index: Index) -> None:
         """Leadership is confirmed: tell `index` to those who asked for it."""
@@ -202,10 +208,24 @@ class Reads:
                 asker.set_result(index)
         self.askers = []
 
+    def answer(self, machine: Answers) -> None:
+        """The index is applied, too: have `machine` answer all queries."""
+        if self.futures:
+            machine.answer(self.queries, self.futures)
+        for queries, many in self.batches:
+            many.take(machine.answers(queries))
+        self._finish()
+
     def fail(self, error: Callable[[], MultiRaftError]) -> None:
         fail_all(self.futures, error)
         fail_all(self.askers, error)
-        self.queries, self.futures, self.askers = [], [], []
+        for queries, many in self.batches:
+            many.take([error() for _ in queries])
+        self._finish()
+
+    def _finish(self) -> None:
+        self.finished = True
+        self.queries, self.futures, self.batches, self.askers = [], [], [], []
 
 
 def fail_all(futures: Sequence[Future[Any] | Many], error: Callable[[], MultiRaftError]) -> None:

@@ -190,6 +190,14 @@ CALLERS: Final = (
         (f"{PROMISES_KEPT}::test_a_read_joins_no_round_that_was_asked_before_it_came",),
     ),
     Mutant(
+        "read-joins-reads-of-a-round",
+        "whatever gathers a turn's reads takes no more of them once their round has begun (L10)",
+        READING,
+        "        self._open.clear()\n        arrived, self",
+        "        arrived, self",
+        (f"{PROMISES_KEPT}::test_a_read_joins_no_round_that_was_asked_before_it_came",),
+    ),
+    Mutant(
         "read-before-applied",
         "a query runs only when its commit index is applied",
         REPLICA,

@@ -94,7 +94,7 @@ READS_MUTANTS: Final = (
         "index-not-confirmed",
         "a leader confirms itself before it gives an index",
         FOLLOWING,
-        "engine.reading.ask(replica, asker, engine.pacing.now())",
+        "engine.reading.ask(replica, asker)",
         "asker.set_result(replica.core.commit)",
         (f"{LOCAL_READS}::test_a_leader_that_has_lost_its_quorum_gives_no_index",),
     ),

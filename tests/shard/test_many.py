@@ -10,6 +10,7 @@ from typing import TypeAlias
 import pytest
 
 from multiraft.errors import (
+    CommandFailed,
     DeadlineExceeded,
     Halted,
     InvalidRequest,
@@ -19,6 +20,7 @@ from multiraft.errors import (
     NotReady,
     OutcomeUnknown,
     Overloaded,
+    ReadFailed,
     SessionExpired,
     Unreachable,
     WrongShard,
@@ -66,12 +68,15 @@ class Cluster:
         if kind == "register":
             future.set_result(b"")
             return future
-        assert kind in ("propose many", "numbered many")
+        assert kind in ("propose many", "numbered many", "read many")
         try:
             future.set_result(encode_outcomes(self._said(node_id, decode_commands(body), kind == "numbered many")))
         except MultiRaftError as problem:
             future.set_exception(problem)
         return future
+
+    def read_many_local(self, group_id: GroupId, queries: list[bytes], timeout_s: float) -> Future[list[Outcome]]:
+        return self.propose_many_local(group_id, queries, False, timeout_s)
 
     def propose_many_local(
         self, group_id: GroupId, entries: list[bytes], numbered: bool, timeout_s: float
@@ -283,3 +288,31 @@ async def test_what_one_group_cannot_be_sent_is_said_of_its_commands_alone() -> 
     outcomes = await service.propose_many([b"a", b"z"], [b"x", b"y"], None, True)
     assert isinstance(outcomes[0], Overloaded)
     assert outcomes[1] == b"1"
+
+
+# ----------------------------------------------------------------------------------------------------- many queries
+
+
+@pytest.mark.parametrize("leader", ["a", "b"])
+async def test_many_queries_go_at_once_to_whoever_leads(leader: NodeId) -> None:
+    cluster = Cluster({leader: [[b"1", b"2"]]}, leader=leader)
+    assert await router_of(cluster).read_many(GROUP, [b"x", b"y"]) == [b"1", b"2"]
+    assert cluster.asked == [(leader, "x y")]
+
+
+async def test_a_query_is_asked_again_whatever_became_of_it() -> None:
+    """Not so a command without a number, of which OutcomeUnknown is the last word."""
+    lost: list[Outcome] = [b"1", OutcomeUnknown("lost"), CommandFailed("ValueError", "no"), NotLeader(GROUP, "b")]
+    cluster = Cluster({"a": [lost, [NotLeader(GROUP, "b")] * 2], "b": [[b"2", b"4"]]})
+    told = await router_of(cluster).read_many(GROUP, [b"w", b"x", b"y", b"z"])
+    assert (told[:2], type(told[2]), told[3]) == ([b"1", b"2"], CommandFailed, b"4")
+    assert [asked for _, asked in cluster.asked][-1] == "x z"
+    assert [asked for _, asked in cluster.asked].count("w x y z") == 1
+
+
+async def test_queries_that_nobody_answers_in_time_say_why() -> None:
+    cluster = Cluster({node_id: [ReadFailed("no quorum")] for node_id in "abc"})
+    cluster.cost_s = 0.3
+    told = await router_of(cluster).read_many(GROUP, [b"x", b"y"], 1.0)
+    assert [type(one) for one in told] == [DeadlineExceeded] * 2
+    assert "no quorum" in str(told[0])

@@ -72,6 +72,9 @@ class Cluster:
     def propose_local(self, group_id: GroupId, command: bytes, timeout_s: float) -> Future[bytes]:
         return self._answer(self.node_id, "propose", command, timeout_s)
 
+    def begin_read(self, group_id: GroupId, query: bytes) -> Future[bytes] | None:
+        return self._answer(self.node_id, "read", query, 5.0) if self.leads(group_id) else None
+
     def read_local(self, group_id: GroupId, query: bytes, timeout_s: float) -> Future[bytes]:
         return self._answer(self.node_id, "read", query, timeout_s)
 
@@ -80,6 +83,9 @@ class Cluster:
 
     def read_nearby(self, group_id: GroupId, query: bytes, stale_s: float | None, timeout_s: float) -> Future[Seen]:
         raise AssertionError("asked for by reads of other kinds alone; see test_router_reads.py")
+
+    def read_many_local(self, group_id: GroupId, queries: list[bytes], timeout_s: float) -> Future[list[Outcome]]:
+        raise AssertionError("asked for by many queries alone; see test_many.py")
 
     def propose_many_local(
         self, group_id: GroupId, entries: list[bytes], numbered: bool, timeout_s: float
@@ -470,6 +476,9 @@ async def test_any_shard_means_one_led_here_if_there_is_one(led: set[GroupId], e
     class Leading(Cluster):
         def leads(self, group_id: GroupId) -> bool:
             return group_id in led
+
+        def begin_read(self, group_id: GroupId, query: bytes) -> Future[bytes] | None:
+            return self.read_local(group_id, query, 5.0) if self.leads(group_id) else None
 
         def read_local(self, group_id: GroupId, query: bytes, timeout_s: float) -> Future[bytes]:
             asked.append(group_id)

@@ -20,6 +20,7 @@ from multiraft.errors import (
     Halted,
     InvalidRequest,
     MultiRaftError,
+    NotLeader,
     NotReady,
     NotRunning,
     Overloaded,
@@ -58,6 +59,9 @@ class Cluster:
     def propose_local(self, group_id: GroupId, command: bytes, timeout_s: float) -> Future[bytes]:
         raise AssertionError("nothing is proposed here")
 
+    def begin_read(self, group_id: GroupId, query: bytes) -> Future[bytes] | None:
+        return self._answer(self.node_id, "read", query, 5.0) if self.leads(group_id) else None
+
     def read_local(self, group_id: GroupId, query: bytes, timeout_s: float) -> Future[bytes]:
         return self._answer(self.node_id, "read", query, timeout_s)
 
@@ -74,6 +78,9 @@ class Cluster:
             self.now += min(self.costs_s.get("nearby", 0.0), timeout_s)
             future.set_exception(self.nearby)
         return future
+
+    def read_many_local(self, group_id: GroupId, queries: list[bytes], timeout_s: float) -> Future[list[Outcome]]:
+        raise AssertionError("asked for by many queries alone; see test_many.py")
 
     def propose_many_local(
         self, group_id: GroupId, entries: list[bytes], numbered: bool, timeout_s: float
@@ -208,3 +215,26 @@ async def test_a_local_read_follows_a_newer_map() -> None:
     await newer()
     assert await asked == (b"theirs", 0.0)
     assert cluster.order == "bb"
+
+
+async def test_a_read_that_failed_here_is_asked_elsewhere_in_what_is_left_of_its_time() -> None:
+    cluster = Cluster({"a": [NotLeader(GROUP, "b")], "b": [b"done"]}, leader="a")
+    cluster.costs_s = {"a": 2.0}
+    assert await router_of(cluster).read(GROUP, b"x") == b"done"
+    assert cluster.asked == [("a", "read", b"x", 5.0), ("b", "read", b"x", 1.5)]
+
+
+async def test_a_read_that_failed_here_for_good_is_asked_nowhere_else() -> None:
+    cluster = Cluster({"a": [CommandFailed("ValueError", "no")], "b": [b"done"]}, leader="a")
+    with pytest.raises(CommandFailed):
+        await router_of(cluster).read(GROUP, b"x")
+    assert cluster.order == "a"
+
+
+async def test_a_read_in_a_hurry_has_its_own_time_here_too() -> None:
+    cluster = Cluster({"a": [b"done"]}, leader="a")
+    router = router_of(cluster)
+    await router.read(GROUP, b"x", 0.5)
+    await router.read(GROUP, b"x", 3.0, cluster.now + 3.0)
+    await router.read(GROUP, b"x", 7.0)
+    assert [timeout_s for *_, timeout_s in cluster.asked] == [0.5, 3.0, 5.0]  # the last: the node's own comes first

@@ -93,8 +93,8 @@ CONTAINMENT_MUTANTS: Final = (
         "failures-are-not-counted-in",
         "what a command raises counts by the name of its class",
         ROLLING,
-        '            value = _crc32(name.encode(errors="replace"), self.value + index) ^ _RAISED',
-        '            value = _crc32(str(result).encode() + b"%d" % id(self), self.value + index)',
+        '    return _crc32(name.encode(errors="replace"), value + index) ^ _RAISED',
+        '    return _crc32(str(result).encode() + b"%d" % id(result), value + index)',
         (f"{NODES}::test_a_command_that_fails_everywhere_is_no_difference",),
     ),
     Mutant(

@@ -177,6 +177,7 @@ RULES: list[tuple[Break, str, int]] = [
 
 
 @pytest.mark.parametrize(("take_away", "said", "seeds"), RULES, ids=[rule[0].__name__ for rule in RULES])
+@pytest.mark.pure_only  # it takes the rules out of the code
 def test_a_rule_that_is_taken_away_is_missed(
     take_away: Break, said: str, seeds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,8 +64,8 @@ SYNCING: Final = (
         "noted-before-it-was-synced",
         "what was never synced may be missing",
         "storage/wal.py",
-        "        if synced:\n            self._put_down()\n",
-        "        self._put_down()\n",
+        "        self._synced = synced\n",
+        "        self._synced = True\n",
         ("tests/storage/test_wal.py::test_what_was_never_synced_may_be_missing",),
     ),
     Mutant(

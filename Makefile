@@ -154,8 +154,8 @@ export SETUP
 $(STAMP): pyproject.toml
 	@sh -c "$$SETUP"
 
-# Without optimizations that take longer than they save here; an installation for use has them. The `.pth` file has all
-# else found in .venv and in the checkout, and `import multiraft` find what is installed, wherever Python is started.
+# The `.pth` file has all else found in .venv and in the checkout, and `import multiraft` find what is installed, wherever
+# Python is started. MULTIRAFT_COMPILE_LEVEL=0 has the C compiler be quicker, and what it makes slower.
 define COMPILE
 set -eu
 echo "compiling multiraft into $(COMPILED) ..."
@@ -164,7 +164,7 @@ packages=$$($(COMPILED)/bin/python -c 'import sysconfig; print(sysconfig.get_pat
 $(BIN)/python -c 'import os, sysconfig; print(sysconfig.get_path("purelib"), os.getcwd(), sep="\n")' > "$$packages/all_else.pth"
 rm -rf build
 touch $(COMPILED)/.began
-MULTIRAFT_COMPILE=1 MULTIRAFT_COMPILE_LEVEL=$${MULTIRAFT_COMPILE_LEVEL:-1} $(BIN)/python -m pip \
+MULTIRAFT_COMPILE=1 $(BIN)/python -m pip \
     --python $(COMPILED)/bin/python install --quiet --disable-pip-version-check --no-deps --no-build-isolation .
 cp tests/installed/multiraft_as_installed.py "$$packages/"
 echo 'import multiraft_as_installed' >> "$$packages/all_else.pth"

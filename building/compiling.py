@@ -91,7 +91,7 @@ def _extensions(build_dir: Path) -> list[Extension]:
         made: list[Extension] = mypycify(
             ["--config-file=", "--no-incremental", "--ignore-missing-imports", *module_paths()],
             group_name=_UNIT,
-            opt_level=os.environ.get("MULTIRAFT_COMPILE_LEVEL", "2"),
+            opt_level=os.environ.get("MULTIRAFT_COMPILE_LEVEL", "3"),
             debug_level="0",
             target_dir=str(build_dir / "c"),
         )

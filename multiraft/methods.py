@@ -121,8 +121,8 @@ class Method:
         # What values need no conversion in either direction, so that one comparison does for all of them.
         kinds = [parameter.type.python for parameter in parameters]
         plain = self._positional == len(kinds) and all(kind in _BARE for kind in kinds)
-        self._bare: list[type | None] | None = kinds if plain else None
-        self._ints = tuple(place for place, kind in enumerate(kinds) if kind is int)
+        self._bare: list[type | None] | None = [str, *kinds] if plain else None  # of a call: its name, and arguments
+        self._ints = tuple(place for place, kind in enumerate(kinds, 1) if kind is int)
         self._bare_result = result.python if result.python in _BARE else _Never
         names = [parameter.name for parameter in parameters]
         self._key_position = names.index(key) + 1 if key is not None else 0
@@ -140,11 +140,10 @@ class Method:
 
         Raises InvalidRequest when the arguments do not fit the signature, naming the parameter.
         """
-        wire: list[Any] = [self.name]
+        wire: list[Any] = [self.name, *args]
         try:
-            if not kwargs and [*map(type, args)] == self._bare and (not self._ints or self._fit(args)):
-                wire += args
-            else:
+            if kwargs or list(map(type, wire)) != self._bare or (self._ints and not self._fit(wire)):
+                wire = [self.name]
                 if kwargs or len(args) != len(self._encoders) or len(args) != self._positional:
                     args = self._bind(args, kwargs)
                 for encode, value in zip(self._encoders, args, strict=True):
@@ -154,14 +153,14 @@ class Method:
         except ValueMismatch as problem:
             parameter = self.parameters[len(wire) - 1]
             raise InvalidRequest(f"{self.label}: parameter {parameter.name!r}: {problem}") from None
-        except ValueError as problem:  # text that UTF-8 cannot encode
-            raise InvalidRequest(f"{self.label}: {problem}") from problem
+        except ValueError as unsendable:  # text that UTF-8 cannot encode
+            raise InvalidRequest(f"{self.label}: {unsendable}") from unsendable
         return key, body
 
-    def _fit(self, values: Sequence[Any]) -> bool:
-        """Return whether those of `values`, one for each parameter, that must be ints are ints of 64 bits."""
+    def _fit(self, wire: list[Any]) -> bool:
+        """Return whether those arguments in `wire`, one for each parameter, that must be ints are ints of 64 bits."""
         for place in self._ints:  # noqa: SIM110 - a generator would cost more than all else
-            if not INT_MIN <= values[place] <= INT_MAX:
+            if not INT_MIN <= wire[place] <= INT_MAX:
                 return False
         return True
 
@@ -203,10 +202,13 @@ class Method:
     # ------------------------------------------------------------------------------------------ at the replica
 
     def run(self, machine: object, wire: list[Any]) -> bytes:
-        """Call the method with the arguments in `wire` (its name first), and return the encoded result."""
-        values = wire[1:]
-        if [*map(type, values)] == self._bare and (not self._ints or self._fit(values)):
-            result = self.function(machine, *values)
+        """Call the method with the arguments in `wire` (its name first), and return the encoded result.
+
+        `wire` is not to be used any more.
+        """
+        if list(map(type, wire)) == self._bare and (not self._ints or self._fit(wire)):
+            wire[0] = machine
+            result = self.function(*wire)
         else:
             result = self._run(machine, wire)
         kind = type(result)

@@ -460,17 +460,17 @@ class Transport(Protocol):
         """Return the latest run met of each peer's store, within this node's cluster, in earlier runs or this one."""
 
     def set_identity(self, identity: Identity, incarnation: int) -> None:
-        """This node now belongs to a cluster, as `incarnation`, or knows of other stores of its peers.
-
-        In the first case every connection is greeted anew; in the second, those to stores that were replaced end.
-        """
+        """This node now belongs to a cluster, as `incarnation`: every connection is greeted anew. Or it knows of other
+        stores of its peers: connections to those that were replaced end."""
 
     def send(self, node_id: NodeId, messages: Sequence[NodeMessage], urgent: bool) -> bool:
         """Queue messages; `urgent` ones go on the first lane, before all others. False if they were dropped.
 
         A peer that is not connected drops everything. Bulk messages past the outbox's bound are dropped; an
-        urgent one past it closes the connection.
-        """
+        urgent one past it closes the connection."""
+
+    def flush(self, node_id: NodeId) -> None:
+        """Write now what was sent to a peer, as far as its connection takes it; otherwise that is done soon."""
 
     def send_forming(self, node_id: NodeId, message: FormingMessage) -> bool: ...
 

@@ -130,17 +130,20 @@ class _Remote(Generic[P, R]):
     def _encode(self, caller: ServiceCaller, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bytes]:
         key, body = self._method.encode_call(args, kwargs)
         limits = caller.limits
+        if len(key) > limits.key_bytes or len(body) > limits.entry_bytes:
+            raise self._too_large(limits, key, body)
+        return key, body
+
+    def _too_large(self, limits: Limits, key: bytes, body: bytes) -> InvalidRequest:
         if len(key) > limits.key_bytes:
-            raise InvalidRequest(
+            return InvalidRequest(
                 f"{self._method.label}: parameter {self._method.key!r}: a key of {len(key)} bytes is longer than "
                 f"key_bytes = {limits.key_bytes}"
             )
-        if len(body) > limits.entry_bytes:
-            raise InvalidRequest(
-                f"{self._method.label}: its arguments take {len(body)} bytes, more than entry_bytes = "
-                f"{limits.entry_bytes}; send less at a time"
-            )
-        return key, body
+        return InvalidRequest(
+            f"{self._method.label}: its arguments take {len(body)} bytes, more than entry_bytes = "
+            f"{limits.entry_bytes}; send less at a time"
+        )
 
     def _with(
         self, timeout_ms: int | None, stale_ms: int | None = None, lease: bool = False, local: bool = False
@@ -183,11 +186,14 @@ class RemoteCommand(_Remote[P, R]):
         self._session: bool | Numbered = True
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        caller = self._caller()
-        if self._method.since > 1:
-            caller.check_version(self._method.since)
-        key, body = self._encode(caller, args, kwargs)
-        result: R = self._method.decode_result(await caller.propose(key, body, self._timeout_s, self._session))
+        caller, method = self._caller(), self._method
+        if method.since > 1:
+            caller.check_version(method.since)
+        key, body = method.encode_call(args, kwargs)  # written out: `_encode`
+        limits = caller.limits
+        if len(key) > limits.key_bytes or len(body) > limits.entry_bytes:
+            raise self._too_large(limits, key, body)
+        result: R = method.decode_result(await caller.propose(key, body, self._timeout_s, self._session))
         return result
 
     async def many(self, calls: Iterable[tuple[Any, ...]]) -> list[R | MultiRaftError]:
@@ -232,7 +238,7 @@ class RemoteCommand(_Remote[P, R]):
                 raise InvalidRequest(f"{self._method.label}: the arguments of a call are a tuple, not {args!r:.60}")
             key, body = encode(args, {})
             if len(key) > key_bytes or len(body) > entry_bytes:
-                self._encode(caller, args, {})  # which raises
+                raise self._too_large(limits, key, body)
             keys.append(key)
             bodies.append(body)
         return keys, bodies

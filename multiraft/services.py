@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
+from multiraft.adapting import adapt
 from multiraft.consistency import Consistency
 from multiraft.engine.machine import Machine
 from multiraft.errors import CommandFailed, ConfigError, InvalidRequest, MultiRaftError, NotCommitted, OutcomeUnknown
@@ -24,7 +25,7 @@ from multiraft.service import bind_service
 from multiraft.sessions import Numbered
 from multiraft.shard import Declaration, Directory, Router, ServiceRoute, create_service_command
 from multiraft.shard.partition import Mode
-from multiraft.statemachine import BytesStateMachine, StateMachine, adapt, schema_of, version_of
+from multiraft.statemachine import BytesStateMachine, StateMachine, schema_of, version_of
 from multiraft.types import DIRECTORY_GROUP, NodeId
 
 M = TypeVar("M", bound=StateMachine)

@@ -23,15 +23,12 @@ from multiraft.types import GroupId
 class ServiceRoute:
     """One service through a router: what the service's handle calls (remote.ServiceCaller)."""
 
-    __slots__ = ("_router", "name")
+    __slots__ = ("_router", "limits", "name")
 
     def __init__(self, router: Router, name: str) -> None:
         self._router = router
         self.name = name
-
-    @property
-    def limits(self) -> Limits:
-        return self._router.limits
+        self.limits: Limits = router.limits
 
     def check_version(self, version: int) -> None:
         service = self._router.map.services.get(self.name)

@@ -199,11 +199,23 @@ class Router:
     ) -> Coroutine[Any, Any, bytes]:
         if kind == "read":
             return self.read(group_id, body, timeout_s, deadline)
-        if kind == "session":
-            return self.sessions.call(group_id, body, deadline, timeout_s)
-        if kind in _NUMBERED:
-            return self.sessions.attempt(group_id, body, deadline, timeout_s, first=kind == "numbered first")
+        if kind == "session" or kind in _NUMBERED:
+            return self._numbered(group_id, kind, body, deadline, timeout_s)
         return self.run(group_id, kind, body, deadline, timeout_s)
+
+    # Two coroutines of Python's own, also where session.py is compiled: of those, whoever forgets to await is warned.
+
+    async def _numbered(
+        self, group_id: GroupId, kind: CallKind, body: bytes, deadline: float, timeout_s: float
+    ) -> bytes:
+        if kind == "session":
+            return await self.sessions.call(group_id, body, deadline, timeout_s)
+        return await self.sessions.attempt(group_id, body, deadline, timeout_s, first=kind == "numbered first")
+
+    async def _numbered_many(
+        self, group_id: GroupId, commands: list[bytes], deadline: float, timeout_s: float
+    ) -> list[Outcome]:
+        return await self.sessions.call_many(group_id, commands, deadline, timeout_s)
 
     def call_many(
         self, group_id: GroupId, commands: list[bytes], session: bool, timeout_s: float | None = None
@@ -213,7 +225,7 @@ class Router:
             timeout_s = self.default_s
         deadline = self.now() + timeout_s
         if session:
-            return self.sessions.call_many(group_id, commands, deadline, timeout_s)
+            return self._numbered_many(group_id, commands, deadline, timeout_s)
         return bring(self, group_id, commands, False, deadline, timeout_s)
 
     def read_many(
@@ -263,6 +275,8 @@ class Router:
         if not self.caller.leads(group_id):
             return await self.search(group_id, body, deadline, timeout_s, Attempts(kind))
         try:
+            if kind == "propose":  # written out, as it is usual
+                return await self.caller.propose_local(group_id, body, timeout_s)
             return await self._local(group_id, kind, body, timeout_s)
         except PASSING as problem:
             attempts = Attempts(kind)

@@ -328,6 +328,9 @@ class LevelBackend(LevelReader, ThreadedBackend):
             self.mark(message_of(problem))
             raise
 
+    def _after_telling(self) -> None:
+        self._log_watch.told()
+
     def _close_database(self) -> None:
         self._log_watch.close()
         self._database.close()

@@ -19,12 +19,12 @@ from multiraft.records import MEMBERSHIP, Record
 from multiraft.snapshot_file import FileReader, Manifest
 from multiraft.storage import layout
 from multiraft.storage.backend import Backend, Reader
+from multiraft.storage.batches import PartitionedBatch
 from multiraft.storage.check import read_tombstones, scan_replicas
 from multiraft.storage.identity import Opening, read_opening
 from multiraft.storage.inspect import reading
 from multiraft.storage.opening import open_backend
 from multiraft.storage.snapshot_files import SNAPSHOTS_DIR
-from multiraft.storage.store import PartitionedBatch
 from multiraft.types import (
     GroupId,
     Halt,

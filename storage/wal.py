@@ -11,10 +11,11 @@ the kernel has put that first write, milliseconds old, on the disk by itself by 
 
 A log that ends between two records looks like one that was never longer. So a note beside the logs says how long the
 newest one was when something in it was synced last: its number (8 bytes, big-endian), its bytes (8), CRC-32 of both.
-The note is never synced itself: it outlives a process that is killed, and whatever is found of it was true.
+The note is never synced itself: it outlives a process that is killed, and whatever is found of it was true. It comes
+after those who wait for the write were told, since each call of the system costs this thread the interpreter's lock.
 
-Rules of this file: called by the writer thread alone, around each write; raises OSError, which is a failed write, but
-not for the note, without which nothing is wrong.
+Rules of this file: called by the writer thread alone, before and after each write and when it was told; raises OSError,
+which is a failed write, but not for the note, without which nothing is wrong.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class LogWatch:
         self._number = 0
         self._size = 0
         self._unsynced = False
+        self._looked = True
+        self._synced = False
 
     def before_unsynced(self) -> None:
         """An unsynced write comes: the log that it may be the last one in must be known."""
@@ -47,7 +50,29 @@ class LogWatch:
             self._open()
 
     def wrote(self, synced: bool) -> None:
-        """A write has returned. If it went to another file, the one before is synced now."""
+        """A write has returned, and nobody was told. What is unsynced in a file that it left is synced now.
+
+        After synced writes alone there is nothing of that kind, and it is looked at when all are told: see `told`.
+        """
+        if self._unsynced or not synced:
+            self._look()
+            self._unsynced = not synced
+            self._looked = True
+        else:
+            self._looked = False
+        self._synced = synced
+
+    def told(self) -> None:
+        """Whoever waited for the last write has been told: what nobody waits for is done now."""
+        if not self._looked:
+            self._look()
+            self._looked = True
+        if self._synced:
+            self._synced = False
+            self._put_down()
+
+    def _look(self) -> None:
+        """Which file is written to now? One that was left with something unsynced is synced."""
         if self._file is None:
             self._open()
         else:
@@ -59,9 +84,6 @@ class LogWatch:
                     os.fsync(self._file)
                 self._close_log()
                 self._open()
-        self._unsynced = not synced
-        if synced:
-            self._put_down()
 
     def close(self) -> None:
         self._close_log()

@@ -102,6 +102,9 @@ class ThreadedBackend(ABC):
     def _write_unsynced(self, batch: Any) -> None:
         """Write the batch, as a whole or not at all, after everything written before."""
 
+    def _after_telling(self) -> None:  # noqa: B027 - there may be nothing to do
+        """What belongs to the write whose waiters have been told just now, and what none of them waits for."""
+
     @abstractmethod
     def _close_database(self) -> None: ...
 
@@ -169,6 +172,11 @@ class ThreadedBackend(ABC):
                 elif job.done is not None:
                     self._completions.append((job.done, error))
             self._wake_loop()
+            if error is None:
+                try:
+                    self._after_telling()
+                except BaseException as problem:  # as good as a failed write, to all that follow
+                    self._error = storage_error(self.name, "cannot be written", problem)
         try:
             self._close_database()
         except BaseException as problem:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multiraft import BytesDiskStateMachine, BytesStateMachine, DiskStateMachine, StateMachine, command, query
+from multiraft.adapting import adapt
 from multiraft.keyspace import MemoryKeyspace
-from multiraft.statemachine import adapt
 
 
 class Counters(DiskStateMachine):

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from multiraft.adapting import adapt
 from multiraft.config import Limits
 from multiraft.consistency import Consistency
 from multiraft.engine.machine import Context, command_failed
@@ -22,7 +23,7 @@ from multiraft.outcome import Outcome
 from multiraft.remote import SHARDS_AT_ONCE, ServiceBinding
 from multiraft.service import bind_service
 from multiraft.sessions import Numbered
-from multiraft.statemachine import BytesStateMachine, StateMachine, adapt, command, methods_of, query
+from multiraft.statemachine import BytesStateMachine, StateMachine, command, methods_of, query
 
 CONTEXT = Context(index=7, term=2, group_id=16, time_ms=1_700_000_000_000)
 

@@ -13,18 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multiraft.adapting import adapt
 from multiraft.engine.machine import Context, Machine, UnknownCommand, command_failed, environmental, pieces_of
 from multiraft.errors import CommandFailed, InvalidRequest
 from multiraft.methods import Method
-from multiraft.statemachine import (
-    BytesStateMachine,
-    StateMachine,
-    adapt,
-    command,
-    methods_of,
-    query,
-    schema_of,
-)
+from multiraft.statemachine import BytesStateMachine, StateMachine, command, methods_of, query, schema_of
 
 CONTEXT = Context(index=7, term=2, group_id=16, time_ms=1_700_000_000_000)
 

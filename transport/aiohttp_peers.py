@@ -27,6 +27,7 @@ import aiohttp
 from aiohttp import WSMsgType, web
 
 from multiraft.config import NodeConfig, parse_address
+from multiraft.eager import EagerWriter, Sending
 from multiraft.errors import StartError, Unreachable
 from multiraft.ports import Cancel, FileSink, TransportHandler
 from multiraft.transport.aiohttp_files import FILES_PATH, HttpFetch, serve_file
@@ -201,6 +202,12 @@ class AiohttpTransport(FileTransport):
 
     # --------------------------------------------------------------------------------------------- outbound
 
+    def flush(self, node_id: NodeId) -> None:
+        """Write now what was sent to a peer; see ports.Transport.flush."""
+        outbound = self._out.get(node_id)
+        if outbound is not None and isinstance(outbound.link, _OutboundLink):
+            outbound.link.write()
+
     def fetch(
         self,
         node_id: NodeId,
@@ -280,17 +287,18 @@ class AiohttpTransport(FileTransport):
             raise ended
 
     async def _write(self, ws: aiohttp.ClientWebSocketResponse, link: _OutboundLink, outbound: Outbound) -> None:
+        """Write what the outbox gives, until the connection ends or is shut and all is written."""
         next_frame, send_bytes, counts = outbound.outbox.next_frame, ws.send_bytes, self._counts
-        while True:
+
+        def begin() -> Sending | None:
             frame = next_frame()
             if frame is None:
-                if link.flushing:
-                    return
-                await link.wait()
-                continue
+                return None
             counts["frames_sent"] += 1
             counts["bytes_sent"] += len(frame)
-            await send_bytes(frame)
+            return send_bytes(frame)
+
+        await link.run(begin)
 
     async def _watch(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         """Notice the end of a connection on which only this node speaks."""
@@ -299,32 +307,21 @@ class AiohttpTransport(FileTransport):
             self._counts["dropped_wrong_way"] += 1
 
 
-class _OutboundLink:
+class _OutboundLink(EagerWriter):
     """The writing end of a connection that this node dialled."""
 
     def __init__(self, loop: AbstractEventLoop) -> None:
-        self._loop = loop
-        self._waiter: Future[None] | None = None
+        super().__init__(loop)
         self.shut_now: Future[None] = loop.create_future()
-        self.flushing = False
         self.code = 0
         self.reason = ""
-
-    def wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def wait(self) -> None:
-        self._waiter = self._loop.create_future()
-        await self._waiter
 
     def shut(self, code: int, reason: str, flush: bool = False) -> None:
         if self.code == 0:
             self.code, self.reason = code, reason
-        self.flushing = True
         if not flush and not self.shut_now.done():
             self.shut_now.set_result(None)
-        self.wake()
+        self.end()
 
 
 class _InboundLink:

@@ -176,6 +176,9 @@ class PeerTransport:
         encoded = [encode_message(message) for message in messages]
         return self._queue(outbound, encoded, urgent)
 
+    def flush(self, node_id: NodeId) -> None:
+        """Backends that can: write now what is in the outbox; see ports.Transport.flush."""
+
     def send_forming(self, node_id: NodeId, message: FormingMessage) -> bool:
         """Queue a forming message, also for a peer without a cluster. False if it was dropped."""
         outbound = self._out.get(node_id)

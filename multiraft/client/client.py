@@ -28,13 +28,14 @@ from aiohttp import WSMsgType
 
 from multiraft.client import frames
 from multiraft.client.core import Core, new_call
-from multiraft.client.dialling import CLOSE_S, DIAL_S, Waker, closing, open_websocket
+from multiraft.client.dialling import CLOSE_S, DIAL_S, closing, open_websocket
 from multiraft.client.frames import Welcome
 from multiraft.client.lanes import Call, Done
 from multiraft.client.links import Link
 from multiraft.client.routes import ClientRoute, call_of
 from multiraft.client.served import AGE
 from multiraft.consistency import LINEARIZABLE, Consistency
+from multiraft.eager import EagerWriter, Sending
 from multiraft.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -401,8 +402,8 @@ class Client:
         link: Link | None = None
         why = "the client was closed"
         try:
-            link, waker = await self._greet(ws, url, node_id)
-            why = await self._converse(ws, link, waker)
+            link, writer = await self._greet(ws, url, node_id)
+            why = await self._converse(ws, link, writer)
         except (aiohttp.ClientError, OSError, TimeoutError, WireError, NotReady) as problem:
             self._problem = why = f"{url}: {str(problem) or type(problem).__name__}"
             log.info("%s", why)
@@ -419,7 +420,9 @@ class Client:
                 async with asyncio.timeout(CLOSE_S):
                     await ws.close()
 
-    async def _greet(self, ws: aiohttp.ClientWebSocketResponse, url: str, node_id: NodeId | None) -> tuple[Link, Waker]:
+    async def _greet(
+        self, ws: aiohttp.ClientWebSocketResponse, url: str, node_id: NodeId | None
+    ) -> tuple[Link, EagerWriter]:
         """Say hello, and take the node's welcome. Raises WireError, OSError, TimeoutError."""
         core = self.core
         async with asyncio.timeout(DIAL_S):
@@ -437,34 +440,35 @@ class Client:
         self._cluster_id, self._welcome = welcome.cluster_id, welcome
         self._most_bytes = welcome.entry_bytes + HEAD.size
         core.atlas.urls[welcome.node_id] = url
-        waker = Waker()
-        link = core.connected(welcome, waker.wake)
+        writer = EagerWriter(asyncio.get_running_loop())
+        link = core.connected(welcome, writer.wake)
         self._up.set()
-        return link, waker
+        return link, writer
 
-    async def _converse(self, ws: aiohttp.ClientWebSocketResponse, link: Link, waker: Waker) -> str:
+    async def _converse(self, ws: aiohttp.ClientWebSocketResponse, link: Link, writer: EagerWriter) -> str:
         """Write and hear until the connection ends; return why it did."""
         received, receive, binary = self.core.received, ws.receive, WSMsgType.BINARY
-        writer = asyncio.get_running_loop().create_task(self._write(ws, link, waker))
+        writing = asyncio.get_running_loop().create_task(self._write(ws, link, writer))
         try:
             while True:
                 message = await receive()
                 if message.type is not binary:
                     return closing(ws, message)
                 received(link, message.data)
+                writer.write()  # what callers who were told have asked for
         finally:
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
 
-    async def _write(self, ws: aiohttp.ClientWebSocketResponse, link: Link, waker: Waker) -> None:
+    async def _write(self, ws: aiohttp.ClientWebSocketResponse, link: Link, writer: EagerWriter) -> None:
         next_frame, send_bytes = self.core.next_frame, ws.send_bytes
+
+        def begin() -> Sending | None:
+            frame = next_frame(link)
+            return None if frame is None else send_bytes(frame)
+
         try:
-            while True:
-                frame = next_frame(link)
-                if frame is None:
-                    await waker.woken()
-                else:
-                    await send_bytes(frame)
+            await writer.run(begin)
         except (aiohttp.ClientError, OSError):  # the reader hears of it, too
             await ws.close()
 

@@ -1,12 +1,10 @@
-"""A client's end of one connection: how it is opened, woken, and what is said of its end.
+"""A client's end of one connection: how it is opened, and what is said of its end.
 
 Rules of this file: no state of the client; no compression.
 """
 
 from __future__ import annotations
 
-import asyncio
-from asyncio import Future
 from typing import Final
 
 import aiohttp
@@ -38,24 +36,6 @@ async def open_websocket(session: aiohttp.ClientSession, url: str) -> aiohttp.Cl
             if problem.status != 404:
                 raise ConnectionError(f"it answers, and takes no clients: HTTP status {problem.status}") from problem
     raise ConnectionError("it answers, but serves no clients here; is it the admin URL of a node?")
-
-
-class Waker:
-    """Tells the writer of a connection that there may be a frame."""
-
-    __slots__ = ("_waiter",)
-
-    def __init__(self) -> None:
-        self._waiter: Future[None] | None = None
-
-    def wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    async def woken(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        await self._waiter
 
 
 def closing(ws: aiohttp.ClientWebSocketResponse, message: aiohttp.WSMessage) -> str:

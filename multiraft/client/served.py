@@ -81,6 +81,7 @@ class ServedClient:
     """The calls of one connection.
 
     wake       tells the writer that there may be a frame
+    write      has it written at once: nothing is under way that it could wait for
     find_urls  returns where clients reach each node
     in_flight  calls that came and whose answers were not handed to the writer
     unread_bytes  answers that wait for it
@@ -90,10 +91,12 @@ class ServedClient:
         self,
         node: ClientNode,
         wake: Callable[[], None],
+        write: Callable[[], None],
         find_urls: Callable[[], Coroutine[Any, Any, dict[NodeId, str]]],
     ) -> None:
         self._node = node
         self._wake = wake
+        self._write = write
         self._find_urls = find_urls
         self.in_flight = 0
         self.unread_bytes = 0
@@ -241,7 +244,10 @@ class ServedClient:
     def _put(self, batch_id: int, first: int, part: list[Plain], size_bytes: int) -> None:
         self.unread_bytes += size_bytes
         self._parts.append((batch_id, first, part, size_bytes))
-        self._wake()
+        if self.in_flight:
+            self._wake()
+        else:
+            self._write()
 
     async def _look(self, look_id: int, services: list[str]) -> None:
         """Find what the map says of these services, and what else a client wants to know with it."""

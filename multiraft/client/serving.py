@@ -27,6 +27,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from multiraft.client import frames
 from multiraft.client.served import ClientNode, ServedClient
+from multiraft.eager import EagerWriter, Sending
 from multiraft.errors import MultiRaftError, WireError
 from multiraft.types import NodeId
 
@@ -102,8 +103,8 @@ class ClientServer:
 
     async def _converse(self, ws: web.WebSocketResponse) -> tuple[int, str]:
         """Greet, then hear and answer until the connection ends; return with which code and words to close it."""
-        waker = Waker()
-        client = ServedClient(self._node, waker.wake, self.find_urls)
+        waker = Waker(asyncio.get_running_loop())
+        client = ServedClient(self._node, waker.wake, waker.write, self.find_urls)
         try:
             async with asyncio.timeout(self._node.limits.handshake_timeout_ms / 1_000):
                 message = await ws.receive()
@@ -182,38 +183,26 @@ class ClientServer:
 async def _write(ws: web.WebSocketResponse, client: ServedClient, waker: Waker) -> None:
     """Write what is to be written, until the connection ends."""
     next_frame, send_bytes = client.next_frame, ws.send_bytes
+
+    def begin() -> Sending | None:
+        waker.tell_written()  # the frame before
+        frame = next_frame()
+        return None if frame is None else send_bytes(frame)
+
     try:
-        while True:
-            frame = next_frame()
-            if frame is None:
-                waker.tell_written()
-                await waker.woken()
-                continue
-            await send_bytes(frame)
-            waker.tell_written()
+        await waker.run(begin)
     except ConnectionError:  # the reader hears of it, too
         await ws.close()
     finally:
         waker.tell_written()
 
 
-class Waker:
-    """Two signals: to the writer, that there is something to write; to the reader, that some of it was written."""
+class Waker(EagerWriter):
+    """The writer of a connection, and a signal to its reader: that something was written."""
 
-    __slots__ = ("_reader", "_writer")
-
-    def __init__(self) -> None:
-        self._writer: Future[None] | None = None
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
         self._reader: Future[None] | None = None
-
-    def wake(self) -> None:
-        writer = self._writer
-        if writer is not None and not writer.done():
-            writer.set_result(None)
-
-    async def woken(self) -> None:
-        self._writer = asyncio.get_running_loop().create_future()
-        await self._writer
 
     def tell_written(self) -> None:
         reader = self._reader

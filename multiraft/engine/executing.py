@@ -20,7 +20,6 @@ import msgpack
 from multiraft.engine.doing import Doing
 from multiraft.engine.keyspace import SESSIONS, MachineOnDisk
 from multiraft.engine.machine import (
-    ApplyBatch,
     Context,
     Diverged,
     Heads,
@@ -53,7 +52,8 @@ log: Final = logging.getLogger("multiraft.engine")
 class Executor:
     """What one replica's entries are run by.
 
-    machine          the state machine
+    machine          the state machine; set by `take`
+    batch            what applies many commands at once; None: the machine takes them one by one
     runs             by the record's kind: what runs one entry of it
     controls         by its code: what runs a CONTROL entry
     sessions         the clients, and what was replied to them
@@ -64,6 +64,7 @@ class Executor:
     """
 
     __slots__ = (
+        "batch",
         "controls",
         "doing",
         "failed_commands",
@@ -78,6 +79,7 @@ class Executor:
     def __init__(self, group_id: GroupId, machine: Machine) -> None:
         self.group_id = group_id
         self.machine = machine
+        self.batch = batch_of(machine)
         self.heads = _heads_of(machine)
         self.doing = Doing()
         self.failed_commands = 0
@@ -86,10 +88,9 @@ class Executor:
         self.runs: dict[int, Run] = {COMMANDS: self.command, SESSION: self.numbered, CONTROL: self.control}
         self.controls: dict[int, Control] = {REGISTER: self.register, CHECK: self._check}
 
-    @property
-    def batch(self) -> ApplyBatch | None:
-        """What applies many commands at once; None: the machine takes them one by one."""
-        return batch_of(self.machine)
+    def take(self, machine: Machine) -> None:
+        """Go on with another machine, of the same class, which stands where this one does."""
+        self.machine, self.batch = machine, batch_of(machine)
 
     def changes_beside(self) -> Iterable[tuple[bytes, bytes | None]]:
         """Return what entries have changed of the sessions since the last time, for the data of a machine on disk.

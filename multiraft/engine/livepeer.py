@@ -78,6 +78,8 @@ class Telling:
 
     def take_delta(self) -> LeadDelta | None:
         """Bring `told` up to date and return what changed; None when nothing did."""
+        if not self._wanted:  # as in nearly every turn
+            return None
         added: list[Row] = []
         removed: list[tuple[GroupId, Term]] = []
         for group_id, lead in sorted(self._wanted.items(), key=lambda item: item[0]):

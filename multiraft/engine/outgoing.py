@@ -132,12 +132,15 @@ class Outgoing:
             urgent, self._urgent = self._urgent, {}
             for node_id in sorted(urgent):
                 self._transport.send(node_id, urgent[node_id], True)
+                if node_id not in self._bulk:
+                    self._transport.flush(node_id)
         if self._bulk:
             bulk, self._bulk = self._bulk, {}
             for node_id in sorted(bulk):
                 if not self._transport.send(node_id, bulk[node_id], False):
                     for message in bulk[node_id]:
                         self._keep(node_id, message)
+                self._transport.flush(node_id)
 
     def take_dropped(self) -> list[tuple[NodeId, _Repaired]]:
         """Hand out the newest dropped message of each kind, group and peer."""

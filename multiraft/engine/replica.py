@@ -19,7 +19,7 @@ from multiraft.engine.executing import Executor
 from multiraft.engine.keyspace import ReplicaData, on_disk
 from multiraft.engine.loading import Loading
 from multiraft.engine.local import LocalReads
-from multiraft.engine.machine import Context, Machine, batch_of, environmental, halt_kind, said
+from multiraft.engine.machine import Context, Machine, environmental, halt_kind, said
 from multiraft.engine.saving import Saving
 from multiraft.engine.stamps import ReplicatedClock
 from multiraft.engine.waiting import Budget, Proposals, Queue, Reads, Result
@@ -213,7 +213,7 @@ class Replica:
 
     @machine.setter
     def machine(self, machine: Machine) -> None:
-        self.executor.machine = machine
+        self.executor.take(machine)
 
     @property
     def leader_node(self) -> NodeId | None:
@@ -341,7 +341,7 @@ class Replica:
         executor, context = self._executor or self.make(), self.context
         run = executor.runs[kind]
         ahead: Sized = ()
-        if kind != CONTROL and batch_of(executor.machine) is not None:
+        if kind != CONTROL and executor.batch is not None:
             batches = Batches(executor, kind, entries, base, last)
             run, ahead = batches.run, batches.ahead
         executor.rolling.begin(first)

@@ -34,7 +34,7 @@ class RollingHash:
     agreed  the latest entry at which the replicas were found to agree
     """
 
-    __slots__ = ("_append", "_own", "_values", "agreed", "since", "since_value", "value")
+    __slots__ = ("_own", "_values", "agreed", "since", "since_value", "value")
 
     def __init__(self, index: Index = 0, value: int = 0) -> None:
         self.restart(index, value)
@@ -45,7 +45,6 @@ class RollingHash:
         self.since = self.agreed = index
         self._own = 0
         self._values = array("I")
-        self._append = self._values.append
 
     @property
     def last(self) -> Index:
@@ -70,26 +69,18 @@ class RollingHash:
 
     def chain(self, index: Index, result: Result) -> None:
         """`result` came of entry `index`, which follows the one before (see `begin`). On the hot path."""
-        if isinstance(result, bytes):
-            value = _crc32(result, self.value + index)
-        else:
-            name = result.exception if isinstance(result, CommandFailed) else type(result).__name__
-            value = _crc32(name.encode(errors="replace"), self.value + index) ^ _RAISED
-        self.value = value
-        self._append(value)
+        self.value = _after(self.value, index, result)
+        self._values.append(self.value)
 
     def chain_all(self, index: Index, results: list[Result]) -> None:
         """`results` came of the entries from `index` on. Otherwise as `chain`."""
-        value, append = self.value, self._append
+        value = self.value
+        values: list[int] = []
         for result in results:
-            if type(result) is not bytes:
-                self.value = value
-                self.chain(index, result)
-                value = self.value
-            else:
-                value = _crc32(result, value + index)
-                append(value)
+            value = _crc32(result, value + index) if type(result) is bytes else _after(value, index, result)
+            values.append(value)
             index += 1
+        self._values.fromlist(values)
         self.value = value
 
     def at(self, index: Index) -> int | None:
@@ -120,6 +111,14 @@ class RollingHash:
             self.since_value = self._values[count - 1]
             self.since += count
             del self._values[:count]
+
+
+def _after(value: int, index: Index, result: Result) -> int:
+    """Return the value after entry `index`, of which `result` came, where it is `value` before."""
+    if isinstance(result, bytes):
+        return _crc32(result, value + index)
+    name = result.exception if isinstance(result, CommandFailed) else type(result).__name__
+    return _crc32(name.encode(errors="replace"), value + index) ^ _RAISED
 
 
 def first_difference(first: Index, own: list[int], other: list[int]) -> Index | None:

@@ -184,17 +184,20 @@ class SessionTable:
                 self._changes[_reply_key(client, sequence)] = _pack_reply(None)
 
     def _forget_below(self, client: bytes, session: Session, lowest: int) -> None:
-        replies = session.replies
-        passed: Iterable[int] = range(session.lowest, lowest)
-        if lowest - session.lowest > len(replies):
-            passed = [sequence for sequence in replies if sequence < lowest]
-        session.lowest = lowest
-        for sequence in passed:
-            reply = replies.pop(sequence, _NEW)
-            if reply is not _NEW:
-                session.reply_bytes -= len(reply) + REPLY_OVERHEAD_BYTES if type(reply) is bytes else _size_bytes(reply)
-                if self._changes is not None:
-                    self._changes[_reply_key(client, sequence)] = None
+        begin, session.lowest = session.lowest, lowest
+        if lowest - begin > len(session.replies):
+            for sequence in [sequence for sequence in session.replies if sequence < lowest]:
+                self._forget(client, session, sequence)
+        else:
+            for sequence in range(begin, lowest):
+                self._forget(client, session, sequence)
+
+    def _forget(self, client: bytes, session: Session, sequence: int) -> None:
+        reply = session.replies.pop(sequence, _NEW)
+        if reply is not _NEW:
+            session.reply_bytes -= len(reply) + REPLY_OVERHEAD_BYTES if type(reply) is bytes else _size_bytes(reply)
+            if self._changes is not None:
+                self._changes[_reply_key(client, sequence)] = None
 
     def _expire(self, now_ms: int) -> None:
         """End all sessions that were unused for too long. One that is left for later is found when it is used."""

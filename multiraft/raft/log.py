@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _COMPACTED_KEYS_MAX: Final = 10_000
 """Deleted with one snapshot, so that its write stays small; what is left of the old log goes with the next ones."""
+_NEAR_END: Final = 4
+"""Among so many records, the latest ones, is looked before all are searched."""
 
 
 class Log:
@@ -142,7 +144,9 @@ class Log:
             if found[-1].last > self.held_after:  # what clips it in the store may still be on its way there
                 found[-1] = cut_record(self.group_id, found[-1], found[-1].first, self.held_after)
             return found
-        at = bisect_right(self._firsts, first) - 1
+        firsts = self._firsts
+        near = len(firsts) - _NEAR_END  # what is applied is nearly always among the latest
+        at = bisect_right(firsts, first, near if near > 0 and firsts[near] <= first else 0) - 1
         found = [self._records[at]]
         left = limit_bytes - len(found[0].raw)
         while found[-1].last < last:

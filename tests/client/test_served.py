@@ -92,7 +92,7 @@ class Served:
     def __init__(self) -> None:
         self.node = FakeNode()
         self.woken = asyncio.Event()
-        self.client = ServedClient(self.node, self.woken.set, no_urls)
+        self.client = ServedClient(self.node, self.woken.set, self.woken.set, no_urls)
 
     def send(self, *batches: Batch) -> None:
         self.client.received(frames.calls(batches))

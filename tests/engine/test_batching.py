@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from multiraft.adapting import BatchesAdapter, adapt
 from multiraft.engine import batching
 from multiraft.engine.batching import Batches
 from multiraft.engine.executing import Executor
@@ -18,7 +19,7 @@ from multiraft.engine.sessions import SessionTable
 from multiraft.errors import CommandFailed
 from multiraft.records import COMMANDS, SESSION
 from multiraft.sessions import HEAD
-from multiraft.statemachine import BatchesAdapter, BytesStateMachine, adapt
+from multiraft.statemachine import BytesStateMachine
 
 CLIENTS = [bytes([number]) * 16 for number in range(3)]
 

@@ -8,6 +8,7 @@ from random import Random
 import pytest
 
 from multiraft import BytesStateMachine
+from multiraft.adapting import adapt
 from multiraft.engine.executing import Executor
 from multiraft.engine.replica import Replica
 from multiraft.engine.waiting import Budget
@@ -15,7 +16,6 @@ from multiraft.errors import CorruptRecord
 from multiraft.messages import Append
 from multiraft.raft import CoreSettings, Raft
 from multiraft.records import COMMANDS, NOOP, Record, decode_record, encode_record
-from multiraft.statemachine import adapt
 from multiraft.types import (
     GroupId,
     HardState,

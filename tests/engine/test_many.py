@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multiraft.adapting import adapt
 from multiraft.engine.executing import Executor
 from multiraft.engine.proposing import queue_many
 from multiraft.engine.telling import Telling
@@ -18,7 +19,7 @@ from multiraft.engine.waiting import Budget, Many, Proposals, Result, Waiter, di
 from multiraft.errors import CommandFailed, InvalidRequest, OutcomeUnknown
 from multiraft.records import COMMANDS, SESSION
 from multiraft.sessions import HEAD
-from multiraft.statemachine import StateMachine, adapt, command
+from multiraft.statemachine import StateMachine, command
 
 
 def noting(into: list[list[Result]], count: int) -> Many:

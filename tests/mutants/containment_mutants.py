@@ -18,7 +18,7 @@ REPLICA: Final = "multiraft/engine/replica.py"
 ROLLING: Final = "multiraft/engine/rolling.py"
 SHARD_MAP: Final = "shard/shard_map.py"
 SNAPSHOTS: Final = "multiraft/raft/snapshots.py"
-STATEMACHINE: Final = "multiraft/statemachine.py"
+ADAPTING: Final = "multiraft/adapting.py"
 WATCHDOG: Final = "multiraft/watchdog.py"
 
 NODES: Final = "tests/node/test_containment.py"
@@ -93,8 +93,8 @@ CONTAINMENT_MUTANTS: Final = (
         "failures-are-not-counted-in",
         "what a command raises counts by the name of its class",
         ROLLING,
-        '            value = _crc32(name.encode(errors="replace"), self.value + index) ^ _RAISED',
-        '            value = _crc32(str(result).encode() + b"%d" % id(self), self.value + index)',
+        '    return _crc32(name.encode(errors="replace"), value + index) ^ _RAISED',
+        '    return _crc32(str(result).encode() + b"%d" % id(result), value + index)',
         (f"{NODES}::test_a_command_that_fails_everywhere_is_no_difference",),
     ),
     Mutant(
@@ -140,7 +140,7 @@ CONTAINMENT_MUTANTS: Final = (
     Mutant(
         "unknown-commands-fail",
         "a command that the class does not know halts the replica: another release may have another result",
-        STATEMACHINE,
+        ADAPTING,
         '            raise UnknownCommand(self._unknown("command", wire[0]))',
         '            raise CommandFailed("UnknownCommand", self._unknown("command", wire[0]))',
         (

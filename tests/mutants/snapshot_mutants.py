@@ -17,7 +17,7 @@ REPLICATION: Final = "multiraft/raft/replication.py"
 RUNNING: Final = "multiraft/running.py"
 SNAPSHOTS: Final = "multiraft/raft/snapshots.py"
 SNAPSHOTTING: Final = "multiraft/engine/snapshotting.py"
-STORE: Final = "storage/store.py"
+BATCHES: Final = "storage/batches.py"
 
 BOUNDS: Final = "tests/raft/test_bounds.py"
 COMPACTION: Final = "tests/raft/test_compaction.py::TestCompaction"
@@ -229,7 +229,7 @@ STORED: Final = (
     Mutant(
         "tombstone-left-out",
         "a removed replica leaves a tombstone, in the batch that deletes it",
-        STORE,
+        BATCHES,
         "        self._store(layout.tombstone_key(group_id), layout.encode_tombstone(tombstone))\n",
         "",
         (f"{REMOVAL}::test_a_removed_replica_is_gone_and_its_tombstone_stays",),

@@ -225,6 +225,7 @@ def test_where_nobody_is_healthy_the_leader_stays_and_says_so(play: Play) -> Non
     play(scenario)
 
 
+@pytest.mark.pure_only  # what is to be written is caught in the writer's own method
 def test_an_interrupt_of_the_process_is_nothing_that_is_kept(play: Play) -> None:
     async def scenario(ledgers: Any) -> None:
         follower = (await roles(ledgers))[1]

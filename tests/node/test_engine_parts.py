@@ -30,11 +30,15 @@ class RecordingTransport:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, list[str], bool]] = []
+        self.flushed: list[tuple[str, int]] = []
         self.full = False
 
     def send(self, node_id: str, messages: Sequence[NodeMessage], urgent: bool) -> bool:
         self.sent.append((node_id, [type(message).__name__ for message in messages], urgent))
         return urgent or not self.full
+
+    def flush(self, node_id: str) -> None:
+        self.flushed.append((node_id, len(self.sent)))
 
 
 async def _pause(seconds: float) -> None:
@@ -98,6 +102,10 @@ def test_votes_and_beats_go_before_appends_and_one_batch_per_peer_and_lane() -> 
         ("a", ["Append", "CommitTo"], False),
         ("b", ["Append", "CommitTo"], False),
     ]
+    assert transport.flushed == [("a", 3), ("b", 4)], "once for each, when all that it is sent was sent"
+    outgoing.urgent("a", Beat(0, 0, False, 0, 1, 1))
+    outgoing.send_all()
+    assert transport.flushed[2:] == [("a", 5)]
 
 
 def test_what_a_full_outbox_dropped_is_remembered_and_nothing_waits_for_the_absent() -> None:

@@ -89,6 +89,7 @@ def test_a_change_that_is_done_outlives_the_leader_who_made_it(play: Play, kind:
     play(scenario, replicas=3 if kind == "replace" else 2)
 
 
+@pytest.mark.pure_only  # what leaves a node is caught in the method that sends it
 def test_who_was_removed_asks_though_a_leader_sent_it_entries_without_claiming_to_lead_it(play: Play) -> None:
     """Known by an append alone, that leader was taken for one that answers for the replica, and nobody was asked."""
 
@@ -115,6 +116,7 @@ def test_who_was_removed_asks_though_a_leader_sent_it_entries_without_claiming_t
 
 
 @pytest.mark.parametrize("kind", ["remove", "replace"])
+@pytest.mark.pure_only  # what leaves a node is caught in the method that sends it
 def test_who_takes_a_replica_out_and_who_wants_one_there_do_not_take_turns_for_ever(play: Play, kind: str) -> None:
     """Each undid at once what the other had done, as fast as the disks allowed, until their time was up."""
 

@@ -21,7 +21,7 @@ from multiraft import (
     Overloaded,
     ReadFailed,
 )
-from multiraft.statemachine import BytesMachineAdapter
+from multiraft.adapting import adapt
 
 Play = Callable[..., None]
 GROUP = 16
@@ -276,15 +276,15 @@ def test_a_halted_replica_refuses_and_the_leader_answers_in_its_place(play: Play
     async def scenario(ledgers: Any) -> None:
         leader, follower, _ = await roles(ledgers)
 
-        class Failing(BytesMachineAdapter):
-            def apply(self, command: bytes, context: Any) -> bytes:
+        class Failing(BytesStateMachine):
+            def apply(self, command: bytes) -> bytes:
                 raise OSError("the environment failed")
 
         ledgers.cluster.disks[follower].hold_writes()
         await engine_of(ledgers, leader).propose(GROUP, b"x")
         asked = following_of(ledgers, follower).read(GROUP, b"")
         await ledgers.cluster.run_for(0.2)
-        replica_of(ledgers, follower).machine = Failing(BytesStateMachine())
+        replica_of(ledgers, follower).machine = adapt(Failing())
         ledgers.cluster.disks[follower].release()
         with pytest.raises(Halted, match="the environment failed"):
             await asked

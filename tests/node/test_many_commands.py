@@ -110,11 +110,12 @@ def test_what_is_not_bytes_is_refused_and_the_group_goes_on(play: Play, wrong: A
             lambda: service.read(b"k", wrong),
             lambda: service.read(b"k", wrong, local=True),
             lambda: service.read_stale(b"k", wrong, 1_000),
-            lambda: node._here().engine.propose(GROUP, wrong),
         ]
         for call in calls:
             with pytest.raises(InvalidRequest, match="must be bytes, not"):
                 await call()
+        with pytest.raises((InvalidRequest, TypeError), match=r"must be bytes, not|bytes object expected"):  # compiled
+            node._here().engine.propose(GROUP, wrong)
         assert await service.propose(b"k", b"x", session=False) == b"1"
         await all_kept(ledgers, [b"x"])
 

@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from multiraft.messages import (
     Append,
     AppendAnswer,
@@ -168,6 +170,7 @@ def test_L24_a_claim_toward_another_replica_is_not_followed(play: Play) -> None:
     play(scenario)
 
 
+@pytest.mark.pure_only  # what leaves a node is caught in the method that sends it
 def test_a_voter_that_is_missing_on_its_node_is_not_asked_for(play: Play) -> None:
     """What it promised is lost with it; made anew under its id, it could promise something else."""
 
@@ -186,6 +189,7 @@ def test_a_voter_that_is_missing_on_its_node_is_not_asked_for(play: Play) -> Non
     play(scenario)
 
 
+@pytest.mark.pure_only  # what leaves a node is caught in the method that sends it
 def test_a_removed_replica_that_asks_for_votes_is_told(play: Play) -> None:
     async def scenario(ledgers: Any) -> None:
         cluster = ledgers.cluster
@@ -235,6 +239,7 @@ def test_nobody_is_told_to_go_before_a_majority_knows(play: Play) -> None:
     play(scenario, names="abcd", replicas=4)
 
 
+@pytest.mark.pure_only  # what leaves a node is caught in the method that sends it
 def test_whoever_asks_is_told_that_it_was_removed_and_no_one_else(play: Play) -> None:
     async def scenario(ledgers: Any) -> None:
         cluster = ledgers.cluster

@@ -299,6 +299,7 @@ def test_bounds_of_the_leader_that_registered_hold_on_every_replica(play: Play) 
     play(scenario)
 
 
+@pytest.mark.pure_only  # what is proposed is caught in the engine's own method
 def test_a_copy_that_comes_after_its_caller_has_gone_is_not_applied(play: Play) -> None:
     """The lowest outstanding number passes it: what arrives late, from wherever it was held, changes nothing."""
 

@@ -166,6 +166,7 @@ def test_a_sweep_takes_what_nobody_wants_and_nothing_else(show: Show) -> None:
     show(scenario)
 
 
+@pytest.mark.pure_only  # what is to be written is caught in the writer's own method
 def test_a_file_stays_from_when_it_is_whole_to_when_its_snapshot_is_stored(show: Show) -> None:
     async def scenario(rolls: Rolls) -> None:
         engine = rolls.engine("c")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from multiraft import BytesService, BytesStateMachine, Limits, Node, NotReady
 from multiraft.testing import MemoryCluster, run_virtual
 
@@ -49,6 +51,7 @@ async def propose(cluster: MemoryCluster, group_id: int) -> None:
     await cluster.insist(attempt)
 
 
+@pytest.mark.pure_only  # what passes is counted in the method that notes it
 def test_snapshots_of_many_groups_are_sent_a_few_at_a_time() -> None:
     """Requirement 19: by bytes between two beats, however many groups a node that comes back must catch up with."""
     services: list[BytesService] = []

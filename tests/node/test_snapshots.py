@@ -123,6 +123,7 @@ def test_a_power_cut_at_any_moment_of_compacting_loses_nothing(play: Play, seed:
     play(scenario, limits=Limits(request_timeout_ms=3_000, snapshot_entries=10, trailing_entries=0), seed=seed)
 
 
+@pytest.mark.pure_only  # a stand-in takes the place of a core
 def test_a_failed_write_of_a_snapshot_forgets_nothing(play: Play) -> None:
     """Requirements 20 and 21."""
 

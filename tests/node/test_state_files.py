@@ -71,11 +71,10 @@ class HeldUp:
         self._patch = monkeypatch
         take = Saving.take
 
-        def held(saving: Saving, until_s: float, stopwatch: Any) -> None:
+        def held(saving: Saving, until_s: float, stopwatch: Any) -> int:
             if self._wanted is not None and saving._files is self._wanted and saving.name.startswith(f"{GROUP:016x}-"):
                 self.saving, self._wanted = saving, None
-            if saving is not self.saving:
-                take(saving, until_s, stopwatch)
+            return 0 if saving is self.saving else take(saving, until_s, stopwatch)
 
         monkeypatch.setattr(Saving, "take", held)
         monkeypatch.setattr(Saving, "waits", property(lambda saving: saving is self.saving or saving._under_way >= 4))

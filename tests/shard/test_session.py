@@ -7,6 +7,7 @@ otherwise. Time is a number that waiting moves.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from asyncio import Future
 from random import Random
 from typing import Any
@@ -351,3 +352,14 @@ async def test_only_who_says_that_it_was_the_first_attempt_is_told_that_a_sessio
 def test_numbers_that_make_no_sense_are_refused(wrong: tuple[bytes, int, int]) -> None:
     with pytest.raises(InvalidRequest):
         Numbered(*wrong)
+
+
+async def test_what_a_program_is_to_await_is_a_coroutine_whose_forgetting_python_warns_of() -> None:
+    router = router_of(Cluster({}))
+    calls = [
+        *(router.call(GROUP, kind, b"x") for kind in ("session", "numbered", "propose")),
+        *(router.call_many(GROUP, [b"x"], session) for session in (True, False)),
+    ]
+    assert [inspect.iscoroutine(call) for call in calls] == [True] * 5
+    for call in calls:
+        call.close()

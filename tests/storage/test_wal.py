@@ -39,6 +39,7 @@ def test_the_log_that_was_left_is_synced_if_something_in_it_was_not(
         number += 1
         database.put(b"%d" % number, b"x" * 1_000)
         watch.wrote(synced=synced_before)
+        watch.told()
     assert 40 < number < 80  # the write buffer's size: the log was changed, and not before
     assert synced == ([] if synced_before else [inode])
     # In the new log nothing is unsynced but what was written to it.
@@ -54,7 +55,10 @@ def test_a_database_without_a_log_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         watch.before_unsynced()
     with pytest.raises(FileNotFoundError):
-        watch.wrote(synced=True)
+        watch.wrote(synced=False)
+    watch.wrote(synced=True)
+    with pytest.raises(FileNotFoundError):
+        watch.told()
     watch.close()
 
 
@@ -65,6 +69,7 @@ def written(path: Path, count: int, synced: bool = True, write_buffer_size: int 
     for number in range(count):
         database.put(b"%d" % number, b"x" * 1_000, sync=synced)
         watch.wrote(synced)
+        watch.told()
     shutil.copytree(path / "made", path / "db")
     watch.close()
     database.close()

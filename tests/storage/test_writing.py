@@ -193,3 +193,28 @@ async def test_what_is_merged_is_synced_when_any_of_it_must_be(
     assert (len(writer.batches), len(unsynced)) == (1 + expected, 1 - expected)
     assert writer.seen == [2, 3, 4]
     assert store.read_firsts(GROUP, 0) == [2, 3, 4]
+
+
+async def test_who_waits_is_told_before_what_nobody_waits_for_and_its_failure_is_that_of_what_follows(
+    directory_place: DirectoryPlace,
+) -> None:
+    store = directory_place.open()
+    backend = cast(Any, store)._backend
+    told: asyncio.Queue[Exception | None] = asyncio.Queue()
+    go_on = threading.Event()
+
+    def after() -> None:
+        assert go_on.wait(60)
+        raise OSError(5, "Input/output error")
+
+    backend._after_telling = after
+    for first in (1, 2):
+        batch = store.batch()
+        batch.put_record(GROUP, directory_place.record(first, first, size=4))
+        store.submit(batch, told.put_nowait)
+        if first == 1:
+            assert await told.get() is None  # while the writer is kept behind it
+            go_on.set()
+    failed = await told.get()
+    assert isinstance(failed, StorageError)
+    assert "Input/output error" in str(failed)

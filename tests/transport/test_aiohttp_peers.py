@@ -285,3 +285,19 @@ async def test_other_requests_are_told_what_this_port_is(
         assert "multiraft nodes" in await answer.text()
     async with session.get(f"http://{address}{PATH}") as answer:
         assert answer.status == 400
+
+
+async def test_what_is_flushed_leaves_within_the_call(socket_world: SocketWorld) -> None:
+    a, b = await socket_world.pair()
+    await b.ear.until(lambda: bool(b.ear.events))
+    before = a.count("frames_sent")
+    assert a.send("b", 1, 2)
+    assert a.send("b", 3, urgent=True)
+    assert a.count("frames_sent") == before
+    a.transport.flush("b")
+    assert a.count("frames_sent") == before + 2
+    a.transport.flush("b")
+    a.transport.flush("nobody")
+    await b.ear.until(lambda: len(b.ear.numbers("a")) == 3)
+    assert b.ear.numbers("a") == [3, 1, 2]
+    assert a.count("frames_sent") == before + 2

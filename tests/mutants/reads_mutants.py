@@ -21,6 +21,10 @@ LEASE_READS: Final = "tests/node/test_lease_reads.py"
 LOCAL_READS: Final = "tests/node/test_local_reads.py"
 STALE_READS: Final = "tests/node/test_stale_reads.py"
 STEPS: Final = "tests/engine/test_local_reads.py"
+READING: Final = "multiraft/engine/reading.py"
+MANY_READS: Final = "tests/node/test_many_reads.py"
+ROUTER_MANY: Final = "tests/shard/test_many.py"
+ROUTER_READS: Final = "tests/shard/test_router_reads.py"
 
 READS_MUTANTS: Final = (
     Mutant(
@@ -205,5 +209,45 @@ READS_MUTANTS: Final = (
         "self._clock = engine.clocks.real",
         "self._clock = engine.pacing.now",
         (f"{STALE_READS}::test_a_machine_that_slept_has_grown_older_meanwhile",),
+    ),
+    Mutant(
+        "read-after-stop",
+        "an engine that has stopped takes no query, which nobody would answer",
+        READING,
+        "        self._replicas = {}\n",
+        "",
+        (f"{MANY_READS}::test_a_node_that_has_stopped_takes_no_query",),
+    ),
+    Mutant(
+        "read-joins-the-failed",
+        "reads that have failed take no others with them",
+        READING,
+        "if reads is None or reads.finished:  # none since",
+        "if reads is None:  # none since",
+        (f"{MANY_READS}::test_a_read_that_comes_after_others_have_failed_in_the_same_turn_has_its_own_outcome",),
+    ),
+    Mutant(
+        "read-given-up-is-asked",
+        "a query that its caller has given up is not put to the machine",
+        "multiraft/engine/executing.py",
+        "                if future.done():\n                    continue\n",
+        "                if future.done():\n                    query(body)\n                    continue\n",
+        (f"{MANY_READS}::test_queries_of_one_turn_share_a_round_and_those_given_up_are_not_asked",),
+    ),
+    Mutant(
+        "read-many-as-commands",
+        "a query is asked again whatever became of it",
+        "shard/many.py",
+        'attempts = Attempts("read many") if queries else _attempts(numbered)',
+        "attempts = _attempts(numbered)",
+        (f"{ROUTER_MANY}::test_a_query_is_asked_again_whatever_became_of_it",),
+    ),
+    Mutant(
+        "read-here-without-its-time",
+        "who wants an answer sooner than the node gives up is told sooner",
+        "shard/router.py",
+        "        if timeout_s >= self.default_s:  # the engine",
+        "        if True:  # the engine",
+        (f"{ROUTER_READS}::test_a_read_in_a_hurry_has_its_own_time_here_too",),
     ),
 )

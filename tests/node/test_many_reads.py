@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from multiraft import BytesStateMachine, CommandFailed, NotCommitted
+from multiraft import BytesStateMachine, CommandFailed, Limits, NotCommitted, ReadFailed
 from tests.node.test_sessions import others
 
 Play = Callable[..., None]
@@ -109,3 +109,48 @@ def test_a_node_that_has_stopped_takes_no_query(play: Play) -> None:
         assert engine.reading.begin(GROUP, b"") is None
 
     play(scenario, machine=Counted)
+
+
+def test_a_read_that_comes_after_others_have_failed_in_the_same_turn_has_its_own_outcome(play: Play) -> None:
+    async def scenario(ledgers: Any) -> None:
+        leader, *_ = await others(ledgers)
+        engine = ledgers.cluster.nodes[leader]._running.engine
+        failed = engine.read(GROUP, b"x")
+        engine.replicas[GROUP].fail_reads(lambda: ReadFailed("the test fails it"))
+        answered = engine.read(GROUP, b"y")
+        assert isinstance(failed.exception(), ReadFailed)
+        async with asyncio.timeout(5.0):
+            assert await answered == b"y0"
+
+    play(scenario, machine=Counted)
+
+
+def test_reads_that_no_quorum_confirms_in_time_fail_and_later_ones_do_not(play: Play) -> None:
+    """Not the caller's patience ends here, but the engine's, which answers all of them at once."""
+
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        leader, *followers = await others(ledgers)
+        engine = cluster.nodes[leader]._running.engine
+        for name in followers:
+            cluster.network.delay(name, leader, 0.9)
+        await cluster.run_for(0.1)
+        early = [engine.read(GROUP, b""), engine.read(GROUP, b"")]
+        told: list[Any] = []
+        engine.reading.begin_many(GROUP, [b"", b""], told.extend)
+        await cluster.run_for(0.7)
+        assert [type(future.exception()) for future in early] == [ReadFailed] * 2
+        assert [type(one) for one in told] == [ReadFailed] * 2
+        assert len({id(one) for one in told}) == 2
+        for name in followers:
+            cluster.network.delay(name, leader, 0.0)
+        async with asyncio.timeout(5.0):
+            while True:
+                try:
+                    assert await engine.read(GROUP, b"z") == b"z0"
+                    break
+                except NotCommitted:
+                    await asyncio.sleep(0.1)
+                    engine = next(node._running.engine for node in cluster.nodes.values() if node.leads(GROUP))
+
+    play(scenario, machine=Counted, limits=Limits(request_timeout_ms=500))

@@ -88,6 +88,7 @@ class Engine:
     ) -> None:
         self.node_id, self.limits = node_id, limits
         self.replicas: dict[GroupId, Replica] = {}
+        self._taking = self.replicas  # those that may take commands: all, until the engine ends
         self.budget = Budget(limits.pending_bytes)
         self.incoming = Incoming(self)
         self.counters = self.incoming.counters
@@ -157,6 +158,7 @@ class Engine:
     def stop(self, reason: str) -> None:
         """End: every waiting caller gets its outcome; nothing is sent or applied any more. Idempotent."""
         self._running = False
+        self._taking = {}
         self.pacing.cancel()
         self.upkeep.stop()
         self.following.stop()
@@ -210,7 +212,7 @@ class Engine:
         leader replaced it, CommandFailed when the state machine raised. Raises, having proposed nothing: NotLeader,
         Halted, Overloaded, DiskFull, InvalidRequest (over entry_bytes, unknown to the machine), NotRunning.
         """
-        replica = self.replicas.get(group_id)
+        replica = self._taking.get(group_id)
         if replica is None or replica.core.role is not LEADER or replica.halted or replica.broken:
             replica = self.leading(group_id)  # which raises
         budget = self.budget

@@ -213,6 +213,22 @@ def test_calls_before_the_start_and_after_the_stop_are_refused(play: Play) -> No
     play(scenario)
 
 
+def test_an_engine_that_has_ended_takes_nothing(play: Play) -> None:
+    """A caller may come by between its end and that of the node: nobody would ever answer it."""
+
+    async def scenario(ledgers: Any) -> None:
+        leader = await ledgers.leader()
+        engine = engine_of(ledgers, leader)
+        engine.stop("the end")
+        for act in (engine.propose, engine.read):
+            with pytest.raises(NotRunning):
+                act(GROUP, b"x")
+        with pytest.raises(NotRunning):
+            engine.propose_many(GROUP, [b"x"], lambda _: None)
+
+    play(scenario)
+
+
 def test_stopping_ends_every_waiting_call(play: Play) -> None:
     async def scenario(ledgers: Any) -> None:
         cluster = ledgers.cluster

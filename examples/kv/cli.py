@@ -7,6 +7,7 @@ an exit code; no traceback reaches a user.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable
@@ -23,6 +24,7 @@ from examples.kv import demo as demo_module
 from examples.kv import server
 from examples.kv.client import Client
 from examples.kv.load import LoadError, Record, check_file, file_records, load, unicode_records
+from examples.kv.machine import TTL_LIMIT_MS
 from examples.kv.resp.server import CLIENTS
 from examples.kv.server import EXIT_USAGE, report
 from examples.kv.watch import run_watch
@@ -51,6 +53,16 @@ Exit codes:
 T = TypeVar("T")
 
 
+class _Seconds(click.FloatRange):
+    """A time within bounds. click's own type takes NaN, which is below no bound and above none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return seconds
+
+
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EXIT_CODES,
@@ -58,7 +70,7 @@ T = TypeVar("T")
 @click.option(
     "--url", "urls", multiple=True, envvar="KV_URL", metavar="URL", help=f"A node; may be repeated. [{DEFAULT_URL}]"
 )
-@click.option("--timeout", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True, metavar="SECONDS")
+@click.option("--timeout", type=_Seconds(0.1, 3600), default=30.0, show_default=True, metavar="SECONDS")
 @click.pass_context
 def cli(context: click.Context, urls: tuple[str, ...], timeout: float) -> None:
     """A sharded, replicated key-value store.
@@ -219,7 +231,9 @@ def get(context: click.Context, key: str) -> None:
     _print_bytes(value)
 
 
-_TTL = click.option("--ttl", "ttl_s", type=click.FloatRange(0.001), metavar="SECONDS", help="For so long only.")
+_TTL = click.option(
+    "--ttl", "ttl_s", type=_Seconds(0.001, TTL_LIMIT_MS / 1_000), metavar="SECONDS", help="For so long only."
+)
 
 
 @cli.command()
@@ -235,7 +249,7 @@ def put(context: click.Context, key: str, value: str, ttl_s: float | None) -> No
 
 @cli.command()
 @click.argument("key")
-@click.argument("ttl_s", type=click.FloatRange(0.001), metavar="SECONDS")
+@click.argument("ttl_s", type=_Seconds(0.001, TTL_LIMIT_MS / 1_000), metavar="SECONDS")
 @click.pass_context
 def expire(context: click.Context, key: str, ttl_s: float) -> None:
     """Have KEY end after SECONDS."""

@@ -22,6 +22,7 @@ from multiraft.admin.invoking import (
     REFUSED,
     UNREACHABLE,
     CliError,
+    Number,
     Options,
     PipeClosed,
     Unhealthy,
@@ -48,13 +49,11 @@ CONSISTENCIES: Final = ("linearizable", "lease", "local", "stale")
 @click.command(short_help="Load a running cluster, and measure it.")
 @click.option("--url", "urls", multiple=True, metavar="URL", help="Admin URL of a node; several may be given.")
 @click.option("--in-flight", type=click.IntRange(1, 16_000), metavar="N", help="Calls under way.  [default: 64]")
-@click.option("--rate", type=click.FloatRange(0.1, 10_000_000), metavar="PER_S", help="Calls due per second.")
-@click.option(
-    "--seconds", type=click.FloatRange(0.1, 86_400), default=10.0, show_default=True, metavar="S", help="How long."
-)
+@click.option("--rate", type=Number(0.1, 10_000_000), metavar="PER_S", help="Calls due per second.")
+@click.option("--seconds", type=Number(0.1, 86_400), default=10.0, show_default=True, metavar="S", help="How long.")
 @click.option(
     "--warm-up",
-    type=click.FloatRange(0, 3_600),
+    type=Number(0, 3_600),
     default=1.0,
     show_default=True,
     metavar="S",
@@ -62,7 +61,7 @@ CONSISTENCIES: Final = ("linearizable", "lease", "local", "stale")
 )
 @click.option(
     "--reads",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.0,
     show_default=True,
     metavar="SHARE",
@@ -96,7 +95,7 @@ CONSISTENCIES: Final = ("linearizable", "lease", "local", "stale")
 )
 @click.option(
     "--zipf",
-    type=click.FloatRange(0.01, 10),
+    type=Number(0.01, 10),
     default=0.99,
     show_default=True,
     metavar="S",

@@ -51,6 +51,7 @@ from multiraft.admin.invoking import (
     UNREACHABLE,
     USAGE,
     CliError,
+    Number,
     Options,
     PipeClosed,
     Unhealthy,
@@ -94,7 +95,7 @@ def _version() -> str:
     no_args_is_help=True,
 )
 @click.option("--url", envvar="MULTIRAFT_URL", metavar="URL", help=f"Admin URL of any node.  [default: {DEFAULT_URL}]")
-@click.option("--timeout", type=click.FloatRange(0.1, 600), metavar="SECONDS", help="Longest wait for an answer.")
+@click.option("--timeout", type=Number(0.1, 600), metavar="SECONDS", help="Longest wait for an answer.")
 @click.version_option(_version(), message="multiraft %(version)s")
 @click.pass_context
 def cli(context: click.Context, url: str | None, timeout: float | None) -> None:

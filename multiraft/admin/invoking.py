@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +54,16 @@ class PipeClosed(Exception):
     """Nobody reads the output any more. Apart from BrokenPipeError, which click would turn into exit code 1."""
 
 
+class Number(click.FloatRange):
+    """A number within bounds. Unlike click's own: NaN is below no bound and above none, and still no such number."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
 @dataclass(slots=True)
 class Options:
     """What stands before the command's name."""
@@ -65,7 +76,7 @@ def remote(command: Callable[..., R]) -> Callable[..., R]:
     """Give a command the options by which a node is reached; it gets an AdminClient as its first argument."""
 
     @click.option("--url", metavar="URL", help="Admin URL of any node (also before the command).")
-    @click.option("--timeout", type=click.FloatRange(0.1, 600), metavar="SECONDS", help="Longest wait for an answer.")
+    @click.option("--timeout", type=Number(0.1, 600), metavar="SECONDS", help="Longest wait for an answer.")
     @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
     @click.pass_context
     @functools.wraps(command)
@@ -80,7 +91,7 @@ def remote(command: Callable[..., R]) -> Callable[..., R]:
 
 def watchable(command: Callable[..., R]) -> Callable[..., R]:
     return click.option(
-        "--watch", type=click.FloatRange(0.1, 3600), metavar="SECONDS", help="Show it again and again; Ctrl-C ends it."
+        "--watch", type=Number(0.1, 3600), metavar="SECONDS", help="Show it again and again; Ctrl-C ends it."
     )(command)
 
 

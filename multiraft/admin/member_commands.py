@@ -24,7 +24,7 @@ from rich.console import Console
 from multiraft.admin import member_pages
 from multiraft.admin.client import DEFAULT_URL, AdminClient, AdminClientError
 from multiraft.admin.formats import printable
-from multiraft.admin.invoking import INTERRUPTED, REFUSED, USAGE, CliError, Options, console, present, remote
+from multiraft.admin.invoking import INTERRUPTED, REFUSED, USAGE, CliError, Number, Options, console, present, remote
 from multiraft.admin.tables import show
 from multiraft.admin.view import Facts
 
@@ -52,9 +52,7 @@ def _changing(removes: bool = False) -> Callable[[Callable[..., None]], Callable
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @click.option("--url", metavar="URL", help="Admin URL of any node (also before the command).")
-        @click.option(
-            "--timeout", type=click.FloatRange(0.1, 3600), metavar="SECONDS", help="How long to wait until it is done."
-        )
+        @click.option("--timeout", type=Number(0.1, 3600), metavar="SECONDS", help="How long to wait until it is done.")
         @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
         @click.option("--dry-run", is_flag=True, help="Say what would be done, and whether it is safe; do nothing.")
         @click.option("--force", is_flag=True, help="Do it although it is unsafe (the dry run says why).")

@@ -10,9 +10,12 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
+from click.testing import CliRunner
 
 from examples.kv import cluster as cluster_module
+from examples.kv.cli import cli
 from examples.kv.cluster import Cluster
 
 ROOT = Path(cluster_module.__file__).parents[2]
@@ -44,6 +47,22 @@ class Tool:
 async def tool(tmp_path: Path) -> AsyncIterator[Tool]:
     async with Cluster(tmp_path, QUICK) as cluster:
         yield Tool(cluster)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("put", "k", "v", "--ttl", "inf"),
+        ("put", "k", "v", "--ttl", "nan"),
+        ("cas", "k", "v", "--ttl", "1e300"),
+        ("expire", "k", "inf"),
+        ("--timeout", "nan", "get", "k"),
+    ],
+)
+def test_times_that_are_none_are_wrong_usage(words: tuple[str, ...]) -> None:
+    finished = CliRunner().invoke(cli, words)
+    assert finished.exit_code == 2, finished.output
+    assert "Invalid value for" in finished.output
 
 
 async def test_keys_that_end_and_watching_them(tool: Tool) -> None:

@@ -79,8 +79,8 @@ class ClientServer:
         ws = web.WebSocketResponse(timeout=_CLOSE_S, compress=False, max_msg_size=frame_bytes, heartbeat=_PING_S)
         try:
             await ws.prepare(request)
-        except ConnectionError:  # it is gone already
-            return ws
+        except ConnectionError:  # it is gone already; what was not prepared cannot be ended by the web server
+            return web.Response()
         self._open.add(ws)
         self.counts["open"] += 1
         try:

@@ -59,6 +59,7 @@ class Shelving:
 
     def left(self, group_id: GroupId) -> None:
         """The group's replica was removed, which is on disk."""
+        self._coming = {name: group for name, group in self._coming.items() if group != group_id}
         old = self._named.pop(group_id, None)
         if old is not None:
             self._delete(old)

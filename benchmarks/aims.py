@@ -18,6 +18,7 @@ from benchmarks.figures import Case, Figure, Op, fastest, figures_of, median_of,
 
 IN_PROCESS: Final = ("bytes", "many")
 EITHER_BUILD: Final = (*IN_PROCESS, "compiled-bytes", "compiled-many")
+REMOTE: Final = ("remote", "compiled-remote")
 COMMANDS: Final = ("command", "command-many", "compiled-command", "compiled-command-many")
 REDIS_OPS: Final[tuple[Op, ...]] = ("set", "get", "incr")
 PYSYNCOBJ: Final = ("pysyncobj-default", "pysyncobj-unbatched", "pysyncobj-ticking")
@@ -61,22 +62,22 @@ ROWS: Final[tuple[Row, ...]] = (
     Row("ceiling-command", "64 groups, 1000 in flight, @command", COMMANDS, Case(64, 1000), ("ceiling",), 0.55, _SAME),
     Row("hashicorp-64-groups", "64 groups, 1000 in flight", EITHER_BUILD, Case(64, 1000), ("hashicorp",), 30.0, _SAME),
     Row("dragonboat-64-groups", "64 groups, 1000 in flight", EITHER_BUILD, Case(64, 1000), ("dragonboat",), 1.0, _SAME),
-    Row("hashicorp-1000", "1 group, 1000 in flight", IN_PROCESS, Case(1, 1000), ("hashicorp",), 4.0, _SAME),
-    Row("hashicorp-64", "1 group, 64 in flight", IN_PROCESS, Case(1, 64), ("hashicorp",), 3.0, _SAME),
-    Row("etcd-64", "1 group, 64 in flight, client outside", ("remote",), Case(1, 64), ("etcd",), 3.5, _SAME),
-    Row("etcd-1000", "1 group, 1000 in flight, client outside", ("remote",), Case(1, 1000), ("etcd",), 8.0, _SAME),
-    Row("hashicorp-1", "1 group, 1 in flight", IN_PROCESS, Case(1, 1), ("hashicorp",), 1.4, _SAME),
-    Row("etcd-1", "1 group, 1 in flight, client outside", ("remote",), Case(1, 1), ("etcd",), 1.0, _SAME),
+    Row("hashicorp-1000", "1 group, 1000 in flight", EITHER_BUILD, Case(1, 1000), ("hashicorp",), 4.0, _SAME),
+    Row("hashicorp-64", "1 group, 64 in flight", EITHER_BUILD, Case(1, 64), ("hashicorp",), 3.0, _SAME),
+    Row("etcd-64", "1 group, 64 in flight, client outside", REMOTE, Case(1, 64), ("etcd",), 3.5, _SAME),
+    Row("etcd-1000", "1 group, 1000 in flight, client outside", REMOTE, Case(1, 1000), ("etcd",), 8.0, _SAME),
+    Row("hashicorp-1", "1 group, 1 in flight", EITHER_BUILD, Case(1, 1), ("hashicorp",), 1.4, _SAME),
+    Row("etcd-1", "1 group, 1 in flight, client outside", REMOTE, Case(1, 1), ("etcd",), 1.0, _SAME),
     Row(
-        "reads-hashicorp", "linearizable reads, 1 group, 1000 in flight", IN_PROCESS,
+        "reads-hashicorp", "linearizable reads, 1 group, 1000 in flight", EITHER_BUILD,
         Case(1, 1000, "reads"), ("hashicorp",), 1.5, "ReadIndex, VerifyLeader",
     ),
     Row(
-        "reads-etcd", "linearizable reads, 1000 in flight, client outside", ("remote",),
+        "reads-etcd", "linearizable reads, 1000 in flight, client outside", REMOTE,
         Case(1, 1000, "reads"), ("etcd",), 8.0, "ReadIndex on both sides",
     ),
-    Row("pysyncobj-64", "1 group, 64 in flight", IN_PROCESS, Case(1, 64), PYSYNCOBJ, 5.0, _NO_SYNC),
-    Row("pysyncobj-1000", "1 group, 1000 in flight", IN_PROCESS, Case(1, 1000), PYSYNCOBJ, 25.0, _NO_SYNC),
+    Row("pysyncobj-64", "1 group, 64 in flight", EITHER_BUILD, Case(1, 64), PYSYNCOBJ, 5.0, _NO_SYNC),
+    Row("pysyncobj-1000", "1 group, 1000 in flight", EITHER_BUILD, Case(1, 1000), PYSYNCOBJ, 25.0, _NO_SYNC),
     *(
         Row(
             f"redis-{op}-{pipeline}", f"redis-benchmark {op.upper()}, 50 connections, pipelines of {pipeline}",

@@ -59,7 +59,12 @@ def go_program(name: str) -> str:
 
 
 def compiled_worker() -> list[str]:
-    """Return the command that runs benchmarks/worker.py on the compiled build.
+    """Return the command that runs benchmarks/worker.py on the compiled build. Raises Missing as `compiled` does."""
+    return compiled("benchmarks.worker")
+
+
+def compiled(module: str) -> list[str]:
+    """Return the command that runs a module of ours on the compiled build.
 
     The checkout comes last on that interpreter's path: its pure modules must not be found before the installed ones.
     Raises Missing when the build is not there, is older than the sources, or is not compiled after all.
@@ -73,9 +78,7 @@ def compiled_worker() -> list[str]:
     check = "import sys, multiraft.compiled; sys.exit(not multiraft.compiled.COMPILED)"
     if subprocess.run([python, "-P", "-c", check], cwd=ROOT, capture_output=True).returncode:
         raise Missing(f"what is installed in .venv-compiled is not compiled ({way})")
-    run = (
-        f"import runpy, sys; sys.path.append({str(ROOT)!r}); runpy.run_module('benchmarks.worker', run_name='__main__')"
-    )
+    run = f"import runpy, sys; sys.path.append({str(ROOT)!r}); runpy.run_module({module!r}, run_name='__main__')"
     return [str(python), "-P", "-c", run]
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.building import compiled_worker, go_program, installed_program, python_module
+from benchmarks.building import compiled, compiled_worker, go_program, installed_program, python_module
 from benchmarks.ceiling import CeilingOptions, run_ceiling
 from benchmarks.cluster import NODES, Cluster
 from benchmarks.figures import Case, Figure
@@ -78,21 +78,23 @@ class OwnHost(StandingHost):
 
 
 class RemoteHost(OwnHost):
-    """Our nodes, and `multiraft.client` in a process of its own."""
+    """Our nodes, and `multiraft.client` in a process of its own. `on_compiled`: both on that build."""
 
     asked = 3
 
-    def __init__(self, groups: int) -> None:
+    def __init__(self, groups: int, on_compiled: bool = False) -> None:
         ports = free_ranges(1, 3)[0]
         self._addresses = {name: f"127.0.0.1:{ports + number}" for number, name in enumerate(NODES)}
-        super().__init__(groups, typed=False, serve=self._addresses)
+        self._compiled = on_compiled
+        super().__init__(groups, compiled_worker if on_compiled else None, typed=False, serve=self._addresses)
         self._client: Process | None = None
 
     def start(self) -> None:
         super().start()
         wanted = json.dumps({"urls": [f"http://{address}" for address in self._addresses.values()]})
-        command = [sys.executable, "-m", "benchmarks.remote_client", wanted]
-        self._client = Process(command, Path(self.directory) / "client.log")
+        module = "benchmarks.remote_client"
+        program = compiled(module) if self._compiled else [sys.executable, "-m", module]
+        self._client = Process([*program, wanted], Path(self.directory) / "client.log")
         self._client.hear()
 
     def stop(self) -> None:
@@ -347,6 +349,10 @@ HOSTS: Final[dict[str, Kind]] = {
     "multiraft-remote": Kind(
         RemoteHost,
         {"remote": "multiraft.client in its own process, one connection per node, callbacks; sessions: exactly once"},
+    ),
+    "multiraft-remote-compiled": Kind(
+        lambda groups: RemoteHost(groups, on_compiled=True),
+        {"compiled-remote": "remote, nodes and client on the build compiled by mypyc"},
     ),
     "hashicorp": Kind(
         go_peer("hashicorp"),

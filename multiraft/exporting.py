@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -45,6 +46,7 @@ from multiraft.types import GroupId, Snapshot, Term
 EXPORTS_DIR: Final = "exports"
 READ_BYTES: Final = 256 * 1024
 """The most that one `read_export` returns."""
+log: Final = logging.getLogger("multiraft.node")
 _AT_ONCE: Final = 2
 _KEPT: Final = 64
 _KEPT_S: Final = 3_600.0
@@ -184,12 +186,17 @@ class Exporting:
                     await self._export_memory(running, replica, export, file)
                 await asyncio.to_thread(file.flush)
                 await asyncio.to_thread(os.fsync, file.fileno())
-        except (MultiRaftError, OSError) as problem:
-            export.problem, export.state = str(problem), "failed"
-            with contextlib.suppress(OSError):
-                os.remove(path)
-        else:
             export.state = "ready"
+        except (MultiRaftError, OSError) as problem:
+            export.problem = str(problem)
+        except Exception as problem:  # whoever waits for it must hear of that, too
+            log.exception("group %d: its export failed by a bug", replica.group_id)
+            export.problem = f"a bug: {type(problem).__name__}: {problem}"
+        finally:
+            if export.state != "ready":
+                export.state = "failed"
+                with contextlib.suppress(OSError):
+                    os.remove(path)
 
     # ------------------------------------------------------------------------------------------------ in memory
 

@@ -175,7 +175,7 @@ class Group:
         """
         self._host.router.submit(self.group_id, self._checked(commands, timeout_s), session, timeout_s, done)
 
-    def _checked(self, commands: Sequence[bytes], timeout_s: float | None, what: str = "command") -> list[bytes]:
+    def _checked(self, commands: Sequence[bytes] | str, timeout_s: float | None, what: str = "command") -> list[bytes]:
         if isinstance(commands, bytes | str):
             raise InvalidRequest(f"group {self.group_id}: many of a {what} are a list of bytes, not one of them")
         checked = list(commands)

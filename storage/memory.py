@@ -383,7 +383,8 @@ class MemoryBackend:
 
     def _write_queued(self, count: int) -> None:
         for _ in range(count):
-            if self._dead:
+            was_dead = self._dead
+            if was_dead:
                 return
             ops, done, sync = self.queue[0]
             error, kill = self._write_one(ops, sync)

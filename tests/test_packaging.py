@@ -134,6 +134,7 @@ print(*names)
 """
 
 
+@pytest.mark.pure_only  # the compiled build's environment finds its own machine code first
 def test_every_installed_module_imports(installed: Path, tmp_path: Path) -> None:
     names = run([sys.executable, "-W", "error", "-c", IMPORT_ALL, str(installed)], tmp_path).split()
     modules = {file.removesuffix(".py") for file in files_of_the_tree() if file.endswith(".py")}
@@ -156,6 +157,7 @@ def test_a_mapped_folder_refuses_its_bare_name(name: str) -> None:
     assert done.stderr.endswith(f"ImportError: this folder is multiraft.{name}; import it under that name\n")
 
 
+@pytest.mark.pure_only  # the compiled build's environment never imports from the checkout
 @pytest.mark.parametrize("name", LINKED)
 def test_a_checkout_imports_a_mapped_folder_through_its_link(name: str) -> None:
     code = f"import multiraft.{name} as it, os; print(os.path.realpath(it.__file__))"

@@ -368,7 +368,10 @@ class _Dialer:
 
     async def _run(self) -> None:
         transport = self._transport
-        while not transport._closing:
+        while True:
+            is_closing = transport._closing
+            if is_closing:
+                return
             self._hurry.clear()
             try:
                 await transport.converse(self)

@@ -7,7 +7,6 @@ an exit code; no traceback reaches a user.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable
@@ -28,6 +27,7 @@ from examples.kv.machine import TTL_LIMIT_MS
 from examples.kv.resp.server import CLIENTS
 from examples.kv.server import EXIT_USAGE, report
 from examples.kv.watch import run_watch
+from multiraft.admin.invoking import Number
 from multiraft.config import STORES, Limits, NodeConfig
 from multiraft.errors import ConfigError, MultiRaftError, OutcomeUnknown
 
@@ -53,16 +53,6 @@ Exit codes:
 T = TypeVar("T")
 
 
-class _Seconds(click.FloatRange):
-    """A time within bounds. click's own type takes NaN, which is below no bound and above none."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        seconds: float = super().convert(value, param, ctx)
-        if math.isnan(seconds):
-            self.fail(f"{value!r} is not a number.", param, ctx)
-        return seconds
-
-
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EXIT_CODES,
@@ -70,7 +60,7 @@ class _Seconds(click.FloatRange):
 @click.option(
     "--url", "urls", multiple=True, envvar="KV_URL", metavar="URL", help=f"A node; may be repeated. [{DEFAULT_URL}]"
 )
-@click.option("--timeout", type=_Seconds(0.1, 3600), default=30.0, show_default=True, metavar="SECONDS")
+@click.option("--timeout", type=Number(0.1, 3600), default=30.0, show_default=True, metavar="SECONDS")
 @click.pass_context
 def cli(context: click.Context, urls: tuple[str, ...], timeout: float) -> None:
     """A sharded, replicated key-value store.
@@ -232,7 +222,7 @@ def get(context: click.Context, key: str) -> None:
 
 
 _TTL = click.option(
-    "--ttl", "ttl_s", type=_Seconds(0.001, TTL_LIMIT_MS / 1_000), metavar="SECONDS", help="For so long only."
+    "--ttl", "ttl_s", type=Number(0.001, TTL_LIMIT_MS / 1_000), metavar="SECONDS", help="For so long only."
 )
 
 
@@ -249,7 +239,7 @@ def put(context: click.Context, key: str, value: str, ttl_s: float | None) -> No
 
 @cli.command()
 @click.argument("key")
-@click.argument("ttl_s", type=_Seconds(0.001, TTL_LIMIT_MS / 1_000), metavar="SECONDS")
+@click.argument("ttl_s", type=Number(0.001, TTL_LIMIT_MS / 1_000), metavar="SECONDS")
 @click.pass_context
 def expire(context: click.Context, key: str, ttl_s: float) -> None:
     """Have KEY end after SECONDS."""

@@ -360,12 +360,10 @@ class Engine:
         if self.applying.pending:
             self.applying.run(now)
             self.writer.flush()  # what was applied on disk
-            if self.applying.pending:
-                self.wake()
         if self.snapshotting.pending:
             self.snapshotting.run()
-            if self.snapshotting.pending or self.applying.pending:
-                self.wake()
+        if self.applying.pending or self.snapshotting.pending:
+            self.wake()
 
     @contextmanager
     def touching(self, replica: Replica, now: float) -> Iterator[None]:

@@ -82,7 +82,8 @@ class Loading:
 
     def _go_on(self) -> None:
         """Give on what was read, for a slice; then the rest, or the next piece."""
-        if self._held:
+        was_held = self._held
+        if was_held:
             return
         until_s = self._stopwatch() + self._slice_s
         try:

@@ -227,13 +227,16 @@ class Snapshotting:
         for _ in range(len(self._taking)):
             replica = self._taking.popleft()
             saving = replica.saving
-            if saving is None or saving.taken:
+            if saving is None:
+                continue
+            was_taken = saving.taken
+            if was_taken:
                 continue
             saving.take(until_s, stopwatch)
-            if not saving.taken:
-                self._taking.append(replica)
-            else:
+            if saving.taken:
                 self._engine.applying.add(replica)
+            else:
+                self._taking.append(replica)
             if stopwatch() >= until_s:
                 return
 
@@ -270,7 +273,8 @@ class Snapshotting:
             return "the replica there is halted itself"
         if replica.data is not None:
             return self._engine.ondisk.note_durable(replica, replica.data)
-        if replica.saving is not None:
+        under_way = replica.saving
+        if under_way is not None:
             return "a snapshot is being taken; retry shortly"
         if replica.applied != core.applied or not core.may_compact():
             return "the membership changes, or another snapshot is on its way to the disk; retry shortly"

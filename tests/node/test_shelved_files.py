@@ -166,7 +166,6 @@ def test_a_sweep_takes_what_nobody_wants_and_nothing_else(show: Show) -> None:
     show(scenario)
 
 
-@pytest.mark.pure_only  # what is to be written is caught in the writer's own method
 def test_what_a_removed_replica_was_about_to_store_is_wanted_no_longer(show: Show) -> None:
     async def scenario(rolls: Rolls) -> None:
         await rolls.all_have(await rolls.write(0, 30))
@@ -180,6 +179,7 @@ def test_what_a_removed_replica_was_about_to_store_is_wanted_no_longer(show: Sho
     show(scenario)
 
 
+@pytest.mark.pure_only  # what is to be written is caught in the writer's own method
 def test_a_file_stays_from_when_it_is_whole_to_when_its_snapshot_is_stored(show: Show) -> None:
     async def scenario(rolls: Rolls) -> None:
         engine = rolls.engine("c")

@@ -132,7 +132,12 @@ class World(ABC):
 
     def __init__(self) -> None:
         self.peers: list[Peer] = []
-        self.listens: dict[str, str] = {name: f"127.0.0.1:{free_port()}" for name in self.members}
+        ports: set[int] = set()
+        while len(ports) < len(self.members):
+            ports.add(free_port())
+        self.listens: dict[str, str] = {
+            name: f"127.0.0.1:{port}" for name, port in zip(self.members, ports, strict=True)
+        }
 
     async def start(
         self,

@@ -16,40 +16,53 @@ from multiraft.methods import Kind, Method, called, decode_call, describe_call, 
 from multiraft.statemachine import BytesStateMachine, StateMachine, methods_of
 
 
-def _data_of(machine: object) -> Keyspace | None:
-    return machine.data if isinstance(machine, KeepsData) else None
+class _Adapter:
+    """What both kinds of adapter share.
+
+    machine  the user's object, of whose class nothing is known when this is compiled
+    """
+
+    __slots__ = ("machine",)
+
+    def __init__(self, machine: Any) -> None:
+        self.machine = machine
+
+    @property
+    def data(self) -> Keyspace | None:
+        """Where the machine keeps its state; None: in memory."""
+        machine: object = self.machine
+        return machine.data if isinstance(machine, KeepsData) else None
+
+    @data.setter
+    def data(self, keyspace: Keyspace | None) -> None:
+        machine: object = self.machine
+        if not isinstance(machine, KeepsData) or keyspace is None:
+            raise InvariantViolation("a machine on disk has a keyspace, and no other has")
+        machine.attach(keyspace)
+
+    def snapshot(self) -> bytes | Iterator[bytes]:
+        state: bytes | Iterator[bytes] = self.machine.snapshot()
+        return state
+
+    def restore(self, state: bytes) -> None:
+        self.machine.restore(state)
 
 
-def _attach(machine: object, keyspace: Keyspace | None) -> None:
-    if not isinstance(machine, KeepsData) or keyspace is None:
-        raise InvariantViolation("a machine on disk has a keyspace, and no other has")
-    machine.attach(keyspace)
-
-
-class MachineAdapter:
+class MachineAdapter(_Adapter):
     """A StateMachine as the engine's Machine: finds the method, decodes the arguments, encodes the result.
 
     Bytes that are no call at all raise CommandFailed: the same on every replica. A command that this class does not
     know halts the replica, for another release of the class may.
     """
 
-    __slots__ = ("_commands", "_queries", "heads", "machine")
+    __slots__ = ("_commands", "_queries", "heads")
 
     def __init__(self, machine: StateMachine) -> None:
-        self.machine = machine
+        super().__init__(machine)
         methods = methods_of(type(machine))
         self._commands = {name: method for name, method in methods.items() if method.kind == "command"}
         self._queries = {name: method for name, method in methods.items() if method.kind == "query"}
         self.heads: Heads = heads_of(self._commands.values())
-
-    @property
-    def data(self) -> Keyspace | None:
-        """Where the machine keeps its state; None: in memory."""
-        return _data_of(self.machine)
-
-    @data.setter
-    def data(self, keyspace: Keyspace | None) -> None:
-        _attach(self.machine, keyspace)
 
     def apply(self, command: bytes, context: Context) -> bytes:
         wire = decode_call(command)
@@ -71,12 +84,6 @@ class MachineAdapter:
         if method is None:
             raise CommandFailed("UnknownQuery", self._unknown("query", wire[0]))
         return method.run(self.machine, wire)
-
-    def snapshot(self) -> bytes | Iterator[bytes]:
-        return self.machine.snapshot()
-
-    def restore(self, state: bytes) -> None:
-        self.machine.restore(state)
 
     def restoring(self) -> Restoring:
         if type(self.machine).restore is StateMachine.restore:
@@ -102,26 +109,14 @@ class MachineAdapter:
         return f"{type(self.machine).__name__} has no {kind} {name!r:.80}"
 
 
-class BytesMachineAdapter:
+class BytesMachineAdapter(_Adapter):
     """A BytesStateMachine as the engine's Machine. Results that are not bytes raise CommandFailed."""
 
-    __slots__ = ("machine",)
+    __slots__ = ()
     heads: ClassVar[Heads] = None
 
-    def __init__(self, machine: BytesStateMachine) -> None:
-        self.machine = machine
-
-    @property
-    def data(self) -> Keyspace | None:
-        """Where the machine keeps its state; None: in memory."""
-        return _data_of(self.machine)
-
-    @data.setter
-    def data(self, keyspace: Keyspace | None) -> None:
-        _attach(self.machine, keyspace)
-
     def apply(self, command: bytes, context: Context) -> bytes:
-        machine: Any = self.machine
+        machine = self.machine
         machine._context = context
         try:
             result: object = machine.apply(command)
@@ -130,15 +125,8 @@ class BytesMachineAdapter:
         return result if type(result) is bytes else self._checked("apply", result)
 
     def query(self, query: bytes) -> bytes:
-        machine: Any = self.machine
-        answer: object = machine.query(query)
+        answer: object = self.machine.query(query)
         return answer if type(answer) is bytes else self._checked("query", answer)
-
-    def snapshot(self) -> bytes | Iterator[bytes]:
-        return self.machine.snapshot()
-
-    def restore(self, state: bytes) -> None:
-        self.machine.restore(state)
 
     def refuses(self, command: bytes) -> str | None:
         return None
@@ -166,7 +154,7 @@ class BatchesAdapter(BytesMachineAdapter):
 
     def apply_batch(self, commands: list[bytes], context: Context) -> Any:
         """Apply commands of one record, together; return what the machine returns, unseen."""
-        machine: Any = self.machine
+        machine = self.machine
         machine._context = context
         context.batch = True
         try:

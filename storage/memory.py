@@ -383,8 +383,7 @@ class MemoryBackend:
 
     def _write_queued(self, count: int) -> None:
         for _ in range(count):
-            was_dead = self._dead
-            if was_dead:
+            if not self.queue:  # killed after the write before
                 return
             ops, done, sync = self.queue[0]
             error, kill = self._write_one(ops, sync)

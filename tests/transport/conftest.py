@@ -124,6 +124,12 @@ class Peer:
         while sum(self.count(name) for name in names) < times:  # noqa: ASYNC110
             await asyncio.sleep(0)
 
+    async def refuses(self, name: str) -> None:
+        """Wait until this counter of refusals has counted; a peer that was let in instead is noticed."""
+        while self.count(name) == 0:
+            assert self.ear.events == []
+            await asyncio.sleep(0)
+
 
 class World(ABC):
     """Nodes a, b, c with addresses; each is a member of the others' clusters."""

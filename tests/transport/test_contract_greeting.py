@@ -238,7 +238,7 @@ async def test_a_store_that_does_not_know_the_run_that_was_met_was_rolled_back(
     a = await world.start("a", seen=seen)
     b = await world.start("b", incarnation=incarnation, runs=runs_of(*runs))
     if refused:
-        await a.counted("refused_incarnation")
+        await a.refuses("refused_incarnation")
         await b.ear.until(lambda: ("a", "incarnation") in [refusal[:2] for refusal in b.ear.refusals])
         assert a.ear.events == []
         assert a.transport.seen() == seen
@@ -250,7 +250,7 @@ async def test_a_store_that_does_not_know_the_run_that_was_met_was_rolled_back(
 async def test_a_store_rolled_back_to_before_it_was_formed_is_refused(world: World) -> None:
     a = await world.start("a", seen={"b": SeenRun(b"store of b", 6, *runs_of(6))})
     b = await world.start("b", cluster_id=b"", incarnation=2, runs=runs_of(1, 2))
-    await a.counted("refused_incarnation")
+    await a.refuses("refused_incarnation")
     await b.ear.until(lambda: ("a", "incarnation") in [refusal[:2] for refusal in b.ear.refusals])
     assert a.ear.events == []
 

@@ -86,11 +86,13 @@ def test_a_transfer_that_was_cut_goes_on_from_where_it_was(show: Show) -> None:
         kept = await albums.write("b", 0, 25)
         await albums.add_learner("a", "d")
         for part in (0.2, 0.5, 0.8):
-            fetch = await albums.half("d", part)
+            async with asyncio.timeout(3 * FILE_S):
+                fetch = await albums.half("d", part)
             cluster.network.cut("a", "d")
             await cluster.run_for(0.3)
             cluster.network.heal()
-        await albums.caught_up("d", kept)
+        async with asyncio.timeout(3 * FILE_S):
+            await albums.caught_up("d", kept)
         assert albums.count("d", "file_bytes_received") <= fetch.manifest.size_bytes + 3 * FILE_PIECE_BYTES
         assert albums.count("a", "files_served") >= 4
         assert albums.count("d", "dropped_file_transfer") == 3

@@ -281,6 +281,9 @@ class Fetching:
             if isinstance(found, Exception):
                 self._begin_anew(fetch, f"it cannot be read back: {found}")
                 return
+            if not found:
+                self._begin_anew(fetch, f"it ends at {offset}, not at {size_bytes}")
+                return
             digest.update(found)
             offset += len(found)
             if offset < size_bytes:

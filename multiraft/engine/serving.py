@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from multiraft.engine.pace import Pace
-from multiraft.errors import Overloaded
+from multiraft.errors import CorruptRecord, Overloaded
 from multiraft.ports import SnapshotFiles
 from multiraft.types import NodeId
 
@@ -115,6 +115,9 @@ class SendingFile:
         def was_read(found: bytes | Exception) -> None:
             if isinstance(found, Exception):
                 done(found)
+                return
+            if not found and size_bytes > 0:
+                done(CorruptRecord(f"snapshot file {self.name} ends at {offset}, not at {self._size_bytes}"))
                 return
             self.position = max(self.position, offset + len(found))
             wait_s = self._serving.pace.take(len(found))

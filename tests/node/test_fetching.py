@@ -157,31 +157,54 @@ def test_a_file_that_was_here_whole_is_not_fetched_again(show: Show) -> None:
     show(scenario)
 
 
-@pytest.mark.parametrize("wholly", [False, True])
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [("part", "its digest is another one"), ("whole", "its digest is another one"), ("end", "ends at 1049104, not at")],
+)
 def test_a_file_that_is_not_what_was_told_of_is_fetched_anew(
-    show: Show, caplog: pytest.LogCaptureFixture, wholly: bool
+    show: Show, caplog: pytest.LogCaptureFixture, what: str, said: str
 ) -> None:
+    """A flipped bit in what has come so far; one in a file of an earlier run, and such a file that lost its end."""
+
     async def scenario(albums: Albums) -> None:
         await albums.lead("a")
         kept = await albums.write("b", 0, 25)
         await albums.add_learner("a", "d")
         fetch = await albums.half("d")
-        if wholly:
-            albums.cluster.crash("d")
-            content = bytearray(albums.whole("a")[fetch.name])
-            content[-1] ^= 1
-            albums.whole("d")[fetch.name] = bytes(content)
-            await albums.cluster.start("d")
-        else:
+        if what == "part":
             albums.parts("d")[fetch.name][0][1000] ^= 1
-        await albums.cluster.until(lambda: albums.fetching("d").counters["fetch_wrong_digest"] == 1)
+        else:
+            albums.cluster.crash("d")
+            content = albums.whole("a")[fetch.name]
+            flipped = content[:-1] + bytes([content[-1] ^ 1])
+            albums.whole("d")[fetch.name] = flipped if what == "whole" else content[:-1]
+            await albums.cluster.start("d")
+        await albums.cluster.until(lambda: albums.fetching("d").counters["fetch_failures"] == 1)
+        assert albums.fetching("d").counters["fetch_wrong_digest"] == (what != "end")
         assert albums.kept("d") == []
         await albums.caught_up("d", kept)
         assert albums.whole("d")[fetch.name] == albums.whole("a")[fetch.name]
 
     with caplog.at_level(logging.WARNING, "multiraft.engine"):
         show(scenario)
-    assert "its digest is another one" in caplog.text
+    assert said in caplog.text
+
+
+def test_a_file_that_loses_its_end_while_it_is_sent_is_given_up(show: Show, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(albums: Albums) -> None:
+        await albums.lead("a")
+        await albums.write("b", 0, 25)
+        await albums.add_learner("a", "d")
+        fetch = await albums.half("d")
+        content = albums.whole("a")[fetch.name]
+        albums.whole("a")[fetch.name] = content[:-1]
+        await albums.cluster.until(lambda: albums.count("a", "dropped_file_sending") == 1)
+        albums.whole("a")[fetch.name] = content
+        await albums.cluster.until(lambda: len(albums.kept("d")) == 25)
+
+    with caplog.at_level(logging.WARNING, "multiraft"):
+        show(scenario)
+    assert "ends at 1049104, not at 1049105" in caplog.text
 
 
 def test_a_leader_change_midway_ends_in_the_next_leaders_snapshot(show: Show) -> None:

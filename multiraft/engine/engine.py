@@ -59,6 +59,9 @@ from multiraft.records import COMMANDS, CONTROL
 from multiraft.sessions import encode_register
 from multiraft.types import GroupId, NodeId, StoredReplica
 
+_EARLY_S: Final = 0.002
+"""A beat is due so much early: the timer of a loop that counts whole milliseconds comes up to two before its time, and
+a turn that finds nothing due yet would only set it again."""
 log: Final = logging.getLogger("multiraft.engine")
 
 
@@ -108,6 +111,7 @@ class Engine:
         self._request_timeout_s = limits.request_timeout_ms / 1e3
         self._election_timeout_s = limits.election_timeout_ms / 1e3
         self._beat_s, self.slow_command_s = limits.beat_ms / 1e3, limits.slow_command_ms / 1e3
+        self._early_s = min(_EARLY_S, self._beat_s / 10)
         self._entry_bytes = limits.entry_bytes
         self.writer = LogWriter(
             store, limits.batch_bytes, limits.writes_in_flight, clocks, self._persisted, self._write_failed
@@ -454,7 +458,7 @@ class Engine:
 
     def _judge_deadlines(self, now: float) -> None:
         self.campaigning.judge(now)
-        if now >= self._next_beat_s:
+        if now >= self._next_beat_s - self._early_s:
             self._next_beat_s = max(self._next_beat_s + self._beat_s, now + self._beat_s / 2)
             self.liveness.tick(now)
             self._expire_callers(now)

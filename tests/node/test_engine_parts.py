@@ -86,6 +86,28 @@ def test_a_node_that_was_stopped_does_not_depose_its_leaders(play: Play) -> None
     play(scenario)
 
 
+def test_an_idle_node_has_one_turn_a_beat_beside_those_for_frames_even_if_the_loop_counts_whole_milliseconds(
+    play: Play,
+) -> None:
+    """Such a loop fires its timers up to two milliseconds early, and those nearer than half of one at once."""
+
+    async def scenario(ledgers: Any) -> None:
+        loop = asyncio.get_running_loop()
+        exact = loop.call_later
+
+        def coarse(delay: float, callback: Callable[..., object], *args: Any, context: Any = None) -> Any:
+            return exact(max(5e-5, (round(delay * 1e3) - 1) / 1e3), callback, *args, context=context)
+
+        loop.call_later = coarse  # type: ignore[method-assign]
+        await ledgers.cluster.run_for(2.0)
+        pacing = ledgers.cluster.nodes["a"]._here().engine.pacing
+        before = pacing.turns
+        await ledgers.cluster.run_for(10.0)
+        assert 100 <= pacing.turns - before <= 100 + 200 + 1
+
+    play(scenario)
+
+
 def test_votes_and_beats_go_before_appends_and_one_batch_per_peer_and_lane() -> None:
     transport = RecordingTransport()
     outgoing = Outgoing(transport)  # type: ignore[arg-type]

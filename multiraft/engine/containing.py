@@ -180,9 +180,7 @@ class Containing:
             self._check(replica)
 
     def audit(self, replica: Replica, now: float) -> None:
-        """Once a sweep: few commands are compared as well, if they are all that there is."""
-        if not replica.made:  # no command has come to it
-            return
+        """Once a sweep, of a machine that is made: few commands are compared as well, if they are all that there is."""
         rolling = replica.executor.rolling
         if rolling.unchecked <= 0:
             rolling.settle()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from multiraft.engine.replica import Replica
 from multiraft.messages import Append, AskRemoved, InstallSnapshot
-from multiraft.raft import Role
+from multiraft.raft import LEADER, Role
 from multiraft.types import NOBODY, GroupId, Index, NodeId
 
 if TYPE_CHECKING:
@@ -162,12 +162,13 @@ class Upkeep:
             replica = engine.replicas.get(group_id)
             if replica is None:
                 continue
-            engine.containing.audit(replica, now)
+            if replica.made:  # else no command has come to it
+                engine.containing.audit(replica, now)
             core = replica.core
-            if replica.leads:
+            if core.role is LEADER and replica.broken is None:
                 core.check_quorum(now)
                 asked = core.ask_after_followers(now)
-                if asked or not replica.leads:
+                if asked or core.role is not LEADER:
                     engine.note(replica, now)
             elif replica.broken is None and not self._is_minded(replica):
                 engine.counters["audit_repairs"] += 1

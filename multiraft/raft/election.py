@@ -14,7 +14,7 @@ import math
 
 from multiraft.messages import Committed, PreVote, PreVoteAnswer, RequestVote, TimeoutNow, VoteAnswer
 from multiraft.raft.progress import LOST, REPLICATE, Progress
-from multiraft.raft.quorum import elected, hopeless, majority_time
+from multiraft.raft.quorum import elected, hopeless, most_agree
 from multiraft.raft.ready import CANDIDATE, FOLLOWER, LEADER, PRE_CANDIDATE
 from multiraft.raft.reconfiguration import Reconfiguration
 from multiraft.records import NOOP, encode_record
@@ -242,23 +242,22 @@ class Elections(Reconfiguration):
         if self.role is not LEADER:
             return
         membership = self.membership
-        contact = min(self._contact(membership.voters, now), self._contact(membership.outgoing, now))
-        if now - contact > self._settings.election_timeout_s:
+        if not (
+            most_agree(membership.voters, self._is_in_contact) and most_agree(membership.outgoing, self._is_in_contact)
+        ):
             self._become_follower(self.term, NOBODY, now)
 
-    def _contact(self, voters: tuple[ReplicaId, ...], now: float) -> float:
-        times = []
-        for voter in voters:
-            peer = self.progress.get(voter)
-            if voter == self.replica_id:
-                times.append(now)
-            elif peer is None or peer.state is LOST:
-                times.append(-math.inf)
-            else:
-                node_id = self.membership.nodes[voter]
-                told = self._contacts.contact_s(self.group_id, self.term, voter, node_id)
-                times.append(max(told, self._office_since))
-        return majority_time(times)
+    def _is_in_contact(self, voter: ReplicaId) -> bool:
+        if voter == self.replica_id:
+            return True
+        peer = self.progress.get(voter)
+        if peer is None or peer.state is LOST:
+            return False
+        timeout_s = self._settings.election_timeout_s
+        if self._now - self._office_since <= timeout_s:
+            return True
+        node_id = self.membership.nodes[voter]
+        return self._now - self._contacts.contact_s(self.group_id, self.term, voter, node_id) <= timeout_s
 
     def step_down(self, now: float) -> None:
         """Stop leading or campaigning, at the same term: this node cannot serve (a store that failed or stalled)."""

@@ -9,7 +9,7 @@ half agrees to everything, so that a joint membership with one empty half acts a
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from multiraft.types import INDEX_MAX, Index, ReplicaId
 
@@ -25,12 +25,15 @@ def majority_index(held: list[Index]) -> Index:
     return held[(len(held) - 1) // 2]
 
 
-def majority_time(times: list[float]) -> float:
-    """Return the latest time at or after which a majority was in contact; infinity without voters."""
-    if not times:
-        return float("inf")
-    times = sorted(times)
-    return times[(len(times) - 1) // 2]
+def most_agree(voters: Collection[ReplicaId], agrees: Callable[[ReplicaId], bool]) -> bool:
+    """Return whether more than half of `voters` agree; true without voters. Asks no more of them than that takes."""
+    missing = len(voters) // 2 + 1
+    for voter in voters:
+        if agrees(voter):
+            missing -= 1
+            if not missing:
+                return True
+    return not voters
 
 
 def majority_of(voters: Collection[ReplicaId], chosen: Collection[ReplicaId]) -> bool:

@@ -165,8 +165,8 @@ CORE_RULES_MUTANTS: Final = (
         "L25-one-half",
         "in a joint membership the staler half's contact decides",
         ELECTION,
-        "contact = min(self._contact(membership.voters, now), self._contact(membership.outgoing, now))",
-        "contact = self._contact(membership.voters, now)",
+        " and most_agree(membership.outgoing, self._is_in_contact)\n",
+        "\n",
         (f"{RULES}::test_L25_in_a_joint_membership_the_staler_half_decides",),
     ),
 )

@@ -87,7 +87,7 @@ def test_a_node_that_was_stopped_does_not_depose_its_leaders(play: Play) -> None
 
 
 def test_an_idle_node_has_one_turn_a_beat_beside_those_for_frames_even_if_the_loop_counts_whole_milliseconds(
-    play: Play,
+    play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such a loop fires its timers up to two milliseconds early, and those nearer than half of one at once."""
 
@@ -98,7 +98,7 @@ def test_an_idle_node_has_one_turn_a_beat_beside_those_for_frames_even_if_the_lo
         def coarse(delay: float, callback: Callable[..., object], *args: Any, context: Any = None) -> Any:
             return exact(max(5e-5, (round(delay * 1e3) - 1) / 1e3), callback, *args, context=context)
 
-        loop.call_later = coarse  # type: ignore[method-assign]
+        monkeypatch.setattr(loop, "call_later", coarse)
         await ledgers.cluster.run_for(2.0)
         pacing = ledgers.cluster.nodes["a"]._here().engine.pacing
         before = pacing.turns

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from multiraft.raft.quorum import elected, hopeless, majority_index, majority_of, majority_time
+from multiraft.raft.quorum import elected, hopeless, majority_index, majority_of, most_agree
 from multiraft.types import INDEX_MAX
 
 INDEXES = some.lists(some.integers(0, 12), max_size=9)
@@ -39,14 +37,18 @@ def test_majority_index_agrees_with_counting_every_index(held: list[int]) -> Non
         assert majority_index(held) == max(holds)
 
 
-@given(some.lists(some.floats(allow_nan=False), max_size=9))
-def test_majority_time_agrees_with_counting_every_time(times: list[float]) -> None:
-    if not times:
-        assert majority_time(times) == math.inf
-        return
-    assert majority_time(times) == max(
-        time for time in times if 2 * sum(1 for other in times if other >= time) > len(times)
-    )
+@given(IDS, IDS)
+def test_most_agree_agrees_with_counting_and_asks_no_more_than_that_takes(voters: set[int], chosen: set[int]) -> None:
+    asked: list[int] = []
+
+    def agrees(voter: int) -> bool:
+        asked.append(voter)
+        return voter in chosen
+
+    assert most_agree(voters, agrees) == majority_of(voters, chosen)
+    assert len(set(asked)) == len(asked)
+    if len(voters & chosen) == len(voters):
+        assert len(asked) == (len(voters) // 2 + 1 if voters else 0)
 
 
 @given(IDS, IDS)
@@ -66,7 +68,7 @@ def test_a_joint_election_is_won_in_both_halves(voters: set[int], outgoing: set[
     assert elected(voters, set(), granted) == majority_of(voters, granted)
 
 
-def test_the_lists_handed_in_are_left_alone() -> None:
-    held, times = [9, 1, 5], [9.0, 1.0, 5.0]
-    assert (majority_index(held), majority_time(times)) == (5, 5.0)
-    assert (held, times) == ([9, 1, 5], [9.0, 1.0, 5.0])
+def test_the_list_handed_in_is_left_alone() -> None:
+    held = [9, 1, 5]
+    assert majority_index(held) == 5
+    assert held == [9, 1, 5]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
 from multiraft.errors import MultiRaftError, invariant
-from multiraft.records import COMMANDS
+from multiraft.records import COMMANDS, Record
 from multiraft.types import Index, Term
 
 Result: TypeAlias = bytes | MultiRaftError
@@ -117,10 +117,13 @@ class Queue:
 class Proposals:
     """The callers of the record that holds `first` to `last` in `term`, in order; empty `futures` once finished.
 
-    kind  of that record
+    kind     of that record
+    record   that very record, if its `entries` are held for applying; None: they are to be decoded from what is applied
     """
 
-    __slots__ = ("deadline_s", "finished", "first", "futures", "kind", "last", "size_bytes", "term")
+    __slots__ = (
+        "deadline_s", "entries", "finished", "first", "futures", "kind", "last", "record", "size_bytes", "term"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -139,6 +142,12 @@ class Proposals:
         self.deadline_s = deadline_s
         self.kind = kind
         self.finished = False
+        self.record: Record | None = None
+        self.entries: list[bytes] = []
+
+    def hold(self, record: Record, entries: list[bytes]) -> None:
+        """The record was made of just these entries."""
+        self.record, self.entries = record, entries
 
     def tell(self, index: Index, results: list[Result]) -> None:
         """The entries from `index` on were applied: tell their callers what has come of them."""
@@ -168,6 +177,7 @@ class Proposals:
             budget.used_bytes -= self.size_bytes
             budget.count -= len(self.futures)
             self.futures = []
+            self.record, self.entries = None, []
 
     def fail(self, budget: Budget, error: Callable[[], MultiRaftError]) -> None:
         """Give every caller that still waits its own `error()`, and finish."""

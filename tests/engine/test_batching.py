@@ -12,7 +12,7 @@ import pytest
 
 from multiraft.adapting import BatchesAdapter, adapt
 from multiraft.engine import batching
-from multiraft.engine.batching import Batches
+from multiraft.engine.batching import run_batch
 from multiraft.engine.executing import Executor
 from multiraft.engine.machine import BatchFailed, Context
 from multiraft.engine.sessions import SessionTable
@@ -61,11 +61,10 @@ def run(executor: Executor, kind: int, entries: list[bytes], cuts: list[int]) ->
     results: list[Any] = []
     context = Context(0, 1, 16, 5)
     for last in [*cuts, len(entries)]:
-        batches = Batches(executor, kind, entries, 10, 10 + last - 1)
         while len(results) < last:
             context.index = 10 + len(results)
-            results.append(batches.run(entries[len(results)], context))
-        assert not batches.ahead
+            results += run_batch(executor, kind, entries, len(results), last, context)
+        assert len(results) == last
     return results
 
 

@@ -4,8 +4,8 @@ The borders of batches differ from replica to replica: they depend on what was c
 turn has. So nothing that a replica does may depend on them:
 
     each command has a result of its own, bytes or an Exception; what `apply_batch` itself raises halts the replica
-    of a session, a batch takes only commands that are surely new; whatever may depend on the reply to one before it
-    waits until that reply is kept
+    of a session, a batch takes only commands that are new whatever comes of those before them; whatever may depend on
+    the reply to one waits until that reply is kept
 
 Rules of this file: results come in the order of the entries; the time and the term of a batch are those of its record.
 """
@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from multiraft.engine.machine import BatchFailed, Context, command_failed, environmental
-from multiraft.errors import CommandFailed, InvalidRequest
+from multiraft.engine.sessions import Coming
+from multiraft.errors import CommandFailed, InvalidRequest, InvariantViolation, invariant
 from multiraft.records import SESSION, Record
 from multiraft.sessions import HEAD
 from multiraft.types import Index
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 BATCH_COMMANDS: Final = 1_000
 _BYTES: Final = {bytes}
+_HEAD_BYTES: Final = HEAD.size
+_unpack_head: Final = HEAD.unpack_from
 
 
 def apply_together(
@@ -65,8 +68,10 @@ def run_batch(executor: Executor, kind: int, entries: list[bytes], at: int, end:
 
     At least one. Return what comes of each. Raises what halts the replica.
     """
-    commands = entries[at : min(at + BATCH_COMMANDS, end)]
-    return _numbered(executor, commands, context) if kind == SESSION else _plain(executor, commands, context)
+    end = min(end, at + BATCH_COMMANDS)
+    if kind == SESSION:
+        return _numbered(executor, entries, at, end, context)
+    return _plain(executor, entries[at:end], context)
 
 
 def _plain(executor: Executor, commands: list[bytes], context: Context) -> list[Result]:
@@ -98,30 +103,42 @@ def _result(executor: Executor, one: object) -> Result:
     return CommandFailed("InvalidResult", f"apply_batch: expected bytes or an Exception, got {type(one).__name__}")
 
 
-def _numbered(executor: Executor, entries: list[bytes], context: Context) -> list[Result]:
-    """Run as many entries of a session's record as may go together, at least one; return what comes of them."""
-    sessions = executor.sessions
-    results: list[Result | None] = []
+def _numbered(executor: Executor, entries: list[bytes], at: int, end: int, context: Context) -> list[Result]:
+    """Run as many entries of a session's record as may go together; return what comes of them.
+
+    Those that are answered without being applied, if any, then those that are new whatever comes of the others; then
+    the session table is told of each as if it had been applied alone.
+    """
+    sessions, now_ms = executor.sessions, context.time_ms
+    results: list[Result] = []
     commands: list[bytes] = []
-    waiting: dict[tuple[bytes, int], int] = {}
-    clients: set[bytes] = set()
-    for entry in entries:
+    numbers: list[tuple[bytes, int, int]] = []
+    coming: dict[bytes, Coming] = {}
+    for place in range(at, end):
+        entry = entries[place]
         if len(entry) < HEAD.size:
+            if commands:
+                break
             results.append(InvalidRequest(f"an entry of {len(entry)} bytes is no command of a session"))
             continue
-        client, sequence, lowest = HEAD.unpack_from(entry)
-        if client in clients and ((client, sequence) in waiting or not sessions.surely_new(client, sequence, lowest)):
-            break
-        answer = sessions.answer(client, sequence, lowest, context.time_ms)
-        if answer is None:
-            waiting[client, sequence] = len(results)
-            clients.add(client)
-            commands.append(entry[HEAD.size :])
-        results.append(answer)
+        number = client, sequence, lowest = _unpack_head(entry)
+        ahead = coming.get(client)
+        if ahead is None:
+            ahead = coming[client] = sessions.coming(client, now_ms)
+        if ahead.takes(sequence, lowest):
+            commands.append(entry[_HEAD_BYTES:])
+            numbers.append(number)
+        elif commands:
+            break  # it may depend on what comes of those
+        else:
+            answer = sessions.answer(client, sequence, lowest, now_ms)
+            if answer is None:
+                raise InvariantViolation("what is not new is not applied")
+            results.append(answer)
+            del coming[client]  # the session may have changed
     if commands:
-        for ((client, sequence), place), result in zip(
-            waiting.items(), _plain(executor, commands, context), strict=True
-        ):
+        for (client, sequence, lowest), result in zip(numbers, _plain(executor, commands, context), strict=True):
+            invariant(sessions.answer(client, sequence, lowest, now_ms) is None, "what is new is applied")
             sessions.keep(client, sequence, result)
-            results[place] = result
-    return [result for result in results if result is not None]
+            results.append(result)
+    return results

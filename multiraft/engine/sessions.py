@@ -75,6 +75,34 @@ class Session:
         self.reply_bytes = 0
 
 
+class Coming:
+    """Commands of one client that are about to be applied together, before the table is told of any of them.
+
+    Of one that it takes `SessionTable.answer`, asked when its turn has come, says that it is to be applied; and of one
+    that it does not take, if none was taken before, that it is not.
+    """
+
+    __slots__ = ("_lowest", "_session", "_taken")
+
+    def __init__(self, session: Session | None) -> None:
+        """`session` is to stay as it is; None: the client has none, or not any more."""
+        self._session = session
+        self._lowest = 1 if session is None else session.lowest
+        self._taken: set[int] = set()
+
+    def takes(self, sequence: int, lowest: int) -> bool:
+        """Whether the client's next command is new, whatever comes of those that were taken before it."""
+        session = self._session
+        if session is None or not 0 < lowest <= sequence:
+            return False
+        floor = self._lowest if self._lowest > lowest else lowest
+        if sequence < floor or sequence - floor >= WINDOW or sequence in session.replies or sequence in self._taken:
+            return False
+        self._lowest = floor
+        self._taken.add(sequence)
+        return True
+
+
 class SessionTable:
     """All sessions of one replica.
 
@@ -141,10 +169,12 @@ class SessionTable:
             return Overloaded(f"sequence {session.lowest} is still outstanding; retry {sequence} when it is not")
         return None
 
-    def surely_new(self, client: bytes, sequence: int, lowest: int) -> bool:
-        """Whether a command is to be applied whatever the replies are to commands of this client under way."""
+    def coming(self, client: bytes, now_ms: int) -> Coming:
+        """Return what tells which of this client's next commands are surely new."""
         session = self.clients.get(client)
-        return session is not None and lowest <= session.lowest <= sequence and sequence not in session.replies
+        if session is not None and now_ms - session.last_use_ms > self.expiry_ms:
+            session = None
+        return Coming(session)
 
     def keep(self, client: bytes, sequence: int, result: Result) -> None:
         """The command was applied, with this result; a refusal (any error but CommandFailed) is not kept."""

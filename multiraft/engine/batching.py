@@ -137,6 +137,7 @@ def _numbered(executor: Executor, entries: list[bytes], at: int, end: int, conte
             results.append(answer)
             del coming[client]  # the session may have changed
     if commands:
+        context.index += len(results)  # of the first one
         for (client, sequence, lowest), result in zip(numbers, _plain(executor, commands, context), strict=True):
             invariant(sessions.answer(client, sequence, lowest, now_ms) is None, "what is new is applied")
             sessions.keep(client, sequence, result)

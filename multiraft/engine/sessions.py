@@ -214,20 +214,19 @@ class SessionTable:
                 self._changes[_reply_key(client, sequence)] = _pack_reply(None)
 
     def _forget_below(self, client: bytes, session: Session, lowest: int) -> None:
+        """Nothing below `lowest` is asked for any more. On the hot path."""
         begin, session.lowest = session.lowest, lowest
-        if lowest - begin > len(session.replies):
-            for sequence in [sequence for sequence in session.replies if sequence < lowest]:
-                self._forget(client, session, sequence)
-        else:
-            for sequence in range(begin, lowest):
-                self._forget(client, session, sequence)
-
-    def _forget(self, client: bytes, session: Session, sequence: int) -> None:
-        reply = session.replies.pop(sequence, _NEW)
-        if reply is not _NEW:
-            session.reply_bytes -= len(reply) + REPLY_OVERHEAD_BYTES if type(reply) is bytes else _size_bytes(reply)
-            if self._changes is not None:
-                self._changes[_reply_key(client, sequence)] = None
+        replies, changes, freed_bytes = session.replies, self._changes, 0
+        forgotten: Iterable[int] = range(begin, lowest)
+        if lowest - begin > len(replies):
+            forgotten = [sequence for sequence in replies if sequence < lowest]
+        for sequence in forgotten:
+            reply = replies.pop(sequence, _NEW)
+            if reply is not _NEW:
+                freed_bytes += len(reply) + REPLY_OVERHEAD_BYTES if type(reply) is bytes else _size_bytes(reply)
+                if changes is not None:
+                    changes[_reply_key(client, sequence)] = None
+        session.reply_bytes -= freed_bytes
 
     def _expire(self, now_ms: int) -> None:
         """End all sessions that were unused for too long. One that is left for later is found when it is used."""

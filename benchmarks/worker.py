@@ -32,16 +32,19 @@ _COUNT = struct.Struct(">Q")
 
 
 class Blobs(BytesStateMachine):
-    """Keeps the last command of each of 4,096 keys; answers how many it has applied."""
+    """Keeps the last command of each of 4,096 keys; answers how many it has applied. Takes all of a record together."""
 
     def __init__(self) -> None:
         self.kept: dict[bytes, bytes] = {}
         self.count = 0
 
-    def apply(self, command: bytes) -> bytes:
-        self.kept[command[:8]] = command
-        self.count += 1
-        return _COUNT.pack(self.count)
+    def apply_batch(self, commands: list[bytes]) -> list[bytes | Exception]:
+        kept = self.kept
+        for one in commands:
+            kept[one[:8]] = one
+        before = self.count
+        self.count += len(commands)
+        return [_COUNT.pack(number) for number in range(before + 1, self.count + 1)]
 
     def query(self, query: bytes) -> bytes:
         return self.kept.get(query, b"")

@@ -43,7 +43,7 @@ class Limits:
     inflight_bytes               the same, in bytes
     uncommitted_bytes            a group's log beyond its commit: past it nothing is proposed; one entry always fits
     outbox_bytes                 queued for one peer
-    pending_bytes                proposals accepted and not yet answered, per node
+    pending_bytes                proposals accepted and not yet answered, per node; as many again of queries
     frame_bytes                  largest frame between nodes; longer messages travel in pieces
     batch_bytes                  a write batch is closed at this size (it holds at least one entry)
     writes_in_flight             write batches submitted and not yet synced

@@ -130,7 +130,7 @@ def _show(summary: Summary, out: IO[str], again: str) -> None:
     click.echo(
         f"{'checked':<20} {plain['turns_checked']} turns, {plain['promises_checked']} promises, ", file=out, nl=False
     )
-    click.echo(f"{plain['applied']} applied commands", file=out)
+    click.echo(f"{plain['applied']} applied commands, {plain['applied_together']} of them in batches", file=out)
     click.echo(
         f"{'exactly once':<20} {plain['numbered']} numbered commands applied, {plain['acknowledged']} acknowledged; "
         f"{plain['repeated']} copies answered and not applied",

@@ -4,106 +4,142 @@ The borders of batches differ from replica to replica: they depend on what was c
 turn has. So nothing that a replica does may depend on them:
 
     each command has a result of its own, bytes or an Exception; what `apply_batch` itself raises halts the replica
-    of a session, a batch takes only commands that are surely new; whatever may depend on the reply to one before it
-    waits until that reply is kept
+    of a session, a batch takes only commands that are new whatever comes of those before them; whatever may depend on
+    the reply to one waits until that reply is kept
 
 Rules of this file: results come in the order of the entries; the time and the term of a batch are those of its record.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from multiraft.engine.machine import BatchFailed, Context, command_failed, environmental
-from multiraft.errors import CommandFailed, InvalidRequest
-from multiraft.records import SESSION
+from multiraft.engine.sessions import Coming
+from multiraft.errors import CommandFailed, InvalidRequest, InvariantViolation, invariant
+from multiraft.records import SESSION, Record
 from multiraft.sessions import HEAD
 from multiraft.types import Index
 
 if TYPE_CHECKING:
     from multiraft.engine.executing import Executor
+    from multiraft.engine.replica import Replica
     from multiraft.engine.sessions import Result
+    from multiraft.engine.waiting import Proposals
 
 BATCH_COMMANDS: Final = 1_000
-log: Final = logging.getLogger("multiraft.engine")
+_BYTES: Final = {bytes}
+_HEAD_BYTES: Final = HEAD.size
+_unpack_head: Final = HEAD.unpack_from
 
 
-class Batches:
-    """The entries of one record, run in batches; `run` has the signature of what runs them one by one.
+def apply_together(
+    replica: Replica, record: Record, entries: list[bytes], last: Index, callers: Proposals | None, until_s: float
+) -> bool:
+    """Apply the entries of `record` from the next one up to `last` in batches; see `Replica.apply_slice`.
 
-    ahead  what has come of entries that were not asked for yet: they are applied, and must be asked for
+    False: there are more, for the stopwatch has passed `until_s`, or the replica has halted at the first of a batch.
     """
-
-    __slots__ = ("_base", "_entries", "_executor", "_kind", "_last", "ahead")
-
-    def __init__(self, executor: Executor, kind: int, entries: list[bytes], base: Index, last: Index) -> None:
-        self._executor = executor
-        self._kind = kind
-        self._entries = entries
-        self._base = base
-        self._last = last
-        self.ahead: deque[Result] = deque()
-
-    def run(self, entry: bytes, context: Context) -> Result:
-        """Return what comes of the entry at `context.index`. Raises what halts the replica."""
-        if not self.ahead:
-            first = context.index - self._base
-            entries = self._entries[first : min(first + BATCH_COMMANDS, self._last - self._base + 1)]
-            run = self._numbered if self._kind == SESSION else self._run
-            self.ahead.extend(run(entries, context))
-        return self.ahead.popleft()
-
-    def _run(self, commands: list[bytes], context: Context) -> list[Result]:
-        apply_batch: Callable[[list[bytes], Context], object] | None = self._executor.batch  # it is a program's
-        if apply_batch is None:
-            raise TypeError("this machine takes commands one by one")
+    executor, context, base = replica.executor, replica.context, record.first
+    stopwatch = replica.stopwatch
+    began_s = stopwatch()
+    while replica.applied < last:
+        first = context.index = replica.applied + 1
+        at = first - base
         try:
-            found = apply_batch(commands, context)
-        except Exception as problem:
-            if environmental(problem):
-                raise
-            raise BatchFailed(f"apply_batch raised {type(problem).__name__}: {problem}") from problem
-        if type(found) is not list or len(found) != len(commands):
-            raise BatchFailed(f"apply_batch returned {type(found).__name__}, not a list of {len(commands)} results")
-        return [self._result(one) for one in found]
+            results = run_batch(executor, record.kind, entries, at, last + 1 - base, context)
+        except BaseException as problem:
+            replica.failed_at(first, record.kind, entries[at], problem)
+            return False
+        replica.applied = context.index = first + len(results) - 1
+        replica.came_of(first, results, callers)
+        now_s = stopwatch()
+        if now_s - began_s > replica.slow_command_s:
+            replica.was_slow(first, (now_s - began_s) * 1e3, executor.text_of(record.kind, entries[at]))
+        if now_s > until_s:
+            break
+        began_s = now_s
+    return replica.applied == last
 
-    def _result(self, one: object) -> Result:
-        if type(one) is bytes:
-            return one
-        self._executor.failed_commands += 1
-        if isinstance(one, BaseException):
-            if not isinstance(one, Exception) or environmental(one):
-                raise one
-            return command_failed(one)
-        return CommandFailed("InvalidResult", f"apply_batch: expected bytes or an Exception, got {type(one).__name__}")
 
-    def _numbered(self, entries: list[bytes], context: Context) -> list[Result]:
-        """Run as many entries of a session's record as may go together, at least one; return what comes of them."""
-        sessions = self._executor.sessions
-        results: list[Result | None] = []
-        commands: list[bytes] = []
-        waiting: dict[tuple[bytes, int], int] = {}
-        clients: set[bytes] = set()
-        for entry in entries:
-            if len(entry) < HEAD.size:
-                results.append(InvalidRequest(f"an entry of {len(entry)} bytes is no command of a session"))
-                continue
-            client, sequence, lowest = HEAD.unpack_from(entry)
-            if client in clients and (
-                (client, sequence) in waiting or not sessions.surely_new(client, sequence, lowest)
-            ):
+def run_batch(executor: Executor, kind: int, entries: list[bytes], at: int, end: int, context: Context) -> list[Result]:
+    """Run entries of a record of this kind from place `at` on, as many as may go together before place `end`.
+
+    At least one. Return what comes of each. Raises what halts the replica.
+    """
+    end = min(end, at + BATCH_COMMANDS)
+    if kind == SESSION:
+        return _numbered(executor, entries, at, end, context)
+    return _plain(executor, entries[at:end], context)
+
+
+def _plain(executor: Executor, commands: list[bytes], context: Context) -> list[Result]:
+    apply_batch: Callable[[list[bytes], Context], object] | None = executor.batch  # it is a program's
+    if apply_batch is None:
+        raise TypeError("this machine takes commands one by one")
+    count = len(commands)
+    try:
+        found = apply_batch(commands, context)
+    except Exception as problem:
+        if environmental(problem):
+            raise
+        raise BatchFailed(f"apply_batch raised {type(problem).__name__}: {problem}") from problem
+    if type(found) is not list or len(found) != count:
+        raise BatchFailed(f"apply_batch returned {type(found).__name__}, not a list of {count} results")
+    if set(map(type, found)) == _BYTES:  # nearly always
+        return found
+    return [_result(executor, one) for one in found]
+
+
+def _result(executor: Executor, one: object) -> Result:
+    if type(one) is bytes:
+        return one
+    executor.failed_commands += 1
+    if isinstance(one, BaseException):
+        if not isinstance(one, Exception) or environmental(one):
+            raise one
+        return command_failed(one)
+    return CommandFailed("InvalidResult", f"apply_batch: expected bytes or an Exception, got {type(one).__name__}")
+
+
+def _numbered(executor: Executor, entries: list[bytes], at: int, end: int, context: Context) -> list[Result]:
+    """Run as many entries of a session's record as may go together; return what comes of them.
+
+    Those that are answered without being applied, if any, then those that are new whatever comes of the others; then
+    the session table is told of each as if it had been applied alone.
+    """
+    sessions, now_ms = executor.sessions, context.time_ms
+    results: list[Result] = []
+    commands: list[bytes] = []
+    numbers: list[tuple[bytes, int, int]] = []
+    coming: dict[bytes, Coming] = {}
+    for place in range(at, end):
+        entry = entries[place]
+        if len(entry) < HEAD.size:
+            if commands:
                 break
-            answer = sessions.answer(client, sequence, lowest, context.time_ms)
+            results.append(InvalidRequest(f"an entry of {len(entry)} bytes is no command of a session"))
+            continue
+        number = client, sequence, lowest = _unpack_head(entry)
+        ahead = coming.get(client)
+        if ahead is None:
+            ahead = coming[client] = sessions.coming(client, now_ms)
+        if ahead.takes(sequence, lowest):
+            commands.append(entry[_HEAD_BYTES:])
+            numbers.append(number)
+        elif commands:
+            break  # it may depend on what comes of those
+        else:
+            answer = sessions.answer(client, sequence, lowest, now_ms)
             if answer is None:
-                waiting[client, sequence] = len(results)
-                clients.add(client)
-                commands.append(entry[HEAD.size :])
+                raise InvariantViolation("what is not new is not applied")
             results.append(answer)
-        if commands:
-            for ((client, sequence), place), result in zip(waiting.items(), self._run(commands, context), strict=True):
-                sessions.keep(client, sequence, result)
-                results[place] = result
-        return [result for result in results if result is not None]
+            del coming[client]  # the session may have changed
+    if commands:
+        context.index += len(results)  # of the first one
+        for (client, sequence, lowest), result in zip(numbers, _plain(executor, commands, context), strict=True):
+            invariant(sessions.answer(client, sequence, lowest, now_ms) is None, "what is new is applied")
+            sessions.keep(client, sequence, result)
+            results.append(result)
+    return results

@@ -92,7 +92,7 @@ class Engine:
         self.node_id, self.limits = node_id, limits
         self.replicas: dict[GroupId, Replica] = {}
         self._taking = self.replicas  # those that may take commands: all, until the engine ends
-        self.budget = Budget(limits.pending_bytes)
+        self.budget, self.query_budget = Budget(limits.pending_bytes), Budget(limits.pending_bytes)
         self.incoming = Incoming(self)
         self.counters = self.incoming.counters
         self.counters["audit_repairs"] = 0

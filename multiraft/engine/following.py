@@ -32,7 +32,6 @@ import msgpack
 from multiraft.engine.leading import LivenessSettings
 from multiraft.engine.local import LocalReads, Seen, answer_from
 from multiraft.engine.replica import Replica
-from multiraft.engine.waiting import Budget
 from multiraft.errors import InvalidRequest, NotReady, NotRunning, ReadFailed
 from multiraft.ports import Transport
 from multiraft.types import GroupId, Index, NodeId
@@ -67,7 +66,7 @@ class Following:
         self._beat_s = settings.beat_s
         self._patience_s = settings.election_timeout_s * _PATIENCE
         self._timeout_s = engine.limits.request_timeout_ms / 1e3
-        self.budget = Budget(engine.limits.pending_bytes)
+        self.budget = engine.query_budget
         self.asked = 0
         self._arrived: dict[GroupId, Replica] = {}
         self._waiting: dict[GroupId, Replica] = {}

@@ -21,8 +21,8 @@ from math import inf
 from typing import NamedTuple, Protocol
 
 from multiraft.engine.machine import query_failed
-from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, fail_all, fail_future
-from multiraft.errors import MultiRaftError, Overloaded
+from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, fail_all, fail_future, too_many_queries
+from multiraft.errors import MultiRaftError
 from multiraft.types import Index
 
 
@@ -71,7 +71,7 @@ class Batch:
         """Raises Overloaded when too many bytes of queries wait on this node."""
         budget, size_bytes = self._budget, len(query) + ENTRY_OVERHEAD_BYTES
         if budget.used_bytes + size_bytes > budget.limit_bytes:
-            raise Overloaded(f"{budget.used_bytes} bytes of queries are waiting; retry when some are answered")
+            raise too_many_queries(budget)
         budget.used_bytes += size_bytes
         budget.count += 1
         self._size_bytes += size_bytes

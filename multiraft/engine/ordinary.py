@@ -60,6 +60,7 @@ class Ordinary:
             return None
         queued.clear()
         batch = Proposals(record.first, record.term, queue.futures, queue.size_bytes, now + self._timeout_s, kind)
+        batch.hold(record, queue.entries)
         replica.waiting.append(batch)
         group_id, term, commit, own = core.group_id, record.term, core.commit, core.replica_id
         before, prev_term = record.first - 1, record.prev_term

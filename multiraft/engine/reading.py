@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from multiraft.engine.liveness import Liveness
 from multiraft.engine.replica import Replica
-from multiraft.engine.waiting import Many, Reads, Result
+from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Many, Reads, Result, too_many_queries
 from multiraft.errors import ReadFailed
 from multiraft.types import GroupId, Index, NodeId
 
@@ -35,6 +35,7 @@ class Reading:
     def __init__(self, engine: Engine, liveness: Liveness, timeout_s: float) -> None:
         self._engine = engine
         self._replicas = engine.replicas
+        self._budget = engine.query_budget
         self._make_future: Callable[[], Future[bytes]] = engine.loop.create_future
         self._liveness = liveness
         self._timeout_s = timeout_s
@@ -53,6 +54,7 @@ class Reading:
         """Have `query` answered in the round that the coming turn begins.
 
         None: nothing was begun, since no replica of the group here takes queries; `Engine.leading` raises why.
+        Raises Overloaded when too many bytes of queries wait on this node.
         """
         reads = self._open.get(group_id)
         if reads is None or reads.finished:  # none since the last turn, or the replica took queries, and ceased to
@@ -60,6 +62,12 @@ class Reading:
             if replica is None or not replica.leads or replica.halted is not None:
                 return None
             reads = self._reads_of(replica)
+        budget, size_bytes = self._budget, len(query) + ENTRY_OVERHEAD_BYTES
+        if budget.used_bytes + size_bytes > budget.limit_bytes:
+            raise too_many_queries(budget)
+        budget.used_bytes += size_bytes
+        budget.count += 1
+        reads.size_bytes += size_bytes
         future = self._make_future()
         reads.queries.append(query)
         reads.futures.append(future)
@@ -68,9 +76,18 @@ class Reading:
     def begin_many(self, group_id: GroupId, queries: list[bytes], told: Callable[[list[Result]], None]) -> None:
         """Have many queries answered in that round, one right after the other.
 
-        `told` is called once, in a turn, with what a future would get for each. Raises as `Engine.leading` does.
+        `told` is called once, in a turn, with what a future would get for each. Raises as `Engine.leading` does, and
+        Overloaded, having begun none.
         """
-        self._reads_of(self._engine.leading(group_id)).batches.append((queries, Many(len(queries), told)))
+        replica, budget, count = self._engine.leading(group_id), self._budget, len(queries)
+        size_bytes = sum(map(len, queries)) + ENTRY_OVERHEAD_BYTES * count
+        if budget.used_bytes + size_bytes > budget.limit_bytes:
+            raise too_many_queries(budget)
+        budget.used_bytes += size_bytes
+        budget.count += count
+        reads = self._reads_of(replica)
+        reads.size_bytes += size_bytes
+        reads.batches.append((queries, Many(count, told)))
 
     def ask(self, replica: Replica, asker: Future[Index]) -> None:
         """Have `asker` get the index that a read must reach, confirmed by that round; nothing is read here."""
@@ -81,7 +98,7 @@ class Reading:
         reads = replica.reads
         if reads is None or reads.finished:  # none, or none whose time has not run out
             engine = self._engine
-            reads = replica.reads = Reads(engine.pacing.now() + self._timeout_s)
+            reads = replica.reads = Reads(engine.pacing.now() + self._timeout_s, self._budget)
             self._deadlines.append(reads)
             self._arrived.append(replica)
             engine.wake()

@@ -9,12 +9,12 @@ failure of the environment, halts this replica alone; a halted replica still tak
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Final
 
 from multiraft import failpoints
-from multiraft.engine.batching import Batches
+from multiraft.engine.batching import apply_together
 from multiraft.engine.executing import Executor
 from multiraft.engine.keyspace import ReplicaData, on_disk
 from multiraft.engine.loading import Loading
@@ -336,16 +336,14 @@ class Replica:
         return True
 
     def _apply_entries(self, record: Record, last: Index, batch: Proposals | None, until_s: float) -> bool:
-        entries, kind = record.entries(), record.kind
-        base, first = record.first, self.applied + 1
+        kind, base, first = record.kind, record.first, self.applied + 1
+        entries = batch.entries if batch is not None and batch.record is record else record.entries()
         executor, context = self._executor or self.make(), self.context
-        run = executor.runs[kind]
-        ahead: Sized = ()
-        if kind != CONTROL and executor.batch is not None:
-            batches = Batches(executor, kind, entries, base, last)
-            run, ahead = batches.run, batches.ahead
         executor.rolling.begin(first)
         executor.doing.record = record
+        if kind != CONTROL and executor.batch is not None:
+            return apply_together(self, record, entries, last, batch, until_s)
+        run = executor.runs[kind]
         results: list[Result] = []
         stopwatch, slow_s = self.stopwatch, self.slow_command_s
         began_s = stopwatch()
@@ -354,28 +352,23 @@ class Replica:
             try:
                 results.append(run(entries[index - base], context))
             except BaseException as problem:
-                self._came_of(first, results, batch)
-                if not environmental(problem):
-                    raise
-                text = executor.text_of(kind, entries[index - base])
-                self.halt(index, f"applying index {index}, {text}", problem, text)
-                if isinstance(problem, KeyboardInterrupt | SystemExit):
-                    raise
+                self.came_of(first, results, batch)
+                self.failed_at(index, kind, entries[index - base], problem)
                 return False
             self.applied = index
             if kind == CONTROL:  # which may look at what has come of the entries before
-                self._came_of(index, results, batch)
+                self.came_of(index, results, batch)
                 results = []
             now_s = stopwatch()
             if now_s - began_s > slow_s:
-                self._slow(index, (now_s - began_s) * 1e3, executor.text_of(kind, entries[index - base]))
-            if now_s > until_s and index < last and not ahead:
+                self.was_slow(index, (now_s - began_s) * 1e3, executor.text_of(kind, entries[index - base]))
+            if now_s > until_s and index < last:
                 break
             began_s = now_s
-        self._came_of(first, results, batch)
+        self.came_of(first, results, batch)
         return self.applied == last
 
-    def _came_of(self, index: Index, results: list[Result], batch: Proposals | None) -> None:
+    def came_of(self, index: Index, results: list[Result], batch: Proposals | None) -> None:
         """`results` came of the entries from `index` on: count them in, and tell whoever waits for them."""
         if results:
             executor = self._executor or self.make()
@@ -383,7 +376,17 @@ class Replica:
             if batch is not None:
                 batch.tell(index, results)
 
-    def _slow(self, index: Index, took_ms: float, text: str) -> None:
+    def failed_at(self, index: Index, kind: int, entry: bytes, problem: BaseException) -> None:
+        """Applying `entry` has raised: halt there if this replica alone is struck, else raise `problem`, a bug."""
+        if not environmental(problem):
+            raise problem
+        text = self.executor.text_of(kind, entry)
+        self.halt(index, f"applying index {index}, {text}", problem, text)
+        if isinstance(problem, KeyboardInterrupt | SystemExit):
+            raise problem
+
+    def was_slow(self, index: Index, took_ms: float, text: str) -> None:
+        """The command of `index` has held the loop for so long."""
         self.slow_commands += 1
         self.slowest = [*self.slowest, (index, round(took_ms, 1), text)][-_SLOWEST_KEPT:]
         log.warning("group %d: command at index %d took %.0f ms: %s", self.group_id, index, took_ms, text)

@@ -75,6 +75,34 @@ class Session:
         self.reply_bytes = 0
 
 
+class Coming:
+    """Commands of one client that are about to be applied together, before the table is told of any of them.
+
+    Of one that it takes `SessionTable.answer`, asked when its turn has come, says that it is to be applied; and of one
+    that it does not take, if none was taken before, that it is not.
+    """
+
+    __slots__ = ("_lowest", "_session", "_taken")
+
+    def __init__(self, session: Session | None) -> None:
+        """`session` is to stay as it is; None: the client has none, or not any more."""
+        self._session = session
+        self._lowest = 1 if session is None else session.lowest
+        self._taken: set[int] = set()
+
+    def takes(self, sequence: int, lowest: int) -> bool:
+        """Whether the client's next command is new, whatever comes of those that were taken before it."""
+        session = self._session
+        if session is None or not 0 < lowest <= sequence:
+            return False
+        floor = self._lowest if self._lowest > lowest else lowest
+        if sequence < floor or sequence - floor >= WINDOW or sequence in session.replies or sequence in self._taken:
+            return False
+        self._lowest = floor
+        self._taken.add(sequence)
+        return True
+
+
 class SessionTable:
     """All sessions of one replica.
 
@@ -141,10 +169,12 @@ class SessionTable:
             return Overloaded(f"sequence {session.lowest} is still outstanding; retry {sequence} when it is not")
         return None
 
-    def surely_new(self, client: bytes, sequence: int, lowest: int) -> bool:
-        """Whether a command is to be applied whatever the replies are to commands of this client under way."""
+    def coming(self, client: bytes, now_ms: int) -> Coming:
+        """Return what tells which of this client's next commands are surely new."""
         session = self.clients.get(client)
-        return session is not None and lowest <= session.lowest <= sequence and sequence not in session.replies
+        if session is not None and now_ms - session.last_use_ms > self.expiry_ms:
+            session = None
+        return Coming(session)
 
     def keep(self, client: bytes, sequence: int, result: Result) -> None:
         """The command was applied, with this result; a refusal (any error but CommandFailed) is not kept."""
@@ -184,20 +214,19 @@ class SessionTable:
                 self._changes[_reply_key(client, sequence)] = _pack_reply(None)
 
     def _forget_below(self, client: bytes, session: Session, lowest: int) -> None:
+        """Nothing below `lowest` is asked for any more. On the hot path."""
         begin, session.lowest = session.lowest, lowest
-        if lowest - begin > len(session.replies):
-            for sequence in [sequence for sequence in session.replies if sequence < lowest]:
-                self._forget(client, session, sequence)
-        else:
-            for sequence in range(begin, lowest):
-                self._forget(client, session, sequence)
-
-    def _forget(self, client: bytes, session: Session, sequence: int) -> None:
-        reply = session.replies.pop(sequence, _NEW)
-        if reply is not _NEW:
-            session.reply_bytes -= len(reply) + REPLY_OVERHEAD_BYTES if type(reply) is bytes else _size_bytes(reply)
-            if self._changes is not None:
-                self._changes[_reply_key(client, sequence)] = None
+        replies, changes, freed_bytes = session.replies, self._changes, 0
+        forgotten: Iterable[int] = range(begin, lowest)
+        if lowest - begin > len(replies):
+            forgotten = [sequence for sequence in replies if sequence < lowest]
+        for sequence in forgotten:
+            reply = replies.pop(sequence, _NEW)
+            if reply is not _NEW:
+                freed_bytes += len(reply) + REPLY_OVERHEAD_BYTES if type(reply) is bytes else _size_bytes(reply)
+                if changes is not None:
+                    changes[_reply_key(client, sequence)] = None
+        session.reply_bytes -= freed_bytes
 
     def _expire(self, now_ms: int) -> None:
         """End all sessions that were unused for too long. One that is left for later is found when it is used."""

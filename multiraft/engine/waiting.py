@@ -12,8 +12,8 @@ from asyncio import Future
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
-from multiraft.errors import MultiRaftError, invariant
-from multiraft.records import COMMANDS
+from multiraft.errors import MultiRaftError, Overloaded, invariant
+from multiraft.records import COMMANDS, Record
 from multiraft.types import Index, Term
 
 Result: TypeAlias = bytes | MultiRaftError
@@ -22,7 +22,7 @@ ENTRY_OVERHEAD_BYTES: Final = 64
 
 
 class Budget:
-    """How many bytes of proposals are accepted and not yet answered, in the whole node; and their number.
+    """How many bytes of proposals, or of queries, are accepted and not yet answered, in a whole node; and their number.
 
     limit_bytes  what is allowed for now; `most_bytes` at most
     refused      why nothing is, with a limit of 0: the disk has no room; None at other times
@@ -117,10 +117,13 @@ class Queue:
 class Proposals:
     """The callers of the record that holds `first` to `last` in `term`, in order; empty `futures` once finished.
 
-    kind  of that record
+    kind     of that record
+    record   that very record, if its `entries` are held for applying; None: they are to be decoded from what is applied
     """
 
-    __slots__ = ("deadline_s", "finished", "first", "futures", "kind", "last", "size_bytes", "term")
+    __slots__ = (
+        "deadline_s", "entries", "finished", "first", "futures", "kind", "last", "record", "size_bytes", "term"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -139,6 +142,12 @@ class Proposals:
         self.deadline_s = deadline_s
         self.kind = kind
         self.finished = False
+        self.record: Record | None = None
+        self.entries: list[bytes] = []
+
+    def hold(self, record: Record, entries: list[bytes]) -> None:
+        """The record was made of just these entries."""
+        self.record, self.entries = record, entries
 
     def tell(self, index: Index, results: list[Result]) -> None:
         """The entries from `index` on were applied: tell their callers what has come of them."""
@@ -168,6 +177,7 @@ class Proposals:
             budget.used_bytes -= self.size_bytes
             budget.count -= len(self.futures)
             self.futures = []
+            self.record, self.entries = None, []
 
     def fail(self, budget: Budget, error: Callable[[], MultiRaftError]) -> None:
         """Give every caller that still waits its own `error()`, and finish."""
@@ -191,9 +201,12 @@ class Reads:
     finished          nobody waits any more
     """
 
-    __slots__ = ("askers", "batches", "deadline_s", "finished", "futures", "queries")
+    __slots__ = ("_budget", "askers", "batches", "deadline_s", "finished", "futures", "queries", "size_bytes")
 
-    def __init__(self, deadline_s: float) -> None:
+    def __init__(self, deadline_s: float, budget: Budget) -> None:
+        """`budget` gets back what was taken from it (`size_bytes`, and one for each query) when nobody waits."""
+        self._budget = budget
+        self.size_bytes = 0
         self.queries: list[bytes] = []
         self.futures: list[Future[bytes]] = []
         self.batches: list[tuple[list[bytes], Many]] = []
@@ -225,7 +238,15 @@ class Reads:
 
     def _finish(self) -> None:
         self.finished = True
+        self._budget.used_bytes -= self.size_bytes
+        self._budget.count -= len(self.futures) + sum([len(queries) for queries, _ in self.batches])
+        self.size_bytes = 0
         self.queries, self.futures, self.batches, self.askers = [], [], [], []
+
+
+def too_many_queries(budget: Budget) -> Overloaded:
+    """Return what is raised where `budget` has no room for a query."""
+    return Overloaded(f"{budget.used_bytes} bytes of queries are waiting; retry when some are answered")
 
 
 def fail_all(futures: Sequence[Future[Any] | Many], error: Callable[[], MultiRaftError]) -> None:

@@ -142,6 +142,8 @@ def leftover(engine: Engine) -> str | None:
         return "the audit had to repair something"
     if engine.budget.used_bytes or engine.budget.count:
         return f"{engine.budget.used_bytes} bytes of {engine.budget.count} proposals are still counted"
+    if engine.query_budget.used_bytes or engine.query_budget.count:
+        return f"{engine.query_budget.used_bytes} bytes of {engine.query_budget.count} queries are still counted"
     try:
         engine.liveness.check_digests()
     except InvariantViolation as problem:

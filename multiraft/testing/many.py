@@ -67,6 +67,7 @@ class Summary:
             return []
         faults, places = self.seeds // SEEDS_PER_FAULT, self.seeds // SEEDS_PER_PLACE
         judged = [(kind, self.faults[kind], faults) for kind in sorted(FAULT_KINDS)]
+        judged.append(("commands applied in batches of several", self.counts["together"], self.seeds))
         for name in sorted(point.name for point in FAILPOINTS.values()):
             judged.append((f"failpoint {name}, something done there", self.faults[f"failpoint {name}"], places))
             judged.append((f"failpoint {name}, passed", self.passed[name], 10 * self.seeds // SEEDS_PER_PLACE))
@@ -97,6 +98,7 @@ class Summary:
             "turns_checked": self.counts["turns"],
             "promises_checked": self.counts["promises"],
             "applied": self.counts["applied"],
+            "applied_together": self.counts["together"],
             "numbered": self.counts["numbered"],
             "repeated": self.counts["repeated"],
             "acknowledged": self.counts["acknowledged"],

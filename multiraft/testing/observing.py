@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from multiraft.engine.engine import Engine
-from multiraft.engine.machine import Context, Machine, environmental
+from multiraft.engine.machine import Context, Machine, command_failed, environmental
 from multiraft.engine.replica import Replica
 from multiraft.errors import CommandFailed, CorruptRecord, StorageError
 from multiraft.messages import NodeMessage
@@ -115,7 +115,8 @@ class ObservedMachine:
         finally:
             disk._read_failure = failure
 
-    def _applied(self, command: bytes, context: Context, result: bytes | str) -> None:
+    def _applied(self, command: bytes, context: Context, result: bytes | str, looks: bool = True) -> None:
+        """`looks`: the state is what this command has left."""
         index = context.index
         self._outcome = result
         self._observer.counts["applied"] += 1
@@ -123,7 +124,7 @@ class ObservedMachine:
         if seen is None:
             seen = Applied(self._node_id, context.term, zlib.crc32(command), result)
             self._applications.by_index[index] = seen
-            if self._state is not None and index >= self._applications.next_look:
+            if looks and self._state is not None and index >= self._applications.next_look:
                 seen.state = self._digest()
                 self._applications.next_look = index + 1 + len(self._applications.by_index) // _STATE_COST
             return
@@ -138,11 +139,43 @@ class ObservedMachine:
                 f"non-deterministic apply: {where} returned {seen.result!r:.120} on node {seen.node_id}, but "
                 f"{result!r:.120} on node {self._node_id}"
             )
-        elif seen.state is not None and self._state is not None and seen.state != self._digest():
+        elif looks and seen.state is not None and self._state is not None and seen.state != self._digest():
             self._observer.report(
                 f"non-deterministic apply: {where} left another state on node {self._node_id} than on node "
                 f"{seen.node_id}"
             )
+
+
+class ObservedBatches(ObservedMachine):
+    """The same of a machine that is handed commands together, and does them one by one; its state is in memory.
+
+    Only after the last one the state is looked at: on other replicas batches may end elsewhere.
+    """
+
+    def __init__(self, machine: Machine, node_id: NodeId, observer: Observer, replica: Replica) -> None:
+        super().__init__(machine, node_id, replica.group_id, observer)
+        self._replica = replica
+
+    def apply_batch(self, commands: list[bytes], context: Context) -> list[bytes | Exception]:
+        first = context.index
+        self._observer.counts["together"] += len(commands) if len(commands) > 1 else 0
+        results: list[bytes | Exception] = []
+        for index, command in enumerate(commands, first):
+            context.index = index
+            said: bytes | str
+            try:
+                result = self._machine.apply(command, context)
+                results.append(result)
+                said = result
+            except Exception as problem:
+                if environmental(problem):
+                    raise
+                results.append(problem)
+                said = str(command_failed(problem))
+            self._applied(command, context, said, index == first + len(commands) - 1)
+            self._observer.once.applied(self._replica, self._node_id, index, command, said)
+        context.index = first
+        return results
 
 
 class Observer:
@@ -152,10 +185,14 @@ class Observer:
     invariants   what is checked of replicas
     applications what was applied, by group
     once         what became of numbered commands
-    counts       "applied", "turns", and those of the invariants
+    counts       "applied", "together" (those of them in batches of several), "turns", and those of the invariants
+    batches      machines in memory take commands together
     """
 
-    def __init__(self, cluster: MemoryCluster, trace: Trace, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, cluster: MemoryCluster, trace: Trace, report: Callable[[str], None], batches: bool = False
+    ) -> None:
+        self.batches = batches
         self.report = report
         self.trace = trace
         self.applications: dict[GroupId, Applications] = {}
@@ -238,10 +275,16 @@ class _WatchedEngine:
         for group_id, replica in replicas.items():
             if group_id not in seen or seen[group_id][0] is not replica:
                 seen[group_id] = replica, Seen(replica.core)
-            if type(replica.machine) is not ObservedMachine:  # a new replica, or one that begins anew
-                machine = ObservedMachine(replica.machine, self._node_id, group_id, self._observer)
-                replica.machine = machine
-                self._observer.once.watch(replica, self._node_id, machine.outcome)
+            if not isinstance(replica.machine, ObservedMachine):  # a new replica, or one that begins anew
+                self._observe(replica)
+
+    def _observe(self, replica: Replica) -> None:
+        observer, node_id = self._observer, self._node_id
+        if observer.batches and replica.data is None:
+            replica.machine = ObservedBatches(replica.machine, node_id, observer, replica)
+            return
+        replica.machine = machine = ObservedMachine(replica.machine, node_id, replica.group_id, observer)
+        observer.once.watch(replica, node_id, machine.outcome)
 
     def ended(self) -> None:
         """The node has ended within the turn: who was elected in it may have told others."""

@@ -60,6 +60,17 @@ class Once:
 
         runs[SESSION] = observed  # type: ignore[assignment] # it returns what `run` does
 
+    def applied(self, replica: Replica, node_id: NodeId, index: Index, command: bytes, outcome: Outcome) -> None:
+        """`replica` has applied `command` of its entry `index`, among others at once, and it came to `outcome`."""
+        record = replica.executor.doing.record
+        if record is None or record.kind != SESSION:
+            return
+        entry = record.entries()[index - record.first]
+        client, sequence, _ = HEAD.unpack_from(entry)
+        if entry[HEAD.size :] != command:
+            self._report(f"exactly once: group {replica.group_id}: index {index} is another command on node {node_id}")
+        self._was_applied(replica.group_id, node_id, (client, sequence), index, outcome)
+
     def _was_applied(self, group_id: GroupId, node_id: NodeId, number: Number, index: Index, outcome: Outcome) -> None:
         of_group = self._applied.setdefault(group_id, {})
         before = of_group.get(number)

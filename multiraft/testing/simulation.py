@@ -111,7 +111,8 @@ class Simulation:
         self.services: list[SimulatedService] = []
         revives = Random(f"revivals {seed}").random() < 0.5
         self.cluster = ObservedCluster(self._declare, NAMES[:count], limits=self.limits, seed=seed, revives=revives)
-        self.observer = self.cluster.observer = Observer(self.cluster, self.trace, self._violated)
+        batches = Random(f"batches {seed}").random() < 0.5
+        self.observer = self.cluster.observer = Observer(self.cluster, self.trace, self._violated, batches)
         self._config = config
         self._task = asyncio.current_task()
         self._violation: Violation | None = None

@@ -8,6 +8,7 @@ Rules of this file: states of the model are plain tuples, because it is asked so
 
 from __future__ import annotations
 
+import asyncio
 from random import Random
 from typing import Any, Final
 
@@ -147,7 +148,12 @@ async def registers(simulation: Simulation) -> None:
         name = rng.choice(KEYS)
         written += 1
         value, chance, padding = written * 1_000, rng.random(), rng.choice(PADDING)
-        if chance < 0.35:
+        if chance < 0.02:  # some at once, so that several come into one record
+            together = [handle.add(one, rng.randrange(1, 10), padding) for one in KEYS]
+            for outcome in await asyncio.gather(*together, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+        elif chance < 0.35:
             seen[name] = await handle.get(name)
         elif chance < 0.60:
             await handle.put(name, value, padding)

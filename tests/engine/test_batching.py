@@ -12,13 +12,13 @@ import pytest
 
 from multiraft.adapting import BatchesAdapter, adapt
 from multiraft.engine import batching
-from multiraft.engine.batching import Batches
+from multiraft.engine.batching import run_batch
 from multiraft.engine.executing import Executor
 from multiraft.engine.machine import BatchFailed, Context
 from multiraft.engine.sessions import SessionTable
 from multiraft.errors import CommandFailed
 from multiraft.records import COMMANDS, SESSION
-from multiraft.sessions import HEAD
+from multiraft.sessions import HEAD, WINDOW
 from multiraft.statemachine import BytesStateMachine
 
 CLIENTS = [bytes([number]) * 16 for number in range(3)]
@@ -56,16 +56,15 @@ def executor_of(tape: Tape) -> Executor:
     return executor
 
 
-def run(executor: Executor, kind: int, entries: list[bytes], cuts: list[int]) -> list[Any]:
+def run(executor: Executor, kind: int, entries: list[bytes], cuts: list[int], time_ms: int = 5) -> list[Any]:
     """Apply `entries`, from index 10 on, in one record that is applied as far as each cut in turn."""
     results: list[Any] = []
-    context = Context(0, 1, 16, 5)
+    context = Context(0, 1, 16, time_ms)
     for last in [*cuts, len(entries)]:
-        batches = Batches(executor, kind, entries, 10, 10 + last - 1)
         while len(results) < last:
             context.index = 10 + len(results)
-            results.append(batches.run(entries[len(results)], context))
-        assert not batches.ahead
+            results += run_batch(executor, kind, entries, len(results), last, context)
+        assert len(results) == last
     return results
 
 
@@ -88,7 +87,14 @@ def test_a_batch_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tape.batches == [4, 4, 2]
 
 
-@pytest.mark.parametrize("seed", range(60))
+def test_what_a_client_has_under_way_is_one_batch_though_it_gives_up_earlier_replies_meanwhile() -> None:
+    tape = Tape()
+    entries = [HEAD.pack(CLIENTS[0], number, max(1, number - 9)) + b"x" for number in range(1, 101)]
+    assert run(executor_of(tape), SESSION, entries, []) == [b"%d" % number for number in range(1, 101)]
+    assert tape.batches == [100]
+
+
+@pytest.mark.parametrize("seed", range(120))
 def test_results_state_and_sessions_are_the_same_wherever_batches_end(seed: int) -> None:
     rng = random.Random(seed)
     entries = []
@@ -96,19 +102,22 @@ def test_results_state_and_sessions_are_the_same_wherever_batches_end(seed: int)
     for _ in range(40):
         client = rng.choice(CLIENTS[:2] if rng.random() < 0.95 else CLIENTS)
         newest[client] += rng.random() < 0.8
+        if rng.random() < 0.03:
+            newest[client] += WINDOW
         sequence = max(1, newest[client] - rng.choice([0, 0, 0, 1, 3]))
         lowest = max(1, sequence - rng.choice([0, 0, 1, 4, 9]))
         command = rng.choice([b"!", b"x", b"%d" % rng.randrange(1_000)])
         entries.append(HEAD.pack(client, sequence, lowest) + command)
     if rng.random() < 0.3:
         entries.insert(rng.randrange(40), b"short")
+    time_ms = 5 if rng.random() < 0.9 else 2_000_000  # by when every session has expired
     ends: list[tuple[list[Any], list[bytes], list[Any]]] = []
     for cuts in ([], sorted(rng.sample(range(1, 40), 5)), list(range(1, len(entries)))):
         tape = Tape()
         executor = executor_of(tape)
-        results = plain(run(executor, SESSION, entries, cuts))
+        results = plain(run(executor, SESSION, entries, cuts, time_ms))
         ends.append((results, tape.tape, list(executor.sessions.pairs())))
-        assert len(cuts) > 5 or max(tape.batches) > 1
+        assert len(cuts) > 5 or max(tape.batches, default=2) > 1
     assert ends[0] == ends[2]
     assert ends[1] == ends[2]
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from tests.mutants.mutant import Mutant
 
-BATCHING: Final = "multiraft/engine/batching.py"
+SESSIONS: Final = "multiraft/engine/sessions.py"
 EXECUTING: Final = "multiraft/engine/executing.py"
 KEYSPACE: Final = "multiraft/engine/keyspace.py"
 ONDISK: Final = "multiraft/engine/ondisk.py"
@@ -109,11 +109,19 @@ ONDISK_MUTANTS: Final = (
         (f"{NODES}::test_while_a_group_is_damaged_no_keyspace_is_taken_for_nobodys",),
     ),
     Mutant(
-        "batch-of-what-may-be-old",
-        "a batch takes of a session only what is surely new",
-        BATCHING,
-        "(client, sequence) in waiting or not sessions.surely_new(client, sequence, lowest)",
-        "(client, sequence) in waiting",
+        "batch-of-one-command-twice",
+        "a batch takes of a session only what is new whatever comes of those before it",
+        SESSIONS,
+        " or sequence in self._taken",
+        "",
+        ("tests/engine/test_batching.py::test_results_state_and_sessions_are_the_same_wherever_batches_end",),
+    ),
+    Mutant(
+        "batch-of-what-was-given-up",
+        "a command below what its client has given up before it is not applied, in a batch neither",
+        SESSIONS,
+        "        self._lowest = floor\n        self._taken",
+        "        self._taken",
         ("tests/engine/test_batching.py::test_results_state_and_sessions_are_the_same_wherever_batches_end",),
     ),
     Mutant(

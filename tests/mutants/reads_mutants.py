@@ -22,6 +22,7 @@ LOCAL_READS: Final = "tests/node/test_local_reads.py"
 STALE_READS: Final = "tests/node/test_stale_reads.py"
 STEPS: Final = "tests/engine/test_local_reads.py"
 READING: Final = "multiraft/engine/reading.py"
+WAITING: Final = "multiraft/engine/waiting.py"
 MANY_READS: Final = "tests/node/test_many_reads.py"
 ROUTER_MANY: Final = "tests/shard/test_many.py"
 ROUTER_READS: Final = "tests/shard/test_router_reads.py"
@@ -158,6 +159,22 @@ READS_MUTANTS: Final = (
         "            self.local.fail(self.stopped)\n",
         "            pass\n",
         (f"{LOCAL_READS}::test_a_halted_replica_refuses_and_the_leader_answers_in_its_place",),
+    ),
+    Mutant(
+        "queries-unbounded",
+        "what waits for a round of beats is bounded in bytes",
+        READING,
+        "            raise too_many_queries(budget)\n        budget.used_bytes += size_bytes\n        budget.count += 1\n",
+        "            pass\n        budget.used_bytes += size_bytes\n        budget.count += 1\n",
+        (f"{MANY_READS}::test_waiting_queries_are_bounded_in_bytes_and_each_gives_its_room_back",),
+    ),
+    Mutant(
+        "queries-keep-their-room",
+        "a query that was answered, or failed, gives its room back",
+        WAITING,
+        "        self._budget.used_bytes -= self.size_bytes\n",
+        "",
+        (f"{MANY_READS}::test_waiting_queries_are_bounded_in_bytes_and_each_gives_its_room_back",),
     ),
     Mutant(
         "local-unbounded",

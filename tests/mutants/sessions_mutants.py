@@ -193,8 +193,8 @@ KEPT: Final = (
         "session-forgotten-stays-stored",
         "what is forgotten of a session is deleted where it is stored",
         TABLE,
-        "            if self._changes is not None:\n                self._changes[_reply_key(client, sequence)] = None\n\n",
-        "\n",
+        "                if changes is not None:\n                    changes[_reply_key(client, sequence)] = None\n",
+        "",
         (f"{TABLE_TESTS}::TestForms::test_changes_written_one_after_the_other_come_to_the_table",),
     ),
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from multiraft import BytesStateMachine, CommandFailed, Limits, NotCommitted, ReadFailed
+from multiraft import BytesStateMachine, CommandFailed, Limits, NotCommitted, NotLeader, Overloaded, ReadFailed
 from tests.node.test_sessions import others
 
 Play = Callable[..., None]
@@ -154,3 +154,30 @@ def test_reads_that_no_quorum_confirms_in_time_fail_and_later_ones_do_not(play: 
                     engine = next(node._running.engine for node in cluster.nodes.values() if node.leads(GROUP))
 
     play(scenario, machine=Counted, limits=Limits(request_timeout_ms=500))
+
+
+def test_waiting_queries_are_bounded_in_bytes_and_each_gives_its_room_back(play: Play) -> None:
+    async def scenario(ledgers: Any) -> None:
+        cluster = ledgers.cluster
+        leader, _, _ = await others(ledgers)
+        cluster.isolate(leader)  # so that none is confirmed
+        engine = cluster.nodes[leader]._here().engine
+        query = b"?" * 1_000
+        singly = [engine.read(GROUP, query) for _ in range(31)]  # 64 KiB hold 61, at 1,064 bytes each
+        together: list[Any] = []
+        engine.reading.begin_many(GROUP, [query] * 30, together.extend)
+        assert engine.query_budget.count == 61
+        with pytest.raises(Overloaded, match="bytes of queries are waiting"):
+            engine.read(GROUP, query)
+        with pytest.raises(Overloaded, match="bytes of queries are waiting"):
+            engine.reading.begin_many(GROUP, [query], together.extend)
+        outcomes = await asyncio.gather(*singly, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes + together} <= {ReadFailed, NotLeader}
+        assert len(together) == 30
+        assert (engine.query_budget.used_bytes, engine.query_budget.count) == (0, 0)
+        cluster.network.heal()
+        await cluster.ready()
+        await cluster.nodes[leader].group(GROUP).read_many([query] * 61)
+        assert (engine.query_budget.used_bytes, engine.query_budget.count) == (0, 0)
+
+    play(scenario, machine=Counted, limits=Limits(request_timeout_ms=1_000, pending_bytes=64 * 1024, entry_bytes=4_096))

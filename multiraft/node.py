@@ -14,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from random import Random
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from multiraft import failpoints
 from multiraft.batch import Batching
@@ -44,13 +45,11 @@ from multiraft.types import GroupId, Identity, Membership, NodeId
 M = TypeVar("M", bound=StateMachine)
 
 
-# On macOS the monotonic clock is this one; elsewhere without it, sleep goes unnoticed.
-_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+boottime: Final = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+"""Seconds that never go back, and that pass while the machine sleeps; without a frame of its own, as every turn asks.
 
-
-def boottime() -> float:
-    """Seconds that never go back, and that pass while the machine sleeps."""
-    return time.clock_gettime(_BOOTTIME)
+On macOS the monotonic clock is this one; elsewhere without it, sleep goes unnoticed.
+"""
 
 
 def _open_store(config: NodeConfig, loop: asyncio.AbstractEventLoop) -> Store:

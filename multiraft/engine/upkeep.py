@@ -44,6 +44,7 @@ class Upkeep:
         self._oldest_since_s = 0.0
         # Leaders with entries that are not committed: their commit, and since when it stands there.
         self._awaited: dict[Replica, tuple[Index, float]] = {}
+        self._judged_s = 0.0
 
     def stop(self) -> None:
         if self._untold_handle is not None:
@@ -132,6 +133,9 @@ class Upkeep:
         """
         engine = self._engine
         timeout_s = engine.limits.election_timeout_ms / 1e3
+        if now - self._judged_s < timeout_s / 4:  # often enough, and there may be very many
+            return
+        self._judged_s = now
         longest_s = _STALLED_TIMEOUTS * timeout_s
         for replica, (commit, since_s) in list(self._awaited.items()):
             core = replica.core

@@ -21,7 +21,7 @@ from math import inf
 from typing import NamedTuple, Protocol
 
 from multiraft.engine.machine import query_failed
-from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Budget, fail_all, fail_future, too_many_queries
+from multiraft.engine.waiting import Budget, fail_all, fail_future
 from multiraft.errors import MultiRaftError
 from multiraft.types import Index
 
@@ -69,12 +69,7 @@ class Batch:
 
     def add(self, query: bytes, future: Future[Seen]) -> None:
         """Raises Overloaded when too many bytes of queries wait on this node."""
-        budget, size_bytes = self._budget, len(query) + ENTRY_OVERHEAD_BYTES
-        if budget.used_bytes + size_bytes > budget.limit_bytes:
-            raise too_many_queries(budget)
-        budget.used_bytes += size_bytes
-        budget.count += 1
-        self._size_bytes += size_bytes
+        self._size_bytes += self._budget.take_queries(len(query))
         self.queries.append(query)
         self.futures.append(future)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from multiraft.engine.liveness import Liveness
 from multiraft.engine.replica import Replica
-from multiraft.engine.waiting import ENTRY_OVERHEAD_BYTES, Many, Reads, Result, too_many_queries
+from multiraft.engine.waiting import Many, Reads, Result
 from multiraft.errors import ReadFailed
 from multiraft.types import GroupId, Index, NodeId
 
@@ -62,12 +62,7 @@ class Reading:
             if replica is None or not replica.leads or replica.halted is not None:
                 return None
             reads = self._reads_of(replica)
-        budget, size_bytes = self._budget, len(query) + ENTRY_OVERHEAD_BYTES
-        if budget.used_bytes + size_bytes > budget.limit_bytes:
-            raise too_many_queries(budget)
-        budget.used_bytes += size_bytes
-        budget.count += 1
-        reads.size_bytes += size_bytes
+        reads.size_bytes += self._budget.take_queries(len(query))
         future = self._make_future()
         reads.queries.append(query)
         reads.futures.append(future)
@@ -79,12 +74,8 @@ class Reading:
         `told` is called once, in a turn, with what a future would get for each. Raises as `Engine.leading` does, and
         Overloaded, having begun none.
         """
-        replica, budget, count = self._engine.leading(group_id), self._budget, len(queries)
-        size_bytes = sum(map(len, queries)) + ENTRY_OVERHEAD_BYTES * count
-        if budget.used_bytes + size_bytes > budget.limit_bytes:
-            raise too_many_queries(budget)
-        budget.used_bytes += size_bytes
-        budget.count += count
+        replica, count = self._engine.leading(group_id), len(queries)
+        size_bytes = self._budget.take_queries(sum(map(len, queries)), count)
         reads = self._reads_of(replica)
         reads.size_bytes += size_bytes
         reads.batches.append((queries, Many(count, told)))

@@ -36,6 +36,15 @@ class Budget:
         self.used_bytes = 0
         self.count = 0
 
+    def take_queries(self, size_bytes: int, count: int = 1) -> int:
+        """Take room for so many queries, of so many bytes in all; return it, to be given back. Raises Overloaded."""
+        size_bytes += ENTRY_OVERHEAD_BYTES * count
+        if self.used_bytes + size_bytes > self.limit_bytes:
+            raise Overloaded(f"{self.used_bytes} bytes of queries are waiting; retry when some are answered")
+        self.used_bytes += size_bytes
+        self.count += count
+        return size_bytes
+
     def refuse(self, why: str | None) -> None:
         """Allow for nothing from now on, because of `why`; None: for as much as before again."""
         self.refused = why
@@ -242,11 +251,6 @@ class Reads:
         self._budget.count -= len(self.futures) + sum([len(queries) for queries, _ in self.batches])
         self.size_bytes = 0
         self.queries, self.futures, self.batches, self.askers = [], [], [], []
-
-
-def too_many_queries(budget: Budget) -> Overloaded:
-    """Return what is raised where `budget` has no room for a query."""
-    return Overloaded(f"{budget.used_bytes} bytes of queries are waiting; retry when some are answered")
 
 
 def fail_all(futures: Sequence[Future[Any] | Many], error: Callable[[], MultiRaftError]) -> None:

@@ -164,8 +164,8 @@ READS_MUTANTS: Final = (
         "queries-unbounded",
         "what waits for a round of beats is bounded in bytes",
         READING,
-        "            raise too_many_queries(budget)\n        budget.used_bytes += size_bytes\n        budget.count += 1\n",
-        "            pass\n        budget.used_bytes += size_bytes\n        budget.count += 1\n",
+        "        reads.size_bytes += self._budget.take_queries(len(query))\n",
+        "",
         (f"{MANY_READS}::test_waiting_queries_are_bounded_in_bytes_and_each_gives_its_room_back",),
     ),
     Mutant(
@@ -179,12 +179,13 @@ READS_MUTANTS: Final = (
     Mutant(
         "local-unbounded",
         "queries that wait are bounded in bytes",
-        LOCAL,
-        "if budget.used_bytes + size_bytes > budget.limit_bytes:",
-        "if budget.limit_bytes < 0:",
+        WAITING,
+        "if self.used_bytes + size_bytes > self.limit_bytes:",
+        "if self.limit_bytes < 0:",
         (
             f"{STEPS}::test_a_read_over_the_bound_is_refused_and_asks_for_nothing",
             f"{LOCAL_READS}::test_waiting_local_reads_are_bounded_in_bytes",
+            f"{MANY_READS}::test_waiting_queries_are_bounded_in_bytes_and_each_gives_its_room_back",
         ),
     ),
     Mutant(
